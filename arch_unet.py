@@ -1,0 +1,166 @@
+"""The networks, and nothing else.
+
+    >>> network = build_network("unet", n_channel=3, n_feature=48)
+    >>> denoised = network(noisy)  # NCHW float32, any height and width
+
+A network states *what* is computed in terms of four operations (convolution with activation, pooling,
+upsampling with concatenation, and the way in and out); `network.ops` decides *how*. `PlainOps` uses Paddle's
+layers, runs on every device and is what gets exported. The engine for CPUs puts its own in its place.
+"""
+
+import math
+
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+SLOPE = 0.2  # of every leaky ReLU
+
+
+class PlainOps:
+    """Paddle's own layers, NCHW."""
+
+    def enter(self, image):
+        return image
+
+    def leave(self, image):
+        return image
+
+    def conv(self, x, layer, act=True):
+        x = layer(x)
+        return F.leaky_relu(x, SLOPE) if act else x
+
+    def pool(self, x):
+        return F.max_pool2d(x, 2)
+
+    def upsample_cat(self, x, layer, skip):
+        return paddle.concat([layer(x), skip], axis=1)
+
+
+def reflect_indices(size, multiple):
+    """Indices that extend 0..size-1 to a multiple by reflection, however much longer than `size` that is.
+
+    `size` is an int, or a scalar tensor in a graph of dynamic size. The formula is a triangle wave; its |x| is
+    written with clip because `paddle.abs` and `minimum` break in Paddle 3.3's legacy graphs.
+    """
+    padded = (size + multiple - 1) // multiple * multiple
+    period = max(2 * size - 2, 1) if isinstance(size, int) else paddle.clip(2 * size - 2, min=1)
+    offset = size - 1 - paddle.arange(padded, dtype="int64") % period
+    return size - 1 - paddle.clip(offset, min=0) - paddle.clip(-offset, min=0)
+
+
+class DenoisingNetwork(nn.Layer):
+    """What all networks share: any size in, the same size out, and the numbers to build the same one again."""
+
+    multiple = 32  # height and width that the pooling pyramid divides
+    margin = 160  # a pixel's result depends on no input farther away than this (rounded up to `multiple`)
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+        self.ops = PlainOps()
+
+    def forward(self, x):
+        # In eager mode a fitting image skips the gather; an exported graph always has it, for any size.
+        height, width = x.shape[2], x.shape[3]
+        if paddle.in_dynamic_mode() and height % self.multiple == 0 and width % self.multiple == 0:
+            return self.ops.leave(self.body(self.ops.enter(x)))
+        x = paddle.index_select(x, reflect_indices(height, self.multiple), axis=2)
+        x = paddle.index_select(x, reflect_indices(width, self.multiple), axis=3)
+        y = self.ops.leave(self.body(self.ops.enter(x)))
+        return y[:, :, :height, :width]
+
+
+def conv(in_channels, out_channels, size=3):
+    """A convolution with He initialisation for the leaky ReLU that follows, and zero bias."""
+    deviation = math.sqrt(2.0 / (1 + SLOPE**2) / (in_channels * size * size))
+    layer = nn.Conv2D(in_channels, out_channels, size, padding=size // 2)
+    nn.initializer.Normal(0.0, deviation)(layer.weight)
+    nn.initializer.Constant(0.0)(layer.bias)
+    return layer
+
+
+class UpsampleCat(nn.Layer):
+    """Doubles the size by a 2x2 transposed convolution; its forward is `ops.upsample_cat`."""
+
+    def __init__(self, in_nc, out_nc):
+        super().__init__()
+        self.deconv = nn.Conv2DTranspose(in_nc, out_nc, kernel_size=2, stride=2)
+        nn.initializer.Normal(0.0, math.sqrt(1.0 / in_nc))(self.deconv.weight)
+        nn.initializer.Constant(0.0)(self.deconv.bias)
+
+
+class UNet(DenoisingNetwork):
+    """The U-Net of Neighbor2Neighbor (1.26 M parameters at 48 features; layer names as published)."""
+
+    def __init__(self, in_nc=3, out_nc=3, n_feature=48, n_head=None):
+        # The published network has a head of 96 channels at its 48 features: twice the features, here at any size.
+        n, head = n_feature, n_head or 2 * n_feature
+        super().__init__(arch="unet", n_channel=in_nc, n_feature=n, n_head=head)
+
+        # Encoder
+        self.enc_conv0 = conv(in_nc, n)
+        self.enc_conv1 = conv(n, n)
+        self.enc_conv2 = conv(n, n)
+        self.enc_conv3 = conv(n, n)
+        self.enc_conv4 = conv(n, n)
+        self.enc_conv5 = conv(n, n)
+        self.enc_conv6 = conv(n, n)
+
+        # Decoder
+        self.up5 = UpsampleCat(n, n)
+        self.dec_conv5a = conv(2 * n, 2 * n)
+        self.dec_conv5b = conv(2 * n, 2 * n)
+        self.up4 = UpsampleCat(2 * n, 2 * n)
+        self.dec_conv4a = conv(3 * n, 2 * n)
+        self.dec_conv4b = conv(2 * n, 2 * n)
+        self.up3 = UpsampleCat(2 * n, 2 * n)
+        self.dec_conv3a = conv(3 * n, 2 * n)
+        self.dec_conv3b = conv(2 * n, 2 * n)
+        self.up2 = UpsampleCat(2 * n, 2 * n)
+        self.dec_conv2a = conv(3 * n, 2 * n)
+        self.dec_conv2b = conv(2 * n, 2 * n)
+        self.up1 = UpsampleCat(2 * n, 2 * n)
+
+        # Head
+        self.dec_conv1a = conv(2 * n + in_nc, head)
+        self.dec_conv1b = conv(head, head)
+        self.nin_a = conv(head, head, size=1)
+        self.nin_b = conv(head, head, size=1)
+        self.nin_c = conv(head, out_nc, size=1)
+        # A small last layer starts the output near zero: without it the first steps only shrink it.
+        self.nin_c.weight.set_value(self.nin_c.weight * 0.1)
+
+    def body(self, x):
+        conv, pool, upsample_cat = self.ops.conv, self.ops.pool, self.ops.upsample_cat
+        pool0 = x
+        x = conv(x, self.enc_conv0)
+        x = conv(x, self.enc_conv1)
+        pool1 = x = pool(x)
+        pool2 = x = pool(conv(x, self.enc_conv2))
+        pool3 = x = pool(conv(x, self.enc_conv3))
+        pool4 = x = pool(conv(x, self.enc_conv4))
+        x = pool(conv(x, self.enc_conv5))
+        x = conv(x, self.enc_conv6)
+
+        x = upsample_cat(x, self.up5.deconv, pool4)
+        x = conv(conv(x, self.dec_conv5a), self.dec_conv5b)
+        x = upsample_cat(x, self.up4.deconv, pool3)
+        x = conv(conv(x, self.dec_conv4a), self.dec_conv4b)
+        x = upsample_cat(x, self.up3.deconv, pool2)
+        x = conv(conv(x, self.dec_conv3a), self.dec_conv3b)
+        x = upsample_cat(x, self.up2.deconv, pool1)
+        x = conv(conv(x, self.dec_conv2a), self.dec_conv2b)
+        x = upsample_cat(x, self.up1.deconv, pool0)
+
+        x = conv(conv(x, self.dec_conv1a), self.dec_conv1b)
+        x = conv(conv(x, self.nin_a), self.nin_b)
+        return conv(x, self.nin_c, act=False)
+
+
+NETWORKS = {"unet": UNet}
+
+
+def build_network(name="unet", n_channel=3, n_feature=48, n_head=None):
+    """Builds a network by its name, with freshly initialised weights."""
+    return NETWORKS[name](in_nc=n_channel, out_nc=n_channel, n_feature=n_feature, n_head=n_head)

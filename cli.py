@@ -1,0 +1,207 @@
+"""What every script shares: mistakes told in one line, strict flags, progress, atomic files, the run folder.
+
+A script is
+
+    def get_parser() -> cli.Parser: ...
+    def main(argv=None): ...
+    if __name__ == "__main__":
+        cli.run(main)
+"""
+
+import argparse
+import contextlib
+import datetime
+import errno
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """A mistake the user can mend: told in one line that names the flag or file, exit code 2."""
+
+
+def run(main):
+    """Runs a script's main and turns its end into an exit code: 0, 1 (some items failed), 2 (user), 130 (Ctrl-C)."""
+    # A full pipe or a killed parent ends the script like Ctrl-C does, so that the same clean-up runs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    name = os.path.basename(sys.argv[0])
+    try:
+        code = main()
+        sys.stdout.flush()
+    except UserError as error:
+        code = _complain(name, error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        code = 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        code = _complain(name, f"{error.filename or 'writing'}: {error.strerror}")
+    sys.exit(code)
+
+
+def _complain(name, message):
+    print(f"{name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
+
+
+# --- Flags --------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Strict: no abbreviations, a mistake is one line. Forgiving: a dash may stand for any underscore."""
+
+    def __init__(self, doc, **kwargs):
+        super().__init__(
+            description=doc, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs
+        )
+
+    def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else [str(argument) for argument in args]
+        return super().parse_args([self._underscored(argument) for argument in args], namespace)
+
+    def _underscored(self, argument):
+        name, equals, value = argument.partition("=")
+        known = self._option_string_actions
+        underscored = "--" + name[2:].replace("-", "_")
+        if name.startswith("--") and name not in known and underscored in known:
+            return underscored + equals + value
+        return argument
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the module's docstring as it stands, and each flag with its default."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30, width=110)
+
+    def _get_help_string(self, action):
+        shown = action.default not in (None, argparse.SUPPRESS, False, "") and action.option_strings
+        text = action.help or ""
+        return f"{text} (default: %(default)s)" if shown and "%(default)" not in text else text
+
+
+def boolean(text):
+    """True/False as the published commands write them; anything else is refused."""
+    values = {"true": True, "t": True, "yes": True, "1": True, "false": False, "f": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return values[text.lower()]
+
+
+def number(kind, low=None, high=None):
+    """An argparse type: an int or float within [low, high]."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        below = value is not None and low is not None and value < low
+        above = value is not None and high is not None and value > high
+        if value is None or value != value or below or above:
+            what = "a whole number" if kind is int else "a number"
+            bounds = f" from {low}" if low is not None else ""
+            bounds += f" to {high}" if high is not None else (" up" if bounds else "")
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}{bounds}")
+        return value
+
+    return parse
+
+
+def existing_file(flag, path):
+    """Returns the path, or says which flag names what is missing."""
+    if os.path.isdir(path):
+        raise UserError(f"{flag}: {path} is a folder, a file is wanted")
+    if not os.path.isfile(path):
+        raise UserError(f"{flag}: {path} does not exist")
+    return path
+
+
+def existing_folder(flag, path):
+    """Returns the path, or says which flag names what is missing."""
+    if not os.path.isdir(path):
+        state = "is a file, a folder is wanted" if os.path.exists(path) else "does not exist"
+        raise UserError(f"{flag}: {path} {state}")
+    return path
+
+
+def writable_folder(flag, path):
+    """Creates a folder for results, before any slow step, and makes sure that files can be written there."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag}: cannot write to {path}: {error.strerror}") from None
+    return path
+
+
+# --- Files --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Yields a temporary path beside `path`; renamed onto it on success, removed on failure: never half a file."""
+    path = Path(path)
+    # The suffix is kept, because writers choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield str(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Writes a text file atomically."""
+    with atomic_write(path) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
+
+
+def write_json(path, data):
+    """Writes readable JSON atomically."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def new_run_folder(save_model_path, log_name):
+    """Creates results/LOG_NAME/TIMESTAMP, another one if two runs start within the same minute."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M")
+    for number_ in range(1, 1000):
+        folder = os.path.join(save_model_path, log_name, stamp + (f"-{number_}" if number_ > 1 else ""))
+        with contextlib.suppress(FileExistsError):
+            os.makedirs(folder)
+            return folder
+    raise UserError(f"--save_model_path: no free run folder under {save_model_path}")
+
+
+# --- Progress -----------------------------------------------------------------------------------------------
+
+
+def progress(iterable=None, total=None, unit="it", label=None, **kwargs):
+    """A bar with ETA on stderr; on a log file, a line now and then instead of a thousand carriage returns."""
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        iterable, total=total, unit=unit, desc=label, file=sys.stderr, mininterval=interval,
+        maxinterval=interval, dynamic_ncols=True, leave=False, **kwargs,
+    )
+
+
+def note(message):
+    """Something the user should know that is no result: to stderr."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,223 @@
+"""Weights on disk: written atomically, read without running anything that is in the file.
+
+`.pdparams` files are pickles, and `paddle.load` unpickles them: a crafted one runs code. Here every name that a
+pickle may ask for is mapped to a small recorder class of ours, so that a file can only ever become numbers and
+text. What is written is a plain dict of numpy arrays that `paddle.load` and `set_state_dict` take as well.
+"""
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+
+from arch_unet import NETWORKS, build_network
+from cli import UserError, atomic_write
+
+OPTIONS_KEY = "@options"  # JSON text beside the weights: what builds the network, how it was trained
+MAX_BYTES = 4 << 30
+
+
+# --- Reading ------------------------------------------------------------------------------------------------
+
+
+class _DType:
+    """Records what a pickled numpy.dtype asks for; only plain numbers are granted."""
+
+    def __init__(self, code, *_):
+        self.code = code if isinstance(code, str) else ""
+        self.order = "<"
+
+    def __setstate__(self, state):
+        self.order = state[1] if state[1] in ("<", ">") else "<"
+
+    def granted(self):
+        if self.code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
+            raise pickle.UnpicklingError(f"an array of type {self.code!r}")
+        return np.dtype(self.order + self.code)
+
+
+class _Array:
+    """Records the pieces of a pickled array; `value` joins them after checking that they agree."""
+
+    def __init__(self, *_):
+        self.pieces = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        self.pieces = (data, dtype, shape, "F" if fortran else "C")
+
+    def value(self):
+        if self.pieces is None:
+            raise pickle.UnpicklingError("an array without content")
+        data, dtype, shape, order = self.pieces
+        if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _DType):
+            raise pickle.UnpicklingError("an array that is not made of bytes")
+        array = np.frombuffer(data, dtype.granted())
+        return array.reshape(shape, order=order).copy()
+
+
+def _array_from_buffer(data, dtype, shape, order):
+    array = _Array()
+    array.pieces = (data, dtype, shape, order)
+    return array
+
+
+def _scalar(dtype, data):
+    return _array_from_buffer(data, dtype, (), "C")
+
+
+def _latin1(text, encoding="latin1"):
+    """Protocol 2 writes bytes as text; nothing but that one decoding is granted."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"an encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_GRANTED = {
+    ("collections", "OrderedDict"): dict,
+    ("builtins", "tuple"): tuple,
+    ("__builtin__", "tuple"): tuple,
+    ("_codecs", "encode"): _latin1,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _DType,
+}
+for _numpy in ("numpy.core", "numpy._core"):
+    _GRANTED[_numpy + ".multiarray", "_reconstruct"] = _Array
+    _GRANTED[_numpy + ".multiarray", "scalar"] = _scalar
+    _GRANTED[_numpy + ".numeric", "_frombuffer"] = _array_from_buffer
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """An unpickler whose world holds arrays, dicts, tuples and text, and nothing that acts."""
+
+    def find_class(self, module, name):
+        try:
+            return _GRANTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+    def persistent_load(self, pid):
+        raise pickle.UnpicklingError("it refers to data outside the file")
+
+
+def read_state(path):
+    """Reads a .pdparams file into a dict of float, integer or text values by name.
+
+    Raises:
+        UserError: missing, truncated, no weights file, or one that asks for more than tensors.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path}: larger than any weights file")
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        raise UserError(f"{path}: a zip archive (a PyTorch file?), not .pdparams weights")
+    try:
+        raw = _TensorsOnly(io.BytesIO(data)).load()
+        if not isinstance(raw, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(raw).__name__}")
+        return {name: _plain(value) for name, value in raw.items() if name != "StructuredToParameterName@@"}
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused, it is no file of tensors only: {error}") from None
+    except MemoryError:
+        raise UserError(f"{path}: refused, it asks for more memory than there is") from None
+    except RecursionError:
+        raise UserError(f"{path}: refused, it is nested without end") from None
+    # A truncated or crafted stream can break the unpickler's opcodes in any of these ways; none of them ran code.
+    except (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ImportError) as error:
+        raise UserError(f"{path}: truncated or no .pdparams file ({type(error).__name__})") from None
+
+
+def _plain(value):
+    """Turns recorders into arrays; Paddle writes each tensor as a tuple (its name, its array)."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], _Array):
+        value = value[1]
+    if isinstance(value, _Array):
+        return value.value()
+    if isinstance(value, str | int | float | bool):
+        return value
+    raise pickle.UnpicklingError(f"it holds a {type(value).__name__} where a tensor is expected")
+
+
+# --- Writing ------------------------------------------------------------------------------------------------
+
+
+def write_state(path, state):
+    """Writes a dict of arrays and text atomically; protocol 4 is what every Paddle reads."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        pickle.dump(state, file, protocol=4)
+
+
+# --- Networks -----------------------------------------------------------------------------------------------
+
+
+def network_state(network):
+    """The weights of a network as a dict of numpy arrays."""
+    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+
+
+def save_network(path, state, options):
+    """Saves weights together with what rebuilds the network, so that no flag is needed to load them."""
+    write_state(path, {**state, OPTIONS_KEY: json.dumps(options)})
+
+
+def load_network(path, **wanted):
+    """Rebuilds the network that a weights file holds, in evaluation mode.
+
+    `wanted` are options that the caller insists on (say n_channel=3); None means no opinion.
+
+    Returns:
+        The network and the options saved with it (for files of other origin: what their shapes tell).
+
+    Raises:
+        UserError: the file is broken, not ours, or of another network than wanted.
+    """
+    state = read_state(path)
+    options = _saved_options(path, state)
+    for name, value in wanted.items():
+        if value is not None and options[name] != value:
+            raise UserError(f"{path}: holds a network of {name}={options[name]}, --{name} says {value}")
+    network = build_network(options["arch"], options["n_channel"], options["n_feature"], options["n_head"])
+    set_weights(network, state, path)
+    network.eval()
+    return network, options
+
+
+def set_weights(network, state, path):
+    """Puts weights into a network after checking that names and shapes are exactly its own."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    missing = sorted(set(expected) - set(state))
+    surplus = sorted(set(state) - set(expected) - {OPTIONS_KEY})
+    if missing or surplus:
+        first = f"it lacks {missing[0]}" if missing else f"it also has {surplus[0]}"
+        raise UserError(f"{path}: holds another network: {first}")
+    for name, shape in expected.items():
+        array = state[name]
+        if not isinstance(array, np.ndarray) or array.shape != shape:
+            raise UserError(f"{path}: holds another network: {name} is {np.shape(array)}, not {shape}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: {name} holds NaN or infinite weights")
+    network.set_state_dict({name: state[name].astype(np.float32) for name in expected})
+
+
+def _saved_options(path, state):
+    """The options in the file, or what the shapes of a published U-Net file tell."""
+    text = state.pop(OPTIONS_KEY, None)
+    try:
+        if text is not None:
+            options = json.loads(text)
+        else:
+            n_feature, n_channel = state["enc_conv0.weight"].shape[:2]
+            n_head = state["nin_c.weight"].shape[1]
+            options = {"arch": "unet", "n_channel": n_channel, "n_feature": n_feature, "n_head": n_head}
+        sizes = [options[name] for name in ("n_channel", "n_feature", "n_head")]
+        if options["arch"] not in NETWORKS or not all(type(n) is int and 0 < n <= 4096 for n in sizes):
+            raise ValueError
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise UserError(f"{path}: holds no network of this project") from None
+    return options

@@ -54,6 +54,7 @@ class DenoisingNetwork(nn.Layer):
 
     multiple = 32  # height and width that the pooling pyramid divides
     margin = 160  # a pixel's result depends on no input farther away than this (rounded up to `multiple`)
+    bytes_per_pixel = 4500  # working memory of one pass, measured with the default network
 
     def __init__(self, **options):
         super().__init__()

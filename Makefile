@@ -1,0 +1,53 @@
+# make demo   the whole walk-through on what ships, in a virtual environment of its own
+# make test   linters, type check and tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint bench bench-train test-paddle26 clean help
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+# A stamp per set of requirements: a second run finds it and installs nothing.
+$(VENV)/runtime: requirements.txt requirements-common.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/dev: $(VENV)/runtime requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/runtime
+	@set -e; for script in scripts/[0-9]_*.sh; do PYTHON=$(BIN)/python bash $$script; done
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy *.py engine
+
+test: lint
+	$(BIN)/python -m pytest
+
+# make bench        ratios of speed and memory, into docs/benchmarks.md
+bench: $(VENV)/dev
+	$(BIN)/python benchmarks/run.py
+
+# make bench-train  the training step against PyTorch and stock Paddle
+bench-train: $(VENV)/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python benchmarks/bench_train_step.py
+
+# make test-paddle26  the whole lifecycle under Paddle 2.6.2, which is what GPU users get
+.venv26/dev: requirements-common.txt
+	test -x .venv26/bin/python || $(PYTHON) -m venv .venv26
+	.venv26/bin/pip install --quiet --disable-pip-version-check -r requirements-common.txt \
+		"paddlepaddle==2.6.2" "numpy<2" setuptools pytest==8.4.2
+	touch $@
+
+test-paddle26: .venv26/dev
+	.venv26/bin/python -m pytest tests/test_lifecycle.py
+
+clean:
+	rm -rf .venv .venv26 results output data

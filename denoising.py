@@ -1,0 +1,256 @@
+"""The one path from a noisy image to a denoised one (pad or tile, run, crop), and the published evaluation.
+
+    >>> from denoising import Denoiser
+    >>> denoised = Denoiser("best_model.pdparams")(noisy)  # HWC or HW, uint8, uint16 or float32; the same kind back
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import paddle
+
+import distributed
+import images
+from checkpoint import load_network
+from cli import UserError
+from dataset import clean_images
+from metrics import psnr, ssim
+
+TILE_BYTES = 3 << 30  # at most this much working memory is planned for one tile
+VALIDATION_SEED = 101  # published
+
+
+class Denoiser:
+    """Applies a network to images of any size and type.
+
+    Args:
+        network: a network, or the path of a .pdparams file.
+        tile: side in pixels of the largest square (by area) that is run at once; None plans it from free memory.
+        strength: 0..1, how much of the denoised image goes into the result.
+        tta: averages the eight flips and rotations: eight times the work.
+    """
+
+    def __init__(self, network, tile=None, strength=1.0, tta=False):
+        self.options = {}
+        if not isinstance(network, paddle.nn.Layer):
+            network, self.options = load_network(network)
+        self.network, self.tile, self.strength, self.tta = network, tile, strength, tta
+        self.n_channel = network.options["n_channel"]
+
+    def __call__(self, image):
+        """Denoises an HWC or HW array: uint8, uint16, or float32 with 0..1 as display range, not clipped.
+
+        Raises:
+            ValueError: a type, shape or content that is no image for this network.
+        """
+        image = np.asarray(image)
+        if image.ndim not in (2, 3) or image.size == 0:
+            raise ValueError(f"an image is an array of H x W or H x W x C, not {image.shape}")
+        if image.dtype not in (np.uint8, np.uint16, np.float32):
+            raise ValueError(f"an image is uint8, uint16 or float32, not {image.dtype}")
+        if image.dtype == np.float32 and not np.isfinite(image).all():
+            raise ValueError("the image holds NaN or infinite pixels")
+        hwc = image if image.ndim == 3 else image[..., None]
+        channels = hwc.shape[2]
+        if channels == self.n_channel:
+            result = self._in_tiles(hwc)
+        elif self.n_channel == 1:
+            # A grey network takes each channel as an image of its own.
+            result = np.concatenate([self._in_tiles(hwc[..., c : c + 1]) for c in range(channels)], axis=2)
+        elif channels == 1 and self.n_channel == 3:
+            result = self._in_tiles(hwc)
+        else:
+            raise ValueError(f"the image has {channels} channels, the network takes {self.n_channel}")
+        return result if image.ndim == 3 else result[..., 0]
+
+    # --- Tiles ---
+
+    def _in_tiles(self, hwc):
+        """Runs windows that overlap by the network's reach, so that the result equals that of the whole image."""
+        height, width, channels = hwc.shape
+        step, margin = self.network.multiple, self.network.margin
+        if self.strength == 0:
+            return hwc.copy()
+        result = np.empty_like(hwc)
+        padded_height, padded_width = _round_up(height, step), _round_up(width, step)
+        rows, columns = plan_tiles(padded_height, padded_width, step, margin, self._window_pixels())
+        for top in range(0, height, rows):
+            for left in range(0, width, columns):
+                y0, y1 = max(top - margin, 0), min(top + rows + margin, padded_height)
+                x0, x1 = max(left - margin, 0), min(left + columns + margin, padded_width)
+                window = _reflected(_reflected(hwc, y0, y1, axis=0), x0, x1, axis=1)
+                window = images.to_01(window)
+                if channels < self.n_channel:
+                    window = np.repeat(window, self.n_channel, axis=2)
+                denoised = self._run(window)
+                bottom, right = min(top + rows, height), min(left + columns, width)
+                inside = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
+                denoised, window = denoised[inside], window[inside]
+                if self.strength < 1:
+                    denoised = window + np.float32(self.strength) * (denoised - window)
+                if channels < self.n_channel:
+                    denoised = denoised.mean(axis=2, keepdims=True)
+                result[top:bottom, left:right] = images.from_01(denoised, hwc.dtype)
+        return result
+
+    def _window_pixels(self):
+        if self.tile:
+            return self.tile**2
+        budget = min(TILE_BYTES, free_memory() // 2)
+        return max(budget // self.network.bytes_per_pixel, self.network.multiple**2)
+
+    # --- Running ---
+
+    def _run(self, hwc_01):
+        """One window through the network: HWC float32 in and out, any size."""
+        return self.run_batch(hwc_01.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
+
+    def run_batch(self, nchw_01):
+        """NCHW float32 through the network, with the eight-fold average if asked."""
+        x = paddle.to_tensor(np.ascontiguousarray(nchw_01))
+        with paddle.no_grad():
+            if not self.tta:
+                return self.network(x).numpy()
+            total = 0.0
+            for turns in range(4):
+                for flip in (False, True):
+                    turned = paddle.rot90(x, turns, axes=[2, 3])
+                    turned = paddle.flip(turned, axis=[3]) if flip else turned
+                    y = self.network(turned)
+                    y = paddle.flip(y, axis=[3]) if flip else y
+                    total = total + paddle.rot90(y, -turns, axes=[2, 3])
+            return (total / 8).numpy()
+
+
+def plan_tiles(height, width, step, margin, window_pixels):
+    """The tile size, in multiples of `step`, that computes the fewest pixels with windows within the budget."""
+    best = None
+    for across in range(1, width // step + 1):
+        columns = _round_up(math.ceil(width / across), step)
+        window_width = min(columns + 2 * margin, width)
+        # The tallest tile that the budget leaves; at least one step, however small the budget.
+        rows = (window_pixels // window_width) // step * step
+        rows = height if rows >= height else min(max(rows - 2 * margin, step), height)
+        window_height = min(rows + 2 * margin, height)
+        work = math.ceil(height / rows) * window_height * math.ceil(width / columns) * window_width
+        # Windows over the budget count by how far they are over it: tiny budgets get the smallest windows.
+        key = (max(window_height * window_width - window_pixels, 0), work)
+        if best is None or key < best[0]:
+            best = key, (rows, columns)
+        if columns == step:
+            break
+    return best[1]
+
+
+def _round_up(size, step):
+    return (size + step - 1) // step * step
+
+
+def _reflected(array, start, stop, axis):
+    """array[start:stop] along an axis, continued past its end by reflection."""
+    size = array.shape[axis]
+    if stop <= size:
+        return array[(slice(None),) * axis + (slice(start, stop),)]
+    period = max(2 * size - 2, 1)
+    index = np.arange(start, stop) % period
+    return np.take(array, np.minimum(index, period - index) if size > 1 else index * 0, axis=axis)
+
+
+def free_memory():
+    """Bytes that can be taken now: the machine's, or what a container's limit leaves."""
+    free = 4 << 30
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
+            with open("/sys/fs/cgroup/memory.current", encoding="ascii") as current:
+                free = min(free, int(limit.read()) - int(current.read()))
+    except (OSError, ValueError, StopIteration):
+        pass  # not Linux, or no limit ("max"): what is known so far
+    return max(free, 64 << 20)
+
+
+# --- Evaluation ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Score:
+    """One image of one repeat."""
+
+    set_name: str
+    name: str
+    repeat: int
+    psnr: float
+    ssim: float
+    psnr_noisy: float
+    ssim_noisy: float
+
+
+@dataclass
+class SetScores:
+    """All scores of a set, in order, with the time that they took."""
+
+    name: str
+    scores: list = field(default_factory=list)
+    seconds: float = 0.0
+    megapixels: float = 0.0
+
+    def mean(self, measure):
+        """The average of a measure over all images and repeats."""
+        return float(np.mean([getattr(score, measure) for score in self.scores]))
+
+
+def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image=None):
+    """Scores a set as published: seeded noise in float and not clipped, results rounded to 8 bits.
+
+    The noise of each set starts from seed 101. Images are padded to a square, as the published evaluation does.
+    Several processes share the images; all return the scores of all.
+
+    Args:
+        denoiser: a Denoiser.
+        validation_set: of `find_validation_sets`.
+        noise: a noise model.
+        repeats: instead of the set's own.
+        limit: only the first so many images.
+        on_image: called as on_image(score, clean, noisy, denoised) with HWC uint8 images, for each that is scored here.
+    """
+    rng = np.random.RandomState(VALIDATION_SEED)
+    result = SetScores(validation_set.name)
+    start = time.perf_counter()
+    number = 0
+    for repeat in range(repeats or validation_set.repeats):
+        for name, clean in clean_images(validation_set, denoiser.n_channel, limit):
+            noisy_01 = noise.add(images.to_01(clean), rng)
+            number += 1
+            if number % distributed.WORLD_SIZE != distributed.RANK:
+                continue
+            denoised = images.from_01(_padded_to_square(denoiser, noisy_01), np.uint8)
+            noisy = images.from_01(noisy_01, np.uint8)
+            score = Score(
+                validation_set.name, name, repeat, *_scores(clean, denoised), *_scores(clean, noisy)
+            )
+            result.scores.append((number, score))
+            result.megapixels += clean.shape[0] * clean.shape[1] / 1e6
+            if on_image:
+                on_image(score, clean, noisy, denoised)
+    result.scores = [score for _, score in sorted(distributed.gather(result.scores), key=lambda pair: pair[0])]
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _padded_to_square(denoiser, noisy_01):
+    """The published padding: by reflection at bottom and right, to a square whose side divides by 32."""
+    height, width = noisy_01.shape[:2]
+    side = _round_up(max(height, width), denoiser.network.multiple)
+    square = _reflected(_reflected(noisy_01, 0, side, axis=0), 0, side, axis=1)
+    denoised = denoiser(np.ascontiguousarray(square))
+    return denoised[:height, :width]
+
+
+def _scores(clean, image):
+    try:
+        return psnr(clean, image, 255), ssim(clean, image, 255)
+    except ValueError as error:
+        raise UserError(f"--val_dirs: {error}") from None

@@ -1,0 +1,77 @@
+"""What is minimised: Neighbor2Neighbor (Huang et al., CVPR 2021), with its random neighbour sub-sampler."""
+
+import numpy as np
+import paddle
+
+
+def draw_picks(rng, height, width):
+    """Draws, for every 2x2 cell, which pixel the first sub-image takes and which neighbour the second.
+
+    Three fair bits make the eight ordered pairs of adjacent pixels equally likely: row and column of the first
+    pick, and the direction (0 across, 1 down) in which its neighbour lies.
+
+    Returns:
+        bool array [3, height // 2, width // 2].
+    """
+    return rng.integers(0, 2, (3, height // 2, width // 2), dtype=bool)
+
+
+def subimages(image, picks):
+    """Splits images into two sub-images of half the size, whose pixels are neighbours in the original.
+
+    Args:
+        image: float tensor [N, C, H, W], H and W even.
+        picks: bool tensor [N, 3, H/2, W/2] of `draw_picks`.
+    """
+    row, column, down = picks[:, 0:1], picks[:, 1:2], picks[:, 2:3]
+    # Selecting among four views needs no scatter, no index tensors, and nothing per channel.
+    top = paddle.where(column, image[:, :, 0::2, 1::2], image[:, :, 0::2, 0::2])
+    bottom = paddle.where(column, image[:, :, 1::2, 1::2], image[:, :, 1::2, 0::2])
+    top_across = paddle.where(column, image[:, :, 0::2, 0::2], image[:, :, 0::2, 1::2])
+    bottom_across = paddle.where(column, image[:, :, 1::2, 0::2], image[:, :, 1::2, 1::2])
+    first = paddle.where(row, bottom, top)
+    below = paddle.where(row, top, bottom)
+    across = paddle.where(row, bottom_across, top_across)
+    return first, paddle.where(down, below, across)
+
+
+class Neighbor2Neighbor:
+    """loss_rec + Lambda * loss_reg, from single noisy images."""
+
+    def __init__(self, Lambda1=1.0, Lambda2=1.0, increase_ratio=2.0):
+        self.Lambda1, self.Lambda2, self.increase_ratio = Lambda1, Lambda2, increase_ratio
+
+    def __call__(self, network, noisy, picks, ramp):
+        """The loss of one batch.
+
+        Args:
+            network: the denoiser f.
+            noisy: y, float tensor [N, C, H, W].
+            picks: of `draw_picks`, for each image.
+            ramp: 0..1, how far Lambda has risen; at 0 the regulariser and its pass over the full image are skipped.
+
+        Returns:
+            The loss to differentiate, loss1 and loss2 as published (loss2 contains Lambda), and Lambda.
+        """
+        Lambda = ramp * self.increase_ratio
+        sub1, sub2 = subimages(noisy, picks)
+        diff = network(sub1) - sub2  # f(g1(y)) - g2(y)
+        loss1 = paddle.mean(diff**2)
+        if Lambda * self.Lambda2 == 0:
+            return self.Lambda1 * loss1, loss1, paddle.zeros_like(loss1), Lambda
+        # The expected difference of the two sub-images, g1(f(y)) - g2(f(y)): no gradient flows through it.
+        with paddle.no_grad():
+            denoised1, denoised2 = subimages(network(noisy), picks)
+            expected = denoised1 - denoised2
+        loss2 = Lambda * paddle.mean((diff - expected) ** 2)
+        return self.Lambda1 * loss1 + self.Lambda2 * loss2, loss1, loss2, Lambda
+
+
+# The published order of the eight pairs; `picks_of_published` is for comparing with recorded cases.
+PUBLISHED_PAIRS = np.array([[0, 1], [0, 2], [1, 3], [2, 3], [1, 0], [2, 0], [3, 1], [3, 2]])
+
+
+def picks_of_published(index):
+    """Turns published pair numbers 0..7, [H/2, W/2], into the bits of `draw_picks`."""
+    first, second = PUBLISHED_PAIRS[index, 0], PUBLISHED_PAIRS[index, 1]
+    return np.stack([first // 2 == 1, first % 2 == 1, first % 2 == second % 2])

@@ -1,0 +1,97 @@
+"""Denoises an image, a folder tree or a glob; size, type, metadata and names are kept.
+
+Examples:
+  python predict.py --image_path demo/astronaut_noise.png --model_path best_model.pdparams --save_dir ./demo/
+  python predict.py --image_path photos/ --model_path best_model.pdparams --save_dir denoised/ --keep_format
+  python predict.py --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --strength 0.7
+"""
+
+import os
+from pathlib import Path
+
+import cli
+import distributed
+import images
+from cli import UserError, number
+from denoising import Denoiser
+
+
+def get_parser():
+    """The published flags under their published names, and ours."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--image_path", required=True, help="an image, a folder (searched recursively), or a glob")
+    parser.add_argument("--model_path", required=True, help="the .pdparams weights")
+    parser.add_argument("--save_dir", default="./output/", help="where results go; created if needed")
+    parser.add_argument("--keep_format", action="store_true", help="write each image in its own format, not PNG")
+    parser.add_argument("--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect")
+    parser.add_argument("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
+    parser.add_argument("--tile", type=number(int, 32), help="side of the largest window; planned from memory unless given")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    return parser  # fmt: skip
+
+
+def output_path(path, options):
+    """NAME_denoise.png, in the same sub-folder as under the input folder."""
+    root = Path(options.image_path)
+    folder = path.parent.relative_to(root) if root.is_dir() else Path()
+    # PNG holds 8 and 16 bits; what it cannot hold stays in its own format.
+    keep = options.keep_format or path.suffix.lower() in (".npy", ".tif", ".tiff", ".exr")
+    return Path(options.save_dir) / folder / f"{path.stem}_denoise{path.suffix if keep else '.png'}"
+
+
+def plan(paths, options):
+    """Pairs of input and output, after making sure that no two results share a name and none is lost."""
+    pairs = [(path, output_path(path, options)) for path in paths]
+    owner = {}
+    for path, target in pairs:
+        if target in owner:
+            # a.jpg and a.png: the suffix tells them apart.
+            raise UserError(f"--image_path: {owner[target]} and {path} would both become {target}; --keep_format helps")
+        owner[target] = path
+        if target.exists() and not options.overwrite:
+            raise UserError(f"--save_dir: {target} exists; --overwrite replaces it")
+    return pairs
+
+
+def denoise_file(denoiser, source, target):
+    """Denoises one file, page by page."""
+    picture = images.read_image(source)
+    try:
+        pages = [denoiser(page) for page in picture.pages]
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    images.write_image(target, pages, like=picture)
+
+
+def main(argv=None):
+    """Denoises all; what is broken is reported and the rest goes on."""
+    options = get_parser().parse_args(argv)
+    paths = images.find_images("--image_path", options.image_path)
+    cli.existing_file("--model_path", options.model_path)
+    pairs = plan(paths, options)
+    cli.writable_folder("--save_dir", options.save_dir)
+    distributed.start()
+    denoiser = Denoiser(options.model_path, tile=options.tile, strength=options.strength, tta=options.tta)
+
+    failed = 0
+    mine = pairs[distributed.RANK :: distributed.WORLD_SIZE]
+    with cli.progress(mine, unit="image", disable=len(pairs) == 1 or not distributed.IS_MAIN) as bar:
+        for source, target in bar:
+            try:
+                denoise_file(denoiser, source, target)
+            except UserError as error:
+                if len(pairs) == 1:
+                    raise
+                failed += 1
+                bar.write(f"{error}")
+            else:
+                bar.write(f"{target}")
+    failed = sum(distributed.gather([failed]))
+    if distributed.IS_MAIN and failed:
+        cli.note(f"{failed} of {len(pairs)} images could not be denoised")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,55 @@
+"""How long a training is, and which learning rate and regulariser weight each step has: pure functions of progress."""
+
+import datetime
+import math
+
+
+class Schedule:
+    """The plan of a run: its length from --n_epoch, --max_steps and --max_minutes, whichever ends first.
+
+    With --max_minutes the rate follows the clock, so that the training ends annealed when the time is up.
+    """
+
+    def __init__(self, options, steps_per_epoch):
+        self.options, self.steps_per_epoch = options, steps_per_epoch
+        self.total_steps = options.n_epoch * steps_per_epoch
+        if options.max_steps:
+            self.total_steps = min(self.total_steps, options.max_steps)
+        self.by_epoch = self.total_steps == options.n_epoch * steps_per_epoch and not options.max_minutes
+
+    def progress(self, step, seconds):
+        """0 at the start, 1 at the end."""
+        done = step / self.total_steps
+        if self.options.max_minutes:
+            done = max(done, seconds / 60 / self.options.max_minutes)
+        return min(done, 1.0)
+
+    def ramp(self, step, seconds):
+        """How far Lambda has risen: by whole epochs as published, smoothly where the run is not one of epochs."""
+        if self.progress(step, seconds) < self.options.reg_start:
+            return 0.0
+        if self.by_epoch:
+            return (step // self.steps_per_epoch + 1) / self.options.n_epoch
+        return self.progress(step + 1, seconds)
+
+    def learning_rate(self, step, seconds):
+        """The rate of a step: halved (--gamma) at 20, 40, 60 and 80 %, or a cosine after a warm-up."""
+        options, progress = self.options, self.progress(step, seconds)
+        warm_up = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+        if options.lr_schedule == "cosine":
+            return options.lr * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.by_epoch and options.n_epoch >= 10:
+            # The published milestones count finished epochs; below ten epochs they would fall before the start.
+            epochs = step // self.steps_per_epoch
+            milestones = [int(share * options.n_epoch / 100) - 1 for share in (20, 40, 60, 80)]
+            halvings = sum(epochs >= milestone for milestone in milestones)
+        else:
+            halvings = min(int(progress * 5), 4)
+        return options.lr * warm_up * options.gamma**halvings
+
+    def remaining(self, step, seconds, cost):
+        """The time that is left, as h:mm:ss."""
+        left = (self.total_steps - step) * cost
+        if self.options.max_minutes:
+            left = min(left, self.options.max_minutes * 60 - seconds)
+        return str(datetime.timedelta(seconds=max(round(left), 0)))

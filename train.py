@@ -1,0 +1,456 @@
+"""Trains a denoiser from single noisy images (Neighbor2Neighbor).
+
+Examples:
+  # The published training: ImageNet validation images, Gaussian noise of 25, 100 epochs.
+  python -u train.py --data_dir=./Imagenet_val --val_dirs=./validation --noisetype=gauss25 \\
+      --save_model_path=./results --log_name=unet_gauss25_b4e100r02 --increase_ratio=2
+
+  # Your own noisy images, twenty minutes.
+  python train.py --data_dir=my_noisy_images --noisetype=none --max_minutes=20 --lr=1e-3 --lr_schedule=cosine \\
+      --warmup_steps=200 --augment
+
+  # Go on where the last run of that name stopped.
+  python train.py --resume
+
+A run writes results/LOG_NAME/TIMESTAMP: options.json, train.log, metrics.csv, TensorBoard events, loss.png and
+psnr.png, epoch_model_NNN.pdparams, best_model.pdparams, last_state.pdparams (to resume), validation/*.
+"""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import paddle
+
+import checkpoint
+import cli
+import dataset
+import distributed
+import images
+import reporting
+from arch_unet import NETWORKS, build_network
+from cli import UserError, number
+from denoising import Denoiser, evaluate, free_memory
+from methods import Neighbor2Neighbor
+from noise import list_of_noise, parse_noise
+from schedule import Schedule
+
+STATE = "last_state.pdparams"
+# What may change between a run and its continuation; anything else would make it another run.
+CHANGEABLE = {
+    "n_epoch", "max_steps", "max_minutes", "log_iters", "n_snapshot", "save_minutes", "workers", "cache_gb",
+    "val_repeats", "val_images", "val_dirs", "data_dir", "resume", "save_model_path", "log_name",
+}  # fmt: skip
+
+
+def get_parser():
+    """The published flags under their published names, and ours."""
+    parser = cli.Parser(__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_dir", help="folder of training images, searched recursively")
+    data.add_argument("--val_dirs", default="./validation", help="folder of clean validation sets, or none")
+    data.add_argument("--noisetype", default="gauss25", help=list_of_noise())
+    data.add_argument("--val_noisetype", help="noise of the validation; as --noisetype unless given")
+    data.add_argument("--noise_protocol", default="fresh", choices=["fresh", "frozen"],
+                      help="new noise in each epoch, as published; or one realisation per image, as real files have")
+    data.add_argument("--patchsize", type=number(int, 2), default=256, help="side of the training patches, even")
+    data.add_argument("--augment", action="store_true", help="flip and rotate the patches")
+    data.add_argument("--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="loader threads")
+    data.add_argument("--cache_gb", type=number(float, 0), help="memory for decoded images; a quarter of the free one")
+    model = parser.add_argument_group("model")
+    model.add_argument("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
+    model.add_argument("--n_feature", type=number(int, 1, 1024), default=48, help="its width")
+    model.add_argument("--n_channel", type=int, default=3, choices=[1, 3, 4], help="1 grey, 3 RGB, 4 Bayer raw")
+    model.add_argument("--pretrained", help="start from these .pdparams weights")
+    plan = parser.add_argument_group("schedule")
+    plan.add_argument("--n_epoch", type=number(int, 1), default=100, help="length in epochs")
+    plan.add_argument("--max_steps", type=number(int, 1), help="length in steps, if that is shorter")
+    plan.add_argument("--max_minutes", type=number(float, 0.001), help="length in minutes of training, if shorter")
+    plan.add_argument("--batchsize", type=number(int, 1), default=4, help="patches per step and process")
+    plan.add_argument("--lr", type=number(float, 0), default=3e-4, help="Adam's learning rate")
+    plan.add_argument("--lr_schedule", default="step", choices=["step", "cosine"],
+                      help="times --gamma at 20, 40, 60 and 80 %% as published, or a cosine to zero")
+    plan.add_argument("--gamma", type=number(float, 0), default=0.5, help="factor of the step schedule")
+    plan.add_argument("--warmup_steps", type=number(int, 0), default=0, help="steps of linear warm-up")
+    plan.add_argument("--Lambda1", type=number(float, 0), default=1.0, help="weight of the reconstruction")
+    plan.add_argument("--Lambda2", type=number(float, 0), default=1.0, help="weight of the regulariser")
+    plan.add_argument("--increase_ratio", type=number(float, 0), default=2.0, help="what Lambda rises to")
+    plan.add_argument("--reg_start", type=number(float, 0, 1), default=0.0,
+                      help="share of the run before the regulariser, and its pass over the full image, start")
+    plan.add_argument("--ema", type=number(float, 0, 0.99999), default=0.999,
+                      help="decay of the averaged weights, which are what is scored and saved; 0: none")
+    plan.add_argument("--clip_grad", type=number(float, 0), default=0.0, help="largest gradient norm; 0: unlimited")
+    plan.add_argument("--seed", type=number(int, 0), default=0, help="of all randomness")
+    output = parser.add_argument_group("output")
+    output.add_argument("--save_model_path", default="./results", help="where runs are written")
+    output.add_argument("--log_name", default="unet_gauss25_b4e100r02", help="name of the run's folder")
+    output.add_argument("--log_iters", type=number(int, 1), default=100, help="steps between log lines")
+    output.add_argument("--n_snapshot", type=number(int, 1), default=1, help="epochs between evaluations")
+    output.add_argument("--val_repeats", type=number(int, 1), help="repeats per validation set, instead of its own")
+    output.add_argument("--val_images", type=number(int, 1), help="only the first so many images of each set")
+    output.add_argument("--save_minutes", type=number(float, 0), default=5, help="minutes between saved states")
+    output.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER",
+                        help="go on with a run; without a folder, with the latest of --log_name")
+    device = parser.add_argument_group("device")
+    device.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu"], help="where to compute")
+    device.add_argument("--gpu_devices", help="the GPU to take, as published, e.g. 0")
+    device.add_argument("--parallel", action="store_true", help="as published; see paddle.distributed.launch")
+    device.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
+    return parser  # fmt: skip
+
+
+# --- Checks and set-up --------------------------------------------------------------------------------------
+
+
+def parse_options(argv):
+    """Reads the flags; with --resume the options of the run, which only few flags may change."""
+    parser = get_parser()
+    options = parser.parse_args(argv)
+    if options.resume is None:
+        options.run_folder, options.state = None, None
+        return options
+    options.run_folder = find_run(options)
+    options.state = checkpoint.read_state(os.path.join(options.run_folder, STATE))
+    try:
+        saved = json.loads(options.state["@options"])["training"]
+    except (KeyError, ValueError, TypeError):
+        raise UserError(f"--resume: {options.run_folder}/{STATE} is no state of a training") from None
+    # A namespace that holds marks tells which flags were given.
+    mark = object()
+    given = parser.parse_args(argv, type(options)(**dict.fromkeys(saved, mark)))
+    for name, value in saved.items():
+        if getattr(given, name) is mark:
+            setattr(options, name, value)
+        elif getattr(given, name) != value and name not in CHANGEABLE:
+            raise UserError(f"--{name}: the run was started with {value}; --resume goes on with that")
+    return options
+
+
+def find_run(options):
+    """The folder of the run to resume."""
+    if options.resume:
+        cli.existing_file("--resume", os.path.join(options.resume, STATE))
+        return options.resume
+    parent = os.path.join(options.save_model_path, options.log_name)
+    runs = [entry.path for entry in os.scandir(parent)] if os.path.isdir(parent) else []
+    runs = [run for run in runs if os.path.isfile(os.path.join(run, STATE))]
+    if not runs:
+        raise UserError(f"--resume: no run to go on with under {parent}")
+    return max(runs, key=lambda run: os.path.getmtime(os.path.join(run, STATE)))
+
+
+def check_options(options):
+    """Refuses what cannot work, before the first slow step."""
+    if not options.data_dir:
+        raise UserError("--data_dir: the folder of training images is needed")
+    if options.patchsize % 2:
+        raise UserError(f"--patchsize: {options.patchsize} is odd, the sub-sampler halves it")
+    for flag in ("noisetype", "val_noisetype"):
+        try:
+            parse_noise(getattr(options, flag) or "none")
+        except ValueError as error:
+            raise UserError(f"--{flag}: {error}") from None
+    has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if not has_gpu:
+        for flag, wanted in (("device", options.device == "gpu"), ("gpu_devices", options.gpu_devices)):
+            if wanted:
+                raise UserError(f"--{flag}: no GPU that this Paddle can use")
+        if options.amp:
+            raise UserError("--amp: on a CPU Paddle computes mixed precision in fp32 all the same")
+    if options.parallel and distributed.WORLD_SIZE == 1:
+        cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
+    use_gpu = has_gpu and options.device != "cpu"
+    paddle.set_device(f"gpu:{(options.gpu_devices or '0').split(',')[0]}" if use_gpu else "cpu")
+
+
+def validation_sets(options):
+    """The sets to score on, which may be none."""
+    noisetype = options.val_noisetype or options.noisetype
+    if options.val_dirs == "none":
+        return [], None
+    if noisetype == "none":
+        cli.note("no scores: the images are noisy already; --val_noisetype gauss25 would score on clean ones")
+        return [], None
+    present, absent = dataset.find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
+    if absent:
+        names = ", ".join(one.name for one in absent)
+        cli.note(f"scores on {', '.join(one.name for one in present)}; not under {options.val_dirs}: {names}")
+    return present, parse_noise(noisetype)
+
+
+def versions():
+    """What the run was made with."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {"python": platform.python_version(), "paddle": paddle.__version__, "numpy": np.__version__, "commit": commit}
+
+
+# --- State --------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """The weights, their average, the optimizer, and where the run stands."""
+
+    def __init__(self, options):
+        paddle.seed(options.seed)
+        self.options = options
+        self.network = build_network(options.arch, options.n_channel, options.n_feature)
+        if options.pretrained:
+            checkpoint.set_weights(self.network, checkpoint.read_state(options.pretrained), options.pretrained)
+        distributed.broadcast_parameters(self.network)
+        self.network.train()
+        self.averaged = self.network
+        if options.ema:
+            self.averaged = build_network(options.arch, options.n_channel, options.n_feature)
+            self.averaged.set_state_dict(self.network.state_dict())
+            self.averaged.eval()
+        clip = paddle.nn.ClipGradByGlobalNorm(options.clip_grad) if options.clip_grad else None
+        self.optimizer = paddle.optimizer.Adam(
+            options.lr, parameters=self.network.parameters(), grad_clip=clip
+        )
+        self.scaler = paddle.amp.GradScaler(enable=options.amp)
+        self.step, self.seconds, self.best_psnr = 0, 0.0, None
+
+    def train_on(self, method, batch, rate, ramp):
+        """One step; the returned losses stay on the device, because reading them would wait for it."""
+        noisy, picks = paddle.to_tensor(batch.noisy), paddle.to_tensor(batch.picks)
+        with paddle.amp.auto_cast(enable=self.options.amp):
+            loss, *parts = method(self.network, noisy, picks, ramp)
+        self.scaler.scale(loss).backward()
+        distributed.average_gradients(self.network.parameters())
+        self.optimizer.set_lr(rate)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.clear_grad()
+        self.step += 1
+        if self.averaged is not self.network:
+            self._average()
+        return loss, *parts
+
+    @paddle.no_grad()
+    def _average(self):
+        # A young average forgets faster, so that it does not remember the first weights.
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        for average, weight in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+            average.scale_(decay)
+            average.add_(weight.detach() * (1 - decay))
+
+    def save_weights(self, path):
+        """The averaged weights with what rebuilds the network."""
+        about = {name: getattr(self.options, name) for name in ("noisetype", "noise_protocol", "patchsize")}
+        options = {**self.network.options, **about, "step": self.step}
+        checkpoint.save_network(path, checkpoint.network_state(self.averaged), options)
+
+    def save_state(self, folder):
+        """Everything that the next step depends on, in one atomic file."""
+        state = {f"network/{name}": array for name, array in checkpoint.network_state(self.network).items()}
+        if self.averaged is not self.network:
+            averaged = checkpoint.network_state(self.averaged)
+            state |= {f"average/{name}": array for name, array in averaged.items()}
+        moments = self.optimizer.state_dict()
+        for name, parameter in self._named_moments(moments):
+            state[f"adam/{name}"] = np.asarray(moments[parameter].numpy())
+        training = {k: v for k, v in vars(self.options).items() if k not in ("state", "run_folder", "resume")}
+        where = {"step": self.step, "seconds": self.seconds, "best_psnr": self.best_psnr}
+        scaler = {k: np.asarray(v).item() for k, v in self.scaler.state_dict().items()} if self.options.amp else {}
+        state["@options"] = json.dumps({"training": training, "where": where, "scaler": scaler})
+        checkpoint.write_state(os.path.join(folder, STATE), state)
+
+    def load_state(self, state, path):
+        """The inverse of `save_state`."""
+        about = json.loads(state["@options"])
+        parts = {"network": {}, "average": {}, "adam": {}}
+        for key, array in state.items():
+            part, _, name = key.partition("/")
+            parts.get(part, {})[name] = array
+        checkpoint.set_weights(self.network, parts["network"], path)
+        if self.averaged is not self.network:
+            checkpoint.set_weights(self.averaged, parts["average"], path)
+        saved = parts["adam"]
+        # Paddle names the moments after parameters, whose names count up within a process: ours are by layer.
+        prefixes = {parameter.name: name for name, parameter in self.network.named_parameters()}
+        moments = {}
+        for parameter, name in prefixes.items():
+            for key, array in saved.items():
+                if key.startswith(name + ":"):
+                    moments[parameter + key[len(name) + 1 :]] = paddle.to_tensor(array)
+        self.optimizer.set_state_dict(moments)
+        if self.options.amp:
+            self.scaler.load_state_dict(about["scaler"])
+        where = about["where"]
+        self.step, self.seconds, self.best_psnr = where["step"], where["seconds"], where["best_psnr"]
+
+    def _named_moments(self, moments):
+        """Pairs of (layer name:moment, Paddle's key)."""
+        for name, parameter in self.network.named_parameters():
+            for key in moments:
+                if key.startswith(parameter.name + "_"):
+                    yield f"{name}:{key[len(parameter.name) :]}", key
+
+
+class StopRequest:
+    """Ctrl-C or a polite kill: the step is finished and saved. A second one ends at once."""
+
+    def __init__(self):
+        self.signal = None
+        for number_ in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number_, self._received)
+
+    def _received(self, number_, _):
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number_
+        cli.note("stopping after this step; once more to stop at once")
+
+
+# --- The run ------------------------------------------------------------------------------------------------
+
+
+def snapshot(training, sets, noise, folder, log, epoch):
+    """Saves the weights of an epoch and scores them."""
+    path = os.path.join(folder, f"epoch_model_{epoch:03d}.pdparams")
+    if distributed.IS_MAIN:
+        training.save_weights(path)
+        log.line(f"Checkpoint saved to {path}")
+    denoiser, means = Denoiser(training.averaged), []
+    training.averaged.eval()
+    for one in sets:
+        shown = [0]
+
+        def save_pictures(score, clean, noisy, denoised, shown=shown):
+            if score.repeat == 0 and shown[0] < 5 and distributed.WORLD_SIZE == 1:
+                for kind, picture in (("clean", clean), ("noisy", noisy), ("denoised", denoised)):
+                    name = f"{score.set_name}_{shown[0]:03d}-{epoch:03d}_{kind}.png"
+                    images.write_image(os.path.join(folder, "validation", name), picture)
+                    log.image(f"{score.set_name}_{shown[0]:03d}/{kind}", picture, training.step)
+                shown[0] += 1
+
+        options = training.options
+        scores = evaluate(denoiser, one, noise, options.val_repeats, options.val_images, save_pictures)
+        psnr, ssim = scores.mean("psnr"), scores.mean("ssim")
+        log.line(f"[EVAL] {one.name}: psnr:{psnr} ssim:{ssim}")
+        log.scalars(training.step, {f"psnr/{one.name}": psnr, f"ssim/{one.name}": ssim})
+        if distributed.IS_MAIN:
+            reporting.append_score(os.path.join(folder, "validation"), one.name, epoch, psnr, ssim)
+        means.append(psnr)
+    training.averaged.train()
+    if means and (training.best_psnr is None or np.mean(means) > training.best_psnr):
+        training.best_psnr = float(np.mean(means))
+        if distributed.IS_MAIN:
+            training.save_weights(os.path.join(folder, "best_model.pdparams"))
+    if distributed.IS_MAIN:
+        reporting.plot_run(folder)
+
+
+def train(options):
+    """Runs the training that the options describe; returns the run folder, and whether it reached its end."""
+    check_options(options)
+    distributed.start()
+    sets, noise = validation_sets(options)
+    cache = free_memory() / 4 if options.cache_gb is None else options.cache_gb * 2**30
+    patches = dataset.TrainingImages(
+        options.data_dir, parse_noise(options.noisetype), options.n_channel, options.patchsize, options.seed,
+        options.noise_protocol == "frozen", options.augment, cache,
+    )  # fmt: skip
+    batches = dataset.Batches(
+        patches, options.batchsize, options.seed, distributed.RANK, distributed.WORLD_SIZE, options.workers
+    )
+    plan = Schedule(options, batches.steps_per_epoch)
+    training = Training(options)
+    method = Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
+
+    # The run folder: a new one, or the old one as it was when the state was saved.
+    folder = options.run_folder
+    if options.state:
+        training.load_state(options.state, os.path.join(folder, STATE))
+    elif distributed.IS_MAIN:
+        cli.writable_folder("--save_model_path", options.save_model_path)
+        folder = cli.new_run_folder(options.save_model_path, options.log_name)
+    folder = distributed.from_main(folder)
+    log = reporting.RunLog(folder, training.step if options.state else None, enabled=distributed.IS_MAIN)
+    if distributed.IS_MAIN:
+        os.makedirs(os.path.join(folder, "validation"), exist_ok=True)
+        shown = {k: v for k, v in vars(options).items() if k not in ("state", "run_folder", "resume")}
+        cli.write_json(os.path.join(folder, "options.json"), {"options": shown, "versions": versions()})
+    log.line(f"{len(patches)} images, {plan.steps_per_epoch} steps per epoch, {plan.total_steps} steps; {folder}")
+    if options.state:
+        log.line(f"resumed at step {training.step}")
+
+    stop = StopRequest()
+    window_start, window_step, waited = time.perf_counter(), training.step, 0.0
+    last_saved = time.perf_counter()
+    stream = batches.starting_at(training.step)
+    while plan.progress(training.step, training.seconds) < 1 and not stop.signal:
+        start = time.perf_counter()
+        batch = next(stream)
+        waited += time.perf_counter() - start
+        step = training.step
+        rate, ramp = plan.learning_rate(step, training.seconds), plan.ramp(step, training.seconds)
+        loss, loss1, loss2, Lambda = training.train_on(method, batch, rate, ramp)
+
+        # Log: the only place that reads the losses.
+        epoch, iteration = step // plan.steps_per_epoch + 1, step % plan.steps_per_epoch
+        if iteration % options.log_iters == 0:
+            values = [distributed.mean(value.item()) for value in (loss1, loss2, loss)]
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"the loss is not finite at step {step} (--lr {options.lr}): a smaller --lr, or --clip_grad 1, may help"
+                )
+            count = training.step - window_step
+            cost, reader = (time.perf_counter() - window_start) / count, waited / count
+            ips = options.batchsize * distributed.WORLD_SIZE / cost
+            eta = plan.remaining(training.step, training.seconds, cost)
+            log.line(
+                f"{epoch:04d} {iteration:05d} Loss1={values[0]:.6f}, Lambda={Lambda}, Loss2={values[1]:.6f}, "
+                f"Loss_Full={values[2]:.6f}, Time={cost:.4f} avg_reader_cost: {reader:.5f} sec, "
+                f"avg_batch_cost: {cost:.5f} sec, avg_samples: {options.batchsize}, ips: {ips:.5f} images/s, eta: {eta}"
+            )
+            log.scalars(step, {
+                "loss/rec": values[0], "loss/reg": values[1], "loss/full": values[2],
+                "schedule/lr": rate, "schedule/Lambda": Lambda, "speed/ips": ips,
+            })  # fmt: skip
+            window_start, window_step, waited = time.perf_counter(), training.step, 0.0
+        training.seconds += time.perf_counter() - start
+        training.seconds, stop.signal = distributed.agree(training.seconds, stop.signal)
+
+        # Save and score; the clock of the training stands still meanwhile.
+        finished = plan.progress(training.step, training.seconds) >= 1
+        done_epochs, rest = divmod(training.step, plan.steps_per_epoch)
+        if finished or (rest == 0 and done_epochs % options.n_snapshot == 0):
+            snapshot(training, sets, noise, folder, log, done_epochs + (rest > 0))
+            window_start, window_step, waited = time.perf_counter(), training.step, 0.0
+            last_saved = -float("inf")
+        due = time.perf_counter() - last_saved > 60 * options.save_minutes
+        if distributed.IS_MAIN and (due or finished or stop.signal):
+            training.save_state(folder)
+            last_saved = time.perf_counter()
+    stream.close()
+    log.close()
+    return folder, not stop.signal
+
+
+def main(argv=None):
+    """Trains, and says where the results are."""
+    options = parse_options(argv)
+    folder, finished = train(options)
+    if not finished:
+        cli.note(f"stopped; go on with: python train.py --resume {folder}")
+        return 130
+    if distributed.IS_MAIN:
+        best = os.path.join(folder, "best_model.pdparams")
+        print(f"done: {best if os.path.exists(best) else folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,132 @@
+"""Scores a denoiser on validation sets by the published protocol: Kodak x10, BSD300 x3, Set14 x20, seed 101.
+
+Examples:
+  python val.py --model_path best_model.pdparams
+  python val.py --model_path best_model.pdparams --val_dirs ./validation --noisetype poisson30 --report report
+  python val.py --model_path best_model.pdparams --val_images 5 --val_repeats 1 --json scores.json
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+
+import cli
+import dataset
+import distributed
+import reporting
+from cli import UserError, number
+from denoising import Denoiser, evaluate
+from noise import list_of_noise, parse_noise
+
+
+def get_parser():
+    """The published flags under their published names, and ours."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--model_path", required=True, help="the .pdparams weights to score")
+    parser.add_argument("--val_dirs", default="./validation", help="folder of clean validation sets")
+    parser.add_argument("--noisetype", help=f"{list_of_noise()}; what the network was trained on, unless given")
+    parser.add_argument("--n_feature", type=number(int, 1), help="refuse weights of another width")
+    parser.add_argument("--n_channel", type=int, choices=[1, 3, 4], help="refuse weights of other channels")
+    parser.add_argument("--val_repeats", type=number(int, 1), help="repeats per set, instead of its own")
+    parser.add_argument("--val_images", type=number(int, 1), help="only the first so many images of each set")
+    parser.add_argument("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
+    parser.add_argument("--tile", type=number(int, 32), help="side of the largest window; planned from memory unless given")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the table as JSON, to stdout or a file")
+    output.add_argument("--csv", metavar="FILE", help="PSNR and SSIM of every image")
+    output.add_argument("--report", metavar="DIR", help="an HTML page with every image, plots and settings")
+    output.add_argument("--report_images", type=number(int, 0), default=100, help="how many images the page shows")
+    output.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    return parser  # fmt: skip
+
+
+def refuse_existing(options):
+    """Nothing is written over unasked."""
+    for flag in ("json", "csv"):
+        path = getattr(options, flag)
+        if path and path != "-":
+            if os.path.exists(path) and not options.overwrite:
+                raise UserError(f"--{flag}: {path} exists; --overwrite replaces it")
+            cli.writable_folder(f"--{flag}", os.path.dirname(path) or ".")
+    if options.report:
+        if os.path.exists(os.path.join(options.report, "index.html")) and not options.overwrite:
+            raise UserError(f"--report: {options.report} holds a report; --overwrite replaces it")
+        cli.writable_folder("--report", options.report)
+
+
+def score_rows(results):
+    """A header and one row per scored image."""
+    yield "set", "image", "repeat", "psnr_noisy", "ssim_noisy", "psnr", "ssim"
+    for result in results:
+        for s in result.scores:
+            yield s.set_name, s.name, s.repeat, s.psnr_noisy, s.ssim_noisy, s.psnr, s.ssim
+
+
+def main(argv=None):
+    """Scores, and writes what was asked for."""
+    options = get_parser().parse_args(argv)
+    if not 0 < len(options.model_path):
+        raise UserError("--model_path: the weights are needed")
+    cli.existing_file("--model_path", options.model_path)
+    present, absent = dataset.find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
+    refuse_existing(options)
+    distributed.start()
+    denoiser = Denoiser(options.model_path, tile=options.tile, tta=options.tta)
+    for name in ("n_feature", "n_channel"):
+        wanted, found = getattr(options, name), denoiser.network.options[name]
+        if wanted not in (None, found):
+            raise UserError(f"--{name}: {wanted}, but {options.model_path} holds a network of {found}")
+    noisetype = options.noisetype or denoiser.options.get("noisetype", "gauss25")
+    try:
+        noise = parse_noise(noisetype)
+    except ValueError as error:
+        raise UserError(f"--noisetype: {error}") from None
+
+    # Score set by set.
+    report = None
+    if options.report and distributed.IS_MAIN:
+        settings = vars(options) | denoiser.options | {"noisetype": noisetype}
+        report = reporting.HtmlReport(options.report, "Denoising report", settings, options.report_images)
+    results = []
+    for one in present:
+        total = (options.val_repeats or one.repeats) * len(one.paths(options.val_images)) // distributed.WORLD_SIZE
+        with cli.progress(total=total, unit="image", label=one.name, disable=not distributed.IS_MAIN) as bar:
+
+            def on_image(score, clean, noisy, denoised, bar=bar):
+                bar.update()
+                if report:
+                    report.add(score, clean, noisy, denoised)
+
+            results.append(
+                evaluate(denoiser, one, noise, options.val_repeats, options.val_images, on_image)
+            )
+    if not distributed.IS_MAIN:
+        return 0
+
+    # Tell.
+    if options.json != "-":
+        for result in results:
+            print(f"[EVAL] {result.name}: psnr:{result.mean('psnr')} ssim:{result.mean('ssim')}")
+        print(reporting.score_table(results))
+        for one in absent:
+            cli.note(f"{one.name} is not under {options.val_dirs}: {one.origin}")
+    if options.json:
+        data = {"model": options.model_path, "noisetype": noisetype, "sets": reporting.score_summary(results)}
+        if options.json == "-":
+            json.dump(data, sys.stdout, indent=2)
+            print()
+        else:
+            cli.write_json(options.json, data)
+    if options.csv:
+        text = io.StringIO()
+        csv.writer(text).writerows(score_rows(results))
+        cli.write_text(options.csv, text.getvalue())
+    if report:
+        print(f"report: {report.close(results)}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

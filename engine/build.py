@@ -1,0 +1,114 @@
+"""Compiles the engine's operators for this machine, once, and registers them with Paddle.
+
+One call of the compiler, without `paddle.utils.cpp_extension`: that one takes four times as long, needs Python's
+headers, and talks to the terminal. The headers of oneDNN, which Paddle's wheel lacks, are not needed: `onednn.h`
+declares the few functions that are called.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import paddle
+
+HERE = Path(__file__).resolve().parent
+FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -shared -w -D_GLIBCXX_USE_CXX11_ABI=1"
+
+
+class BuildError(Exception):
+    """Why there is no engine on this machine, in one line."""
+
+
+def cpu_flags():
+    """The instruction sets of this CPU, as Linux names them."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return line.split(":", 1)[1].split()
+    return []
+
+
+def load():
+    """Builds the operators if they are not in the cache, and registers them."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise BuildError("it is made for Linux on x86-64")
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    if not shutil.which(compiler[0]):
+        raise BuildError(f"there is no compiler '{compiler[0]}' (on Debian or Ubuntu: apt install g++)")
+    # Registering the same operators twice would end the process.
+    if not hasattr(load, "done"):
+        paddle.base.core.load_op_meta_info_and_register_op(str(_library(compiler)))
+        load.done = True
+
+
+def _library(compiler):
+    package = Path(paddle.__file__).resolve().parent
+    for name in ("libs/libdnnl.so.3", "base/libpaddle.so"):
+        if not (package / name).exists():
+            raise BuildError(f"this build of Paddle ships no {name}")
+    command = [
+        *compiler,
+        *FLAGS.split(),
+        *(f"-I{package / folder}" for folder in ("include", "include/third_party")),
+        str(HERE / "ops.cc"),
+        *(f"-L{package / folder}" for folder in ("libs", "base")),
+        *(f"-Wl,-rpath,{package / folder}" for folder in ("libs", "base")),
+        "-l:libdnnl.so.3",
+        "-l:libpaddle.so",
+    ]
+    version = _run([*compiler, "--version"])
+    sources = [path.read_text() for path in sorted(HERE.iterdir()) if path.suffix in (".cc", ".h")]
+    key = [*sources, *command, version, paddle.__version__, *cpu_flags()]
+    name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16] + ".so"
+
+    folder = _cache_folder()
+    library = folder / name
+    with _locked(folder / "lock"):
+        if not library.exists():
+            print("engine: compiling it for this machine, once (a few seconds)", file=sys.stderr)
+            # Under a name of its own until it is whole, so that a killed build leaves nothing to load.
+            partial = library.with_suffix(".partial")
+            _run([*command, "-o", str(partial)])
+            partial.replace(library)
+    return library
+
+
+def _cache_folder():
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "denoising-engine"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        # A new folder that nobody else can write into: what lies in it will be run.
+        folder = Path(tempfile.mkdtemp(prefix="denoising-engine-"))
+        print(f"engine: {home} cannot be written ({error.strerror}), using {folder} this once", file=sys.stderr)
+        return folder
+
+
+@contextlib.contextmanager
+def _locked(path):
+    import fcntl  # Linux only, as the engine is.
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command):
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"the compiler did not run: {error}") from error
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        reason = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
+        raise BuildError(f"the compiler '{command[0]}' failed: {reason.strip()}")
+    return done.stdout

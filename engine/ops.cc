@@ -1,0 +1,530 @@
+// The engine's operators for Paddle: what a network needs, on channels-last tensors [batch, height, width, channels]
+// in float32 or bfloat16, with parameters and their gradients always in float32.
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <tuple>
+
+#include "memory.h"
+#include "onednn.h"
+#include "paddle/phi/api/ext/op_meta_info.h"
+#include "paddle/phi/api/include/tensor_utils.h"
+
+namespace {
+
+using paddle::DataType;
+using paddle::Tensor;
+using Shape = std::vector<int64_t>;
+
+// --- Tensors ---------------------------------------------------------------------------------------------------
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float Load(float value) { return value; }
+inline float Load(bf16 value) {
+  uint32_t bits = uint32_t{value.bits} << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+inline void Store(float& to, float value) { to = value; }
+inline void Store(bf16& to, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  // To the nearest, ties to even; a NaN stays one.
+  to.bits = value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+Tensor Empty(const Shape& shape, DataType type) {
+  size_t bytes = type == DataType::FLOAT32 ? 4 : 2;
+  for (int64_t size : shape) bytes *= size;
+  void* data = Pool::Get().Take(bytes);
+  return paddle::from_blob(data, shape, type, phi::DataLayout::NCHW, paddle::CPUPlace(),
+                           [](void* block) { Pool::Get().Give(block); });
+}
+
+// Stands for a gradient that nobody needs: Paddle wants every output to be there.
+Tensor Unneeded(DataType type) { return Empty({1}, type); }
+
+template <class E>
+const E* In(const Tensor& tensor) {
+  return static_cast<const E*>(tensor.data());
+}
+template <class E>
+E* Out(Tensor& tensor) {
+  return static_cast<E*>(const_cast<void*>(tensor.data()));
+}
+
+// Calls `function` with a value of the tensor's element type.
+template <class Function>
+void WithType(const Tensor& tensor, Function function) {
+  if (tensor.dtype() == DataType::FLOAT32) {
+    function(float{});
+  } else if (tensor.dtype() == DataType::BFLOAT16) {
+    function(bf16{});
+  } else {
+    PD_THROW("The engine computes in float32 and bfloat16 only.");
+  }
+}
+
+onednn::Type TypeOf(const Tensor& tensor) {
+  return tensor.dtype() == DataType::BFLOAT16 ? onednn::kBf16 : onednn::kF32;
+}
+
+// --- Convolution -----------------------------------------------------------------------------------------------
+
+// One convolution's geometry: odd square kernel, stride 1, output of the input's size.
+struct Geometry {
+  int64_t batch, height, width, inputs, outputs, kernel;
+  onednn::Type type;
+  float slope;  // of the leaky ReLU that follows; 1 for none
+
+  auto Key() const { return std::tie(batch, height, width, inputs, outputs, kernel, type, slope); }
+  bool operator<(const Geometry& other) const { return Key() < other.Key(); }
+
+  static onednn::Desc ChannelsLast(int64_t n, int64_t h, int64_t w, int64_t c, onednn::Type type) {
+    return onednn::MakeDesc({n, c, h, w}, type, {h * w * c, 1, w * c, c});
+  }
+  onednn::Desc Source() const { return ChannelsLast(batch, height, width, inputs, type); }
+  onednn::Desc Target() const { return ChannelsLast(batch, height, width, outputs, type); }
+  onednn::Desc Bias() const { return onednn::MakeDesc({outputs}, onednn::kF32, {1}); }
+  // As the parameters are stored...
+  onednn::Desc Weights() const {
+    int64_t area = kernel * kernel;
+    return onednn::MakeDesc({outputs, inputs, kernel, kernel}, onednn::kF32, {inputs * area, area, kernel, 1});
+  }
+  // ... and as a primitive wants to have them.
+  onednn::Desc AnyWeights(onednn::Type weights_type) const {
+    return onednn::MakeDesc({outputs, inputs, kernel, kernel}, weights_type);
+  }
+};
+
+constexpr int64_t kUnit[] = {1, 1}, kNone[] = {0, 0}, kHalf[] = {0, 0, 1, 1, 2, 2, 3, 3};
+
+// The three passes of one convolution and the changes of layout of its weights, each compiled when first needed.
+class Convolution {
+ public:
+  // Compiled primitives are kept. Images of ever new sizes would fill the memory with them: start anew at times.
+  static Convolution& Get(const Geometry& geometry) {
+    static std::map<Geometry, std::unique_ptr<Convolution>> known;
+    auto found = known.find(geometry);
+    if (found == known.end()) {
+      if (known.size() >= 512) known.clear();
+      found = known.emplace(geometry, new Convolution(geometry)).first;
+    }
+    return *found->second;
+  }
+
+  void Forward(const void* x, const float* weights, const float* bias, void* y) {
+    auto wanted = forward_->Layout(onednn::kWeights);
+    Scratch ready(forward_->Bytes(onednn::kWeights)), scratch(forward_->Bytes(onednn::kScratchpad));
+    forward_weights_->Run({{onednn::kArgSrc, weights_.get(), weights}, {onednn::kArgDst, wanted, ready.data()}});
+    forward_->Run({{onednn::kArgSrc, source_.get(), x},
+                   {onednn::kArgWeights, wanted, ready.data()},
+                   {onednn::kArgBias, bias_.get(), bias},
+                   {onednn::kArgDst, target_.get(), y},
+                   {onednn::kArgScratchpad, forward_->Layout(onednn::kScratchpad), scratch.data()}});
+  }
+
+  void BackwardData(const void* dz, const float* weights, void* dx) {
+    if (data_ == nullptr) CompileBackwardData();
+    auto wanted = data_->Layout(onednn::kWeights);
+    Scratch ready(data_->Bytes(onednn::kWeights)), scratch(data_->Bytes(onednn::kScratchpad));
+    data_weights_->Run({{onednn::kArgSrc, weights_.get(), weights}, {onednn::kArgDst, wanted, ready.data()}});
+    data_->Run({{onednn::kArgDiffDst, target_.get(), dz},
+                {onednn::kArgWeights, wanted, ready.data()},
+                {onednn::kArgDiffSrc, source_.get(), dx},
+                {onednn::kArgScratchpad, data_->Layout(onednn::kScratchpad), scratch.data()}});
+  }
+
+  void BackwardWeights(const void* x, const void* dz, float* dweights, float* dbias) {
+    if (weights_pass_ == nullptr) CompileBackwardWeights();
+    auto given = weights_pass_->Layout(onednn::kDiffWeights);
+    Scratch raw(weights_pass_->Bytes(onednn::kDiffWeights)), scratch(weights_pass_->Bytes(onednn::kScratchpad));
+    weights_pass_->Run({{onednn::kArgSrc, source_.get(), x},
+                        {onednn::kArgDiffDst, target_.get(), dz},
+                        {onednn::kArgDiffWeights, given, raw.data()},
+                        {onednn::kArgDiffBias, bias_.get(), dbias},
+                        {onednn::kArgScratchpad, weights_pass_->Layout(onednn::kScratchpad), scratch.data()}});
+    weights_back_->Run({{onednn::kArgSrc, given, raw.data()}, {onednn::kArgDst, weights_.get(), dweights}});
+  }
+
+ private:
+  using Owned = std::unique_ptr<onednn::Primitive>;
+
+  explicit Convolution(const Geometry& geometry)
+      : geometry_(geometry),
+        source_(geometry.Source()),
+        target_(geometry.Target()),
+        bias_(geometry.Bias()),
+        weights_(geometry.Weights()),
+        padding_(kHalf + geometry.kernel / 2 * 2) {
+    dnnl_primitive_desc_t description;
+    onednn::Attributes attributes(geometry.slope);
+    onednn::Check(dnnl_convolution_forward_primitive_desc_create(
+                      &description, onednn::Engine(), onednn::kForwardTraining, onednn::kConvolutionDirect,
+                      source_.get(), geometry.AnyWeights(geometry.type).get(), bias_.get(), target_.get(), kUnit,
+                      kNone, padding_, padding_, attributes),
+                  "describing a convolution");
+    forward_ = Owned(new onednn::Primitive(description));
+    forward_weights_ = Reorder(weights_.get(), forward_->Layout(onednn::kWeights));
+  }
+
+  void CompileBackwardData() {
+    dnnl_primitive_desc_t description;
+    onednn::Attributes attributes;
+    onednn::Check(dnnl_convolution_backward_data_primitive_desc_create(
+                      &description, onednn::Engine(), onednn::kConvolutionDirect, source_.get(),
+                      geometry_.AnyWeights(geometry_.type).get(), target_.get(), kUnit, kNone, padding_, padding_,
+                      forward_->Description(), attributes),
+                  "describing a convolution's gradient to its input");
+    data_ = Owned(new onednn::Primitive(description));
+    data_weights_ = Reorder(weights_.get(), data_->Layout(onednn::kWeights));
+  }
+
+  void CompileBackwardWeights() {
+    dnnl_primitive_desc_t description;
+    onednn::Attributes attributes;
+    onednn::Check(dnnl_convolution_backward_weights_primitive_desc_create(
+                      &description, onednn::Engine(), onednn::kConvolutionDirect, source_.get(),
+                      geometry_.AnyWeights(onednn::kF32).get(), bias_.get(), target_.get(), kUnit, kNone, padding_,
+                      padding_, forward_->Description(), attributes),
+                  "describing a convolution's gradient to its weights");
+    weights_pass_ = Owned(new onednn::Primitive(description));
+    weights_back_ = Reorder(weights_pass_->Layout(onednn::kDiffWeights), weights_.get());
+  }
+
+  static Owned Reorder(const struct dnnl_memory_desc* from, const struct dnnl_memory_desc* to) {
+    dnnl_primitive_desc_t description;
+    onednn::Check(dnnl_reorder_primitive_desc_create(&description, from, onednn::Engine(), to, onednn::Engine(),
+                                                     nullptr),
+                  "describing a change of layout");
+    return Owned(new onednn::Primitive(description));
+  }
+
+  Geometry geometry_;
+  onednn::Desc source_, target_, bias_, weights_;
+  const int64_t* padding_;
+  Owned forward_, forward_weights_, data_, data_weights_, weights_pass_, weights_back_;
+};
+
+Geometry GeometryOf(const Tensor& x, const Shape& weights, float slope) {
+  Shape shape = x.shape();
+  PD_CHECK(shape.size() == 4 && weights.size() == 4 && shape[3] == weights[1],
+           "The channels of the image and of the convolution's weights differ.");
+  PD_CHECK(weights[2] == weights[3] && weights[2] % 2 == 1 && weights[2] <= 7, "The kernel must be odd and square.");
+  return {shape[0], shape[1], shape[2], shape[3], weights[0], weights[2], TypeOf(x), slope};
+}
+
+std::vector<Tensor> ConvForward(const Tensor& x, const Tensor& weights, const Tensor& bias, float slope, bool) {
+  Geometry geometry = GeometryOf(x, weights.shape(), slope);
+  Tensor y = Empty({geometry.batch, geometry.height, geometry.width, geometry.outputs}, x.dtype());
+  Convolution::Get(geometry).Forward(x.data(), In<float>(weights), In<float>(bias), Out<void>(y));
+  return {y};
+}
+
+// The gradient before the leaky ReLU, whose sign is that of its result.
+Tensor BeforeActivation(const Tensor& y, const Tensor& dy, float slope) {
+  Tensor dz = Empty(dy.shape(), dy.dtype());
+  WithType(dy, [&](auto element) {
+    using E = decltype(element);
+    const E *result = In<E>(y), *gradient = In<E>(dy);
+    E* to = Out<E>(dz);
+    int64_t count = y.numel();
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+      float g = Load(gradient[i]);
+      Store(to[i], Load(result[i]) > 0 ? g : g * slope);
+    }
+  });
+  return dz;
+}
+
+std::vector<Tensor> ConvBackward(const Tensor& x, const Tensor& weights, const Tensor& y, const Tensor& dy,
+                                 float slope, bool needs_dx) {
+  Convolution& convolution = Convolution::Get(GeometryOf(x, weights.shape(), slope));
+  Tensor dz = slope == 1.0f ? dy : BeforeActivation(y, dy, slope);
+  Tensor dweights = Empty(weights.shape(), DataType::FLOAT32), dbias = Empty({weights.shape()[0]}, DataType::FLOAT32);
+  convolution.BackwardWeights(x.data(), dz.data(), Out<float>(dweights), Out<float>(dbias));
+  Tensor dx = needs_dx ? Empty(x.shape(), x.dtype()) : Unneeded(x.dtype());
+  if (needs_dx) {
+    convolution.BackwardData(dz.data(), In<float>(weights), Out<void>(dx));
+  }
+  return {dx, dweights, dbias};
+}
+
+// --- Pooling ---------------------------------------------------------------------------------------------------
+
+std::vector<Tensor> PoolForward(const Tensor& x) {
+  Shape shape = x.shape();
+  int64_t height = shape[1], width = shape[2], channels = shape[3], rows = height / 2, columns = width / 2;
+  Tensor y = Empty({shape[0], rows, columns, channels}, x.dtype());
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    const E* from = In<E>(x);
+    E* to = Out<E>(y);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t n = 0; n < shape[0]; n++) {
+      for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < columns; j++) {
+          const E* top = from + ((n * height + 2 * i) * width + 2 * j) * channels;
+          const E* bottom = top + width * channels;
+          E* result = to + ((n * rows + i) * columns + j) * channels;
+#pragma omp simd
+          for (int64_t c = 0; c < channels; c++) {
+            float a = Load(top[c]), b = Load(top[c + channels]);
+            float d = Load(bottom[c]), e = Load(bottom[c + channels]);
+            float upper = a > b ? a : b, lower = d > e ? d : e;
+            Store(result[c], upper > lower ? upper : lower);
+          }
+        }
+      }
+    }
+  });
+  return {y};
+}
+
+// The gradient goes to the first of the four that equals the maximum, as in Paddle.
+std::vector<Tensor> PoolBackward(const Tensor& x, const Tensor& y, const Tensor& dy) {
+  Shape shape = x.shape();
+  int64_t height = shape[1], width = shape[2], channels = shape[3], rows = height / 2, columns = width / 2;
+  Tensor dx = Empty(shape, x.dtype());
+  // What a pair of rows and columns leaves over at the end got no say in the result.
+  if (height % 2 || width % 2) std::memset(Out<void>(dx), 0, x.numel() * phi::SizeOf(x.dtype()));
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    const E *from = In<E>(x), *result = In<E>(y), *gradient = In<E>(dy);
+    E* to = Out<E>(dx);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t n = 0; n < shape[0]; n++) {
+      for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < columns; j++) {
+          int64_t first = ((n * height + 2 * i) * width + 2 * j) * channels, pooled = ((n * rows + i) * columns + j) * channels;
+          const E *top = from + first, *bottom = top + width * channels;
+          E *dtop = to + first, *dbottom = dtop + width * channels;
+#pragma omp simd
+          for (int64_t c = 0; c < channels; c++) {
+            float maximum = Load(result[pooled + c]), g = Load(gradient[pooled + c]);
+            bool a = Load(top[c]) == maximum;
+            bool b = !a && Load(top[c + channels]) == maximum;
+            bool d = !a && !b && Load(bottom[c]) == maximum;
+            Store(dtop[c], a ? g : 0.0f);
+            Store(dtop[c + channels], b ? g : 0.0f);
+            Store(dbottom[c], d ? g : 0.0f);
+            Store(dbottom[c + channels], a || b || d ? 0.0f : g);
+          }
+        }
+      }
+    }
+  });
+  return {dx};
+}
+
+// --- Upsampling with concatenation -----------------------------------------------------------------------------
+
+// A 2x2 transposed convolution with stride 2 is a 1x1 convolution to four times the channels, in blocks of
+// (row, column, channel), whose blocks then go to the four pixels.
+
+// Weights [inputs, outputs, 2, 2] <-> [(row, column, output), inputs].
+void ToBlocks(const float* weights, float* blocks, int64_t inputs, int64_t outputs) {
+  for (int64_t i = 0; i < inputs; i++)
+    for (int64_t o = 0; o < outputs; o++)
+      for (int64_t k = 0; k < 4; k++) blocks[(k * outputs + o) * inputs + i] = weights[(i * outputs + o) * 4 + k];
+}
+void FromBlocks(const float* blocks, float* weights, int64_t inputs, int64_t outputs) {
+  for (int64_t i = 0; i < inputs; i++)
+    for (int64_t o = 0; o < outputs; o++)
+      for (int64_t k = 0; k < 4; k++) weights[(i * outputs + o) * 4 + k] = blocks[(k * outputs + o) * inputs + i];
+}
+
+// Sizes of one upsampling: `x` [batch, height, width, inputs] and `skip` [batch, 2 height, 2 width, extra].
+struct Upsampling {
+  Shape x, skip, weights;
+  int64_t outputs, extra, channels;
+
+  Upsampling(const Tensor& x_, const Tensor& weights_, const Tensor& skip_)
+      : x(x_.shape()), skip(skip_.shape()), weights(weights_.shape()) {
+    PD_CHECK(weights.size() == 4 && weights[2] == 2 && weights[3] == 2 && weights[0] == x[3],
+             "The channels of the image and of the upsampling's weights differ.");
+    PD_CHECK(skip[0] == x[0] && skip[1] == 2 * x[1] && skip[2] == 2 * x[2] && skip_.dtype() == x_.dtype(),
+             "The image to concatenate must have twice the size, and the same type.");
+    outputs = weights[1], extra = skip[3], channels = outputs + extra;
+  }
+  Geometry Blocks(const Tensor& x_) const {
+    return {x[0], x[1], x[2], x[3], 4 * outputs, 1, TypeOf(x_), 1.0f};
+  }
+  Shape BlockShape() const { return {x[0], x[1], x[2], 4 * outputs}; }
+
+  // Calls function(block, offsets of its pixel in `blocks`, `skip` and the concatenated tensor).
+  template <class Function>
+  void ForEachPixel(Function function) const {
+    int64_t height = skip[1], width = skip[2];
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t n = 0; n < x[0]; n++) {
+      for (int64_t i = 0; i < height; i++) {
+        for (int64_t j = 0; j < width; j++) {
+          int64_t pixel = (n * height + i) * width + j;
+          int64_t block = ((n * x[1] + i / 2) * x[2] + j / 2) * 4 + i % 2 * 2 + j % 2;
+          function(block * outputs, pixel * extra, pixel * channels);
+        }
+      }
+    }
+  }
+};
+
+std::vector<Tensor> UpsampleForward(const Tensor& x, const Tensor& weights, const Tensor& bias, const Tensor& skip,
+                                    bool, bool) {
+  Upsampling up(x, weights, skip);
+  std::vector<float> block_weights(weights.numel()), block_bias(4 * up.outputs);
+  ToBlocks(In<float>(weights), block_weights.data(), up.x[3], up.outputs);
+  for (size_t i = 0; i < block_bias.size(); i++) block_bias[i] = In<float>(bias)[i % up.outputs];
+  Tensor blocks = Empty(up.BlockShape(), x.dtype());
+  Convolution::Get(up.Blocks(x)).Forward(x.data(), block_weights.data(), block_bias.data(), Out<void>(blocks));
+  Tensor y = Empty({up.skip[0], up.skip[1], up.skip[2], up.channels}, x.dtype());
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    const E *from = In<E>(blocks), *extra = In<E>(skip);
+    E* to = Out<E>(y);
+    up.ForEachPixel([&](int64_t block, int64_t other, int64_t all) {
+      std::memcpy(to + all, from + block, up.outputs * sizeof(E));
+      std::memcpy(to + all + up.outputs, extra + other, up.extra * sizeof(E));
+    });
+  });
+  return {y};
+}
+
+std::vector<Tensor> UpsampleBackward(const Tensor& x, const Tensor& weights, const Tensor& skip, const Tensor& dy,
+                                     bool needs_dx, bool needs_dskip) {
+  Upsampling up(x, weights, skip);
+  Tensor dblocks = Empty(up.BlockShape(), x.dtype());
+  Tensor dx = needs_dx ? Empty(up.x, x.dtype()) : Unneeded(x.dtype());
+  Tensor dskip = needs_dskip ? Empty(up.skip, x.dtype()) : Unneeded(x.dtype());
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    const E* from = In<E>(dy);
+    E *to = Out<E>(dblocks), *extra = needs_dskip ? Out<E>(dskip) : nullptr;
+    up.ForEachPixel([&](int64_t block, int64_t other, int64_t all) {
+      std::memcpy(to + block, from + all, up.outputs * sizeof(E));
+      if (extra != nullptr) std::memcpy(extra + other, from + all + up.outputs, up.extra * sizeof(E));
+    });
+  });
+
+  Convolution& convolution = Convolution::Get(up.Blocks(x));
+  std::vector<float> block_weights(weights.numel()), block_bias(4 * up.outputs);
+  convolution.BackwardWeights(x.data(), dblocks.data(), block_weights.data(), block_bias.data());
+  Tensor dweights = Empty(up.weights, DataType::FLOAT32), dbias = Empty({up.outputs}, DataType::FLOAT32);
+  FromBlocks(block_weights.data(), Out<float>(dweights), up.x[3], up.outputs);
+  for (int64_t o = 0; o < up.outputs; o++) {
+    const float* part = &block_bias[o];
+    Out<float>(dbias)[o] = part[0] + part[up.outputs] + part[2 * up.outputs] + part[3 * up.outputs];
+  }
+  if (needs_dx) {
+    ToBlocks(In<float>(weights), block_weights.data(), up.x[3], up.outputs);
+    convolution.BackwardData(dblocks.data(), block_weights.data(), Out<void>(dx));
+  }
+  return {dx, dweights, dbias, dskip};
+}
+
+// --- The way in and out ----------------------------------------------------------------------------------------
+
+// [batch, rows, columns] to [batch, columns, rows]: with the pixels on one side it swaps the place of the channels.
+template <class From, class To>
+void Transpose(const From* from, To* to, int64_t batch, int64_t pixels, int64_t channels, bool channels_last) {
+  int64_t pixel = channels_last ? 1 : channels, channel = channels_last ? pixels : 1;
+  int64_t to_pixel = channels_last ? channels : 1, to_channel = channels_last ? 1 : pixels;
+#pragma omp parallel for collapse(2) schedule(static)
+  for (int64_t n = 0; n < batch; n++) {
+    for (int64_t p = 0; p < pixels; p++) {
+      for (int64_t c = 0; c < channels; c++) {
+        Store(to[n * pixels * channels + p * to_pixel + c * to_channel],
+              Load(from[n * pixels * channels + p * pixel + c * channel]));
+      }
+    }
+  }
+}
+
+Tensor ChannelsLast(const Tensor& image, DataType type) {
+  PD_CHECK(image.dtype() == DataType::FLOAT32 && image.shape().size() == 4, "The engine takes float32 NCHW images.");
+  Shape shape = image.shape();
+  Tensor result = Empty({shape[0], shape[2], shape[3], shape[1]}, type);
+  WithType(result, [&](auto element) {
+    using E = decltype(element);
+    Transpose(In<float>(image), Out<E>(result), shape[0], shape[2] * shape[3], shape[1], true);
+  });
+  return result;
+}
+
+Tensor ChannelsFirst(const Tensor& image) {
+  Shape shape = image.shape();
+  Tensor result = Empty({shape[0], shape[3], shape[1], shape[2]}, DataType::FLOAT32);
+  WithType(image, [&](auto element) {
+    using E = decltype(element);
+    Transpose(In<E>(image), Out<float>(result), shape[0], shape[1] * shape[2], shape[3], false);
+  });
+  return result;
+}
+
+std::vector<Tensor> EnterForward(const Tensor& image, bool half) {
+  return {ChannelsLast(image, half ? DataType::BFLOAT16 : DataType::FLOAT32)};
+}
+std::vector<Tensor> EnterBackward(const Tensor& dy, bool) { return {ChannelsFirst(dy)}; }
+std::vector<Tensor> LeaveForward(const Tensor& image, bool) { return {ChannelsFirst(image)}; }
+std::vector<Tensor> LeaveBackward(const Tensor& dy, bool half) {
+  return {ChannelsLast(dy, half ? DataType::BFLOAT16 : DataType::FLOAT32)};
+}
+
+}  // namespace
+
+// --- Registration ----------------------------------------------------------------------------------------------
+
+PD_BUILD_OP(denoise_conv)
+    .Inputs({"X", "Weights", "Bias"})
+    .Outputs({"Y"})
+    .Attrs({"slope: float", "needs_dx: bool"})
+    .SetKernelFn(PD_KERNEL(ConvForward));
+PD_BUILD_GRAD_OP(denoise_conv)
+    .Inputs({"X", "Weights", "Y", paddle::Grad("Y")})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Weights"), paddle::Grad("Bias")})
+    .Attrs({"slope: float", "needs_dx: bool"})
+    .SetKernelFn(PD_KERNEL(ConvBackward));
+
+PD_BUILD_OP(denoise_pool).Inputs({"X"}).Outputs({"Y"}).SetKernelFn(PD_KERNEL(PoolForward));
+PD_BUILD_GRAD_OP(denoise_pool)
+    .Inputs({"X", "Y", paddle::Grad("Y")})
+    .Outputs({paddle::Grad("X")})
+    .SetKernelFn(PD_KERNEL(PoolBackward));
+
+PD_BUILD_OP(denoise_upsample)
+    .Inputs({"X", "Weights", "Bias", "Skip"})
+    .Outputs({"Y"})
+    .Attrs({"needs_dx: bool", "needs_dskip: bool"})
+    .SetKernelFn(PD_KERNEL(UpsampleForward));
+PD_BUILD_GRAD_OP(denoise_upsample)
+    .Inputs({"X", "Weights", "Skip", paddle::Grad("Y")})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Weights"), paddle::Grad("Bias"), paddle::Grad("Skip")})
+    .Attrs({"needs_dx: bool", "needs_dskip: bool"})
+    .SetKernelFn(PD_KERNEL(UpsampleBackward));
+
+PD_BUILD_OP(denoise_enter)
+    .Inputs({"Image"})
+    .Outputs({"Y"})
+    .Attrs({"half: bool"})
+    .SetKernelFn(PD_KERNEL(EnterForward));
+PD_BUILD_GRAD_OP(denoise_enter)
+    .Inputs({paddle::Grad("Y")})
+    .Outputs({paddle::Grad("Image")})
+    .Attrs({"half: bool"})
+    .SetKernelFn(PD_KERNEL(EnterBackward));
+
+PD_BUILD_OP(denoise_leave)
+    .Inputs({"Image"})
+    .Outputs({"Y"})
+    .Attrs({"half: bool"})
+    .SetKernelFn(PD_KERNEL(LeaveForward));
+PD_BUILD_GRAD_OP(denoise_leave)
+    .Inputs({paddle::Grad("Y")})
+    .Outputs({paddle::Grad("Image")})
+    .Attrs({"half: bool"})
+    .SetKernelFn(PD_KERNEL(LeaveBackward));

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 
 import distributed
+import engine
 import images
 from checkpoint import load_network
 from cli import UserError
@@ -27,15 +28,17 @@ class Denoiser:
 
     Args:
         network: a network, or the path of a .pdparams file.
+        ops: how a network that is loaded computes, of `devices.prepare`; unless given, as fast as it can.
         tile: side in pixels of the largest square (by area) that is run at once; None plans it from free memory.
         strength: 0..1, how much of the denoised image goes into the result.
         tta: averages the eight flips and rotations: eight times the work.
     """
 
-    def __init__(self, network, tile=None, strength=1.0, tta=False):
+    def __init__(self, network, ops=None, tile=None, strength=1.0, tta=False):
         self.options = {}
         if not isinstance(network, paddle.nn.Layer):
             network, self.options = load_network(network)
+            network.ops = ops or engine.choose()[0]
         self.network, self.tile, self.strength, self.tta = network, tile, strength, tta
         self.n_channel = network.options["n_channel"]
 

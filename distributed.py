@@ -11,6 +11,7 @@ from paddle import distributed as dist
 RANK = int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 WORLD_SIZE = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 IS_MAIN = RANK == 0
+LOCAL_DEVICE = os.environ.get("FLAGS_selected_gpus", "0")  # which GPU the launcher gave this process
 
 
 def start():

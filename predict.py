@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import cli
+import devices
 import distributed
 import images
 from cli import UserError, number
@@ -27,6 +28,7 @@ def get_parser():
     parser.add_argument("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
     parser.add_argument("--tile", type=number(int, 32), help="side of the largest window; planned from memory unless given")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    devices.add_flags(parser)
     return parser  # fmt: skip
 
 
@@ -71,8 +73,8 @@ def main(argv=None):
     cli.existing_file("--model_path", options.model_path)
     pairs = plan(paths, options)
     cli.writable_folder("--save_dir", options.save_dir)
-    distributed.start()
-    denoiser = Denoiser(options.model_path, tile=options.tile, strength=options.strength, tta=options.tta)
+    ops = devices.prepare(options)
+    denoiser = Denoiser(options.model_path, ops, tile=options.tile, strength=options.strength, tta=options.tta)
 
     failed = 0
     mine = pairs[distributed.RANK :: distributed.WORLD_SIZE]

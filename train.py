@@ -30,6 +30,7 @@ import paddle
 import checkpoint
 import cli
 import dataset
+import devices
 import distributed
 import images
 import reporting
@@ -44,7 +45,8 @@ STATE = "last_state.pdparams"
 # What may change between a run and its continuation; anything else would make it another run.
 CHANGEABLE = {
     "n_epoch", "max_steps", "max_minutes", "log_iters", "n_snapshot", "save_minutes", "workers", "cache_gb",
-    "val_repeats", "val_images", "val_dirs", "data_dir", "resume", "save_model_path", "log_name",
+    "val_repeats", "val_images", "val_dirs", "data_dir", "resume", "save_model_path", "log_name", "device",
+    "gpu_devices",
 }  # fmt: skip
 
 
@@ -96,9 +98,7 @@ def get_parser():
     output.add_argument("--save_minutes", type=number(float, 0), default=5, help="minutes between saved states")
     output.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER",
                         help="go on with a run; without a folder, with the latest of --log_name")
-    device = parser.add_argument_group("device")
-    device.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu"], help="where to compute")
-    device.add_argument("--gpu_devices", help="the GPU to take, as published, e.g. 0")
+    device = devices.add_flags(parser)
     device.add_argument("--parallel", action="store_true", help="as published; see paddle.distributed.launch")
     device.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
     return parser  # fmt: skip
@@ -155,17 +155,8 @@ def check_options(options):
             parse_noise(getattr(options, flag) or "none")
         except ValueError as error:
             raise UserError(f"--{flag}: {error}") from None
-    has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    if not has_gpu:
-        for flag, wanted in (("device", options.device == "gpu"), ("gpu_devices", options.gpu_devices)):
-            if wanted:
-                raise UserError(f"--{flag}: no GPU that this Paddle can use")
-        if options.amp:
-            raise UserError("--amp: on a CPU Paddle computes mixed precision in fp32 all the same")
     if options.parallel and distributed.WORLD_SIZE == 1:
         cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
-    use_gpu = has_gpu and options.device != "cpu"
-    paddle.set_device(f"gpu:{(options.gpu_devices or '0').split(',')[0]}" if use_gpu else "cpu")
 
 
 def validation_sets(options):
@@ -201,19 +192,23 @@ def versions():
 class Training:
     """The weights, their average, the optimizer, and where the run stands."""
 
-    def __init__(self, options):
+    def __init__(self, options, ops):
         paddle.seed(options.seed)
         self.options = options
         self.network = build_network(options.arch, options.n_channel, options.n_feature)
         if options.pretrained:
             checkpoint.set_weights(self.network, checkpoint.read_state(options.pretrained), options.pretrained)
         distributed.broadcast_parameters(self.network)
+        self.network.ops = ops
         self.network.train()
         self.averaged = self.network
         if options.ema:
             self.averaged = build_network(options.arch, options.n_channel, options.n_feature)
             self.averaged.set_state_dict(self.network.state_dict())
+            self.averaged.ops = ops
             self.averaged.eval()
+            for parameter in self.averaged.parameters():
+                parameter.stop_gradient = True
         clip = paddle.nn.ClipGradByGlobalNorm(options.clip_grad) if options.clip_grad else None
         self.optimizer = paddle.optimizer.Adam(
             options.lr, parameters=self.network.parameters(), grad_clip=clip
@@ -349,13 +344,25 @@ def snapshot(training, sets, noise, folder, log, epoch):
         if distributed.IS_MAIN:
             training.save_weights(os.path.join(folder, "best_model.pdparams"))
     if distributed.IS_MAIN:
-        reporting.plot_run(folder)
+        plot_run(folder)
+
+
+def plot_run(folder):
+    """Draws what metrics.csv holds: the losses, and the scores once there are any."""
+    metrics = reporting.read_metrics(folder)
+    for kind, label in (("loss", "loss"), ("psnr", "PSNR [dB]")):
+        series = {name.partition("/")[2]: points for name, points in metrics.items() if name.startswith(kind + "/")}
+        if series:
+            title = os.path.join(*os.path.normpath(folder).split(os.sep)[-2:])
+            reporting.plot_curves(os.path.join(folder, f"{kind}.png"), title, "step", {label: series})
 
 
 def train(options):
     """Runs the training that the options describe; returns the run folder, and whether it reached its end."""
     check_options(options)
-    distributed.start()
+    ops = devices.prepare(options)
+    if options.amp and not devices.on_gpu():
+        raise UserError("--amp: on a CPU Paddle computes mixed precision in fp32 all the same; --precision bf16 is real")
     sets, noise = validation_sets(options)
     cache = free_memory() / 4 if options.cache_gb is None else options.cache_gb * 2**30
     patches = dataset.TrainingImages(
@@ -366,7 +373,7 @@ def train(options):
         patches, options.batchsize, options.seed, distributed.RANK, distributed.WORLD_SIZE, options.workers
     )
     plan = Schedule(options, batches.steps_per_epoch)
-    training = Training(options)
+    training = Training(options, ops)
     method = Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
 
     # The run folder: a new one, or the old one as it was when the state was saved.

@@ -14,6 +14,7 @@ import sys
 
 import cli
 import dataset
+import devices
 import distributed
 import reporting
 from cli import UserError, number
@@ -39,6 +40,7 @@ def get_parser():
     output.add_argument("--report", metavar="DIR", help="an HTML page with every image, plots and settings")
     output.add_argument("--report_images", type=number(int, 0), default=100, help="how many images the page shows")
     output.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    devices.add_flags(parser)
     return parser  # fmt: skip
 
 
@@ -72,8 +74,8 @@ def main(argv=None):
     cli.existing_file("--model_path", options.model_path)
     present, absent = dataset.find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
     refuse_existing(options)
-    distributed.start()
-    denoiser = Denoiser(options.model_path, tile=options.tile, tta=options.tta)
+    ops = devices.prepare(options)
+    denoiser = Denoiser(options.model_path, ops, tile=options.tile, tta=options.tta)
     for name in ("n_feature", "n_channel"):
         wanted, found = getattr(options, name), denoiser.network.options[name]
         if wanted not in (None, found):

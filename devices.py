@@ -1,0 +1,56 @@
+"""Where to compute and how: the device flags of train.py, val.py and predict.py, and what they lead to."""
+
+import paddle
+
+import cli
+import distributed
+import engine
+from cli import UserError
+
+
+def add_flags(parser):
+    """The group of flags that every script which runs a network has."""
+    group = parser.add_argument_group("device")
+    group.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "gpu"], help="where to compute"
+    )
+    group.add_argument("--gpu_devices", help="the GPU to take, as published, e.g. 0")
+    group.add_argument(
+        "--engine",
+        default="auto",
+        choices=["auto", "onednn", "paddle"],
+        help="on a CPU: the fast convolutions of engine/, or Paddle's own",
+    )
+    group.add_argument(
+        "--precision",
+        default="fp32",
+        choices=["fp32", "bf16"],
+        help="of the engine's activations; bf16 halves the time on CPUs that have it",
+    )
+    return group
+
+
+def prepare(options):
+    """Sets the device, joins the other processes, chooses the engine and says so; returns the networks' `ops`."""
+    found = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if not found:
+        for flag, wanted in (("device", options.device == "gpu"), ("gpu_devices", options.gpu_devices)):
+            if wanted:
+                raise UserError(f"--{flag}: no GPU that this Paddle can use")
+    if found and options.device != "cpu":
+        number = (options.gpu_devices or "0").split(",")[0]
+        if distributed.WORLD_SIZE > 1:
+            number = distributed.LOCAL_DEVICE
+        paddle.set_device(f"gpu:{number}")
+    else:
+        paddle.set_device("cpu")
+    distributed.start()
+    ops, line = engine.choose(options.engine, options.precision)
+    if distributed.IS_MAIN:
+        cli.note(line)
+    return ops
+
+
+def on_gpu():
+    """Whether the device in use is a GPU."""
+    return paddle.device.get_device().startswith("gpu")

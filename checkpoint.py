@@ -216,7 +216,10 @@ def _saved_options(path, state):
             n_head = state["nin_c.weight"].shape[1]
             options = {"arch": "unet", "n_channel": n_channel, "n_feature": n_feature, "n_head": n_head}
         sizes = [options[name] for name in ("n_channel", "n_feature", "n_head")]
-        if options["arch"] not in NETWORKS or not all(type(n) is int and 0 < n <= 4096 for n in sizes):
+        # A layer of n features has n * n weights and more: a claim beyond the file's own size is not built.
+        numbers = sum(array.size for array in state.values() if isinstance(array, np.ndarray))
+        believable = all(type(n) is int and 0 < n and n * n <= numbers for n in sizes)
+        if options["arch"] not in NETWORKS or not believable:
             raise ValueError
     except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(f"{path}: holds no network of this project") from None

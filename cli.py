@@ -194,11 +194,21 @@ def new_run_folder(save_model_path, log_name):
 
 
 def progress(iterable=None, total=None, unit="it", label=None, **kwargs):
-    """A bar with ETA on stderr; on a log file, a line now and then instead of a thousand carriage returns."""
-    interval = 0.2 if sys.stderr.isatty() else 30.0
+    """A bar with ETA on stderr; on a log file, a line every half minute instead of a thousand carriage returns."""
+    on_screen = sys.stderr.isatty()
+    seconds = 0.2 if on_screen else 30.0
     return tqdm(
-        iterable, total=total, unit=unit, desc=label, file=sys.stderr, mininterval=interval,
-        maxinterval=interval, dynamic_ncols=True, leave=False, **kwargs,
+        iterable,
+        total=total,
+        unit=unit,
+        desc=label,
+        file=sys.stderr,
+        mininterval=seconds,
+        maxinterval=seconds,
+        delay=0 if on_screen else seconds,
+        dynamic_ncols=True,
+        leave=False,
+        **kwargs,
     )
 
 

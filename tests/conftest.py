@@ -1,0 +1,89 @@
+"""Shared by the tests: small images, a small network, and the scripts run as users run them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def scene(height, width, channels=3, seed=0):
+    """A smooth picture with edges, uint8: something that a denoiser can tell from noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    image = np.zeros((height, width, channels))
+    for c in range(channels):
+        a, b, shift = rng.uniform(0.02, 0.15, 3)
+        image[..., c] = 128 + 60 * np.sin(a * x + shift) * np.cos(b * y)
+    for _ in range(6):
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        box = np.s_[top : top + height // 4, left : left + width // 4]
+        image[box] = rng.uniform(20, 235, channels)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def noisy_scene(height, width, channels=3, seed=0, sigma=25):
+    """The same with Gaussian noise, rounded to uint8."""
+    rng = np.random.default_rng(seed + 1000)
+    noisy = scene(height, width, channels, seed) + rng.normal(0, sigma, (height, width, channels))
+    return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array.squeeze()).save(path)
+    return path
+
+
+def run_script(name, *arguments, cwd=ROOT, ok=None, **environment):
+    """Runs a script in a process of its own; with `ok`, checks its exit code."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / name), *map(str, arguments)],
+        cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    if ok is not None:
+        assert result.returncode == ok, result.stdout + result.stderr
+    return result
+
+
+def assert_user_error(result, *words):
+    """Exit code 2 and one line on stderr that names the flag or file; other lines are notes, not tracebacks."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    errors = [line for line in result.stderr.splitlines() if ": error: " in line]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert str(word) in errors[0], errors[0]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """data/ with eight noisy-able images, val/ with one small validation set."""
+    root = tmp_path_factory.mktemp("images")
+    for i in range(8):
+        save(root / "data" / f"{i}.png", scene(80 + 3 * i, 96, seed=i))
+    for i in range(2):
+        save(root / "val" / "Tiny" / f"{i}.png", scene(45, 67, seed=50 + i))
+    return root
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A 4-feature network's weights file; its last layer is scaled so that outputs look like images."""
+    import paddle
+
+    import checkpoint
+    from arch_unet import build_network
+
+    paddle.seed(7)
+    network = build_network(n_feature=4)
+    network.nin_c.weight.set_value(network.nin_c.weight * 10)
+    path = tmp_path_factory.mktemp("weights") / "tiny.pdparams"
+    options = {**network.options, "noisetype": "gauss25"}
+    checkpoint.save_network(path, checkpoint.network_state(network), options)
+    return path

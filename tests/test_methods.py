@@ -1,0 +1,81 @@
+from collections import Counter
+
+import numpy as np
+import paddle
+
+from arch_unet import build_network
+from methods import Neighbor2Neighbor, draw_picks, picks_of_published, subimages
+
+
+def split(image, picks):
+    first, second = subimages(paddle.to_tensor(image), paddle.to_tensor(picks))
+    return first.numpy(), second.numpy()
+
+
+def test_picks_are_different_adjacent_and_all_eight_pairs_equally_likely():
+    # An image that holds the number of each pixel within its 2x2 cell shows what was picked.
+    size = 512
+    cell = np.tile(np.array([[0, 1], [2, 3]], np.float32), (size // 2, size // 2))[None, None]
+    first, second = split(cell, draw_picks(np.random.default_rng(0), size, size)[None])
+    counts = Counter(zip(first.astype(int).ravel().tolist(), second.astype(int).ravel().tolist(), strict=True))
+    assert set(counts) == {(0, 1), (0, 2), (1, 3), (2, 3), (1, 0), (2, 0), (3, 1), (3, 2)}
+    expected = (size // 2) ** 2 / 8
+    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert chi_square < 24.3  # 99.9 % of fair draws lie below, 7 degrees of freedom
+
+
+def test_pixels_stay_in_their_cell_and_channels_together():
+    image = np.arange(2 * 3 * 8 * 10, dtype=np.float32).reshape(2, 3, 8, 10)
+    picks = np.stack([draw_picks(np.random.default_rng(i), 8, 10) for i in range(2)])
+    for sub in split(image, picks):
+        assert sub.shape == (2, 3, 4, 5)
+        assert (sub[:, 1] - sub[:, 0] == 80).all()
+        row, column = sub[:, 0] % 80 // 10, sub[:, 0] % 10
+        assert (row // 2 == np.arange(4)[:, None]).all()
+        assert (column // 2 == np.arange(5)).all()
+
+
+def test_a_recorded_case_of_the_published_sampler():
+    # Made by the published masks (unfold, boolean selection) with these pair numbers.
+    image = np.arange(2 * 2 * 4 * 6, dtype=np.float32).reshape(2, 2, 4, 6)
+    pairs = np.array([4, 7, 5, 0, 3, 3, 3, 7, 1, 3, 5, 2]).reshape(2, 2, 3)
+    picks = np.stack([picks_of_published(one) for one in pairs])
+    first, second = split(image, picks)
+    assert first.astype(int).tolist() == [
+        [[[1, 9, 10], [12, 20, 22]], [[25, 33, 34], [36, 44, 46]]],
+        [[[54, 57, 52], [66, 68, 65]], [[78, 81, 76], [90, 92, 89]]],
+    ]
+    assert second.astype(int).tolist() == [
+        [[[0, 8, 4], [13, 21, 23]], [[24, 32, 28], [37, 45, 47]]],
+        [[[55, 56, 58], [67, 62, 71]], [[79, 80, 82], [91, 86, 95]]],
+    ]
+
+
+def test_the_loss_is_the_papers():
+    paddle.seed(0)
+    network = build_network(n_feature=4)
+    noisy = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
+    picks = np.stack([draw_picks(np.random.default_rng(i), 64, 64) for i in range(2)])
+    method = Neighbor2Neighbor(Lambda1=0.5, Lambda2=3.0, increase_ratio=2.0)
+    loss, loss1, loss2, Lambda = method(network, paddle.to_tensor(noisy), paddle.to_tensor(picks), 0.25)
+
+    sub1, sub2 = split(noisy, picks)
+    denoised1, denoised2 = split(network(paddle.to_tensor(noisy)).numpy(), picks)
+    diff = network(paddle.to_tensor(sub1)).numpy() - sub2
+    assert Lambda == 0.5
+    np.testing.assert_allclose(loss1.item(), np.mean(diff**2), rtol=1e-5)
+    np.testing.assert_allclose(loss2.item(), 0.5 * np.mean((diff - (denoised1 - denoised2)) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(loss.item(), 0.5 * loss1.item() + 3.0 * loss2.item(), rtol=1e-5)
+
+
+def test_no_gradient_flows_through_the_full_image():
+    # With a network that doubles its input by one weight, the gradient is known in closed form.
+    weight = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(2.0))
+    noisy = np.random.default_rng(0).random((1, 1, 8, 8), np.float32)
+    picks = draw_picks(np.random.default_rng(1), 8, 8)[None]
+    method = Neighbor2Neighbor(Lambda1=0.0)
+    loss, *_ = method(lambda x: x * weight, paddle.to_tensor(noisy), paddle.to_tensor(picks), 1.0)
+    loss.backward()
+    a, b = split(noisy, picks)
+    residual = 2 * a - b - (2 * a - 2 * b)
+    np.testing.assert_allclose(weight.grad.item(), 2.0 * np.mean(2 * residual * a), rtol=1e-4)

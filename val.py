@@ -33,7 +33,7 @@ def get_parser():
     parser.add_argument("--val_repeats", type=number(int, 1), help="repeats per set, instead of its own")
     parser.add_argument("--val_images", type=number(int, 1), help="only the first so many images of each set")
     parser.add_argument("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
-    parser.add_argument("--tile", type=number(int, 32), help="side of the largest window; planned from memory unless given")
+    parser.add_argument("--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given")
     output = parser.add_argument_group("output")
     output.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the table as JSON, to stdout or a file")
     output.add_argument("--csv", metavar="FILE", help="PSNR and SSIM of every image")

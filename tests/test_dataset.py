@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+from conftest import save, scene
+
+import dataset
+from cli import UserError
+from noise import parse_noise
+
+
+def images_of(folders, **options):
+    defaults = {"noise": parse_noise("gauss25"), "n_channel": 3, "patchsize": 64, "seed": 5}
+    return dataset.TrainingImages(str(folders / "data"), **{**defaults, **options})
+
+
+def first_batches(patches, start, count, **options):
+    batches = dataset.Batches(patches, seed=5, **{"batchsize": 2, **options})
+    stream = batches.starting_at(start)
+    found = [next(stream) for _ in range(count)]
+    stream.close()
+    return found
+
+
+def same(a, b):
+    return (a.noisy == b.noisy).all() and (a.picks == b.picks).all()
+
+
+def test_a_batch_is_a_function_of_its_number(folders):
+    ahead = first_batches(images_of(folders), 0, 9)
+    resumed = first_batches(images_of(folders), 6, 3, workers=1, ahead=1)
+    assert all(same(a, b) for a, b in zip(ahead[6:], resumed, strict=True))
+    assert not same(ahead[0], ahead[1])
+    assert ahead[0].noisy.shape == (2, 3, 64, 64)
+    assert ahead[0].picks.shape == (2, 3, 32, 32)
+
+
+def test_two_processes_see_what_one_with_twice_the_batch_sees(folders):
+    one = first_batches(images_of(folders), 0, 5, batchsize=4)
+    halves = [first_batches(images_of(folders), 0, 5, rank=rank, world_size=2) for rank in (0, 1)]
+    for whole, left, right in zip(one, *halves, strict=True):
+        assert (whole.noisy == np.concatenate([left.noisy, right.noisy])).all()
+        assert (whole.picks == np.concatenate([left.picks, right.picks])).all()
+
+
+def test_every_image_once_per_epoch(folders):
+    patches = images_of(folders)
+    seen = []
+    patches.sample = lambda epoch, index: (seen.append(index), (np.zeros(1), np.zeros(1)))[1]
+    batches = dataset.Batches(patches, 2, seed=5)
+    for step in range(batches.steps_per_epoch):
+        batches.batch(step)
+    assert sorted(seen) == list(range(8))
+
+
+def test_fewer_images_than_a_batch_are_used_again_with_other_crops(folders, tmp_path):
+    save(tmp_path / "a.png", scene(80, 90))
+    patches = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5)
+    batch = dataset.Batches(patches, 3, seed=5).batch(0)
+    assert not (batch.noisy[0] == batch.noisy[1]).all()
+
+
+def test_fresh_noise_changes_each_epoch_and_frozen_never(folders, tmp_path):
+    # An image of exactly the patch's size leaves only the noise to chance.
+    clean = scene(64, 64)
+    save(tmp_path / "a.png", clean)
+    for frozen in (False, True):
+        patches = dataset.TrainingImages(
+            str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=frozen
+        )
+        first, second = (patches.sample(epoch, 0)[0] for epoch in (0, 1))
+        assert (first == second).all() == frozen
+        deviation = (first - clean.transpose(2, 0, 1) / 255).std() * 255
+        assert 24 < deviation < 26
+
+
+def test_frozen_noise_belongs_to_the_image_not_to_the_crop(folders, tmp_path):
+    flat = np.full((70, 70, 3), 100, np.uint8)
+    save(tmp_path / "a.png", flat)
+    patches = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=True)
+    whole = patches._image(0)
+    for epoch in range(5):
+        patch = patches.sample(epoch, 0)[0].transpose(1, 2, 0)
+        places = [(y, x) for y in range(7) for x in range(7)]
+        assert any((whole[y : y + 64, x : x + 64] == patch).all() for y, x in places)
+
+
+def test_the_cache_changes_nothing_but_time(folders):
+    cached = images_of(folders, cache_bytes=1 << 30)
+    for _ in range(2):
+        assert (cached.sample(0, 3)[0] == images_of(folders).sample(0, 3)[0]).all()
+    small = images_of(folders, cache_bytes=30_000)
+    for index in range(8):
+        small.sample(0, index)
+    assert sum(image.nbytes for image in small._cache.values()) <= 30_000
+
+
+def test_small_images_are_padded_by_reflection(tmp_path):
+    clean = scene(50, 90)
+    save(tmp_path / "a.png", clean)
+    patch, _ = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5).sample(0, 0)
+    assert patch.shape == (3, 64, 64)
+    assert (patch[:, 50:63] == patch[:, 48:35:-1]).all()
+
+
+def test_augmented_patches_are_flips_and_rotations(tmp_path):
+    clean = scene(64, 64)
+    save(tmp_path / "a.png", clean)
+    patches = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5, augment=True)
+    expected = {
+        np.ascontiguousarray(np.rot90(clean, turns)[:, ::flip]).tobytes() for turns in range(4) for flip in (1, -1)
+    }
+    found = {
+        np.ascontiguousarray((patches.sample(epoch, 0)[0] * 255).round().astype(np.uint8).transpose(1, 2, 0)).tobytes()
+        for epoch in range(80)
+    }
+    assert found == expected
+
+
+def test_channels(tmp_path):
+    colour, grey = scene(64, 64), scene(64, 64, 1)
+    assert dataset.as_channels(grey, 3, "a").shape == (64, 64, 3)
+    luma = dataset.as_channels(colour, 1, "a")[..., 0].astype(float)
+    expected = colour @ [0.299, 0.587, 0.114]
+    assert np.abs(luma - expected).max() <= 0.51
+    mosaic = np.arange(24, dtype=np.float32).reshape(4, 6, 1)
+    packed = dataset.as_channels(mosaic, 4, "a")
+    assert packed[0, 0].tolist() == [0, 1, 6, 7]
+    assert packed[1, 2].tolist() == [16, 17, 22, 23]
+    with pytest.raises(UserError, match=r"a: has 5 channels"):
+        dataset.as_channels(np.zeros((4, 4, 5)), 3, "a")
+
+
+def test_raw_mosaics_train_four_channels(tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((140, 150), np.float32))
+    patches = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 4, 64, seed=5)
+    assert patches.sample(0, 0)[0].shape == (4, 64, 64)
+
+
+def test_a_broken_image_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG nothing more")
+    with pytest.raises(UserError, match=r"a\.png"):
+        dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5)
+
+
+def test_validation_sets_by_name(tmp_path):
+    for folder in ("Kodak", "BSD300/test", "BSD300/train", "Mine"):
+        save(tmp_path / folder / "a.png", scene(20, 20))
+    present, absent = dataset.find_validation_sets(str(tmp_path))
+    assert [(one.name, one.repeats) for one in present] == [("Kodak", 10), ("BSD300", 3), ("Mine", 1)]
+    assert [one.name for one in absent] == ["Set14"]
+    assert [path.parent.name for path in present[1].paths()] == ["test"]
+
+
+def test_a_folder_without_sets_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--val_dirs"):
+        dataset.find_validation_sets(str(tmp_path))

@@ -15,6 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 import cli
+from report_page import HtmlReport as HtmlReport
+from report_page import decimals, image_count, repeats
 
 COLOURS = ("#2563a8", "#d9822b", "#3d8b5f", "#b5485d", "#7a5ba6", "#6b7280")  # of plots
 
@@ -180,7 +182,7 @@ def plot_curves(path, title, x_label, panels):
 
     Args:
         path: the PNG file.
-        title: over the figure.
+        title: stands over the figure.
         x_label: what the curves run over.
         panels: {y label: {series name: [(x, y), ...]}}, one panel under the other. A panel whose
             label speaks of a loss gets a logarithmic axis when its values span more than a factor
@@ -196,16 +198,18 @@ def plot_curves(path, title, x_label, panels):
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, parse_math=False)
     rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, (y_label, series) in zip(rows, panels.items(), strict=True):
-        curves, names, extent = [], [], []
+        curves, names, values = [], [], np.empty(0)
         for name, points in series.items():
             x, y = np.array(points, np.float64).reshape(-1, 2).T
             x, y = x[np.isfinite(y)], y[np.isfinite(y)]
             if len(y):
                 curves.append(_plot_curve(axes, x, y, COLOURS[len(curves) % len(COLOURS)]))
                 names.append(name)
-                extent += [y.min(), y.max()]
-        if "loss" in y_label.lower() and extent and max(extent) > 10 * min(extent) > 0:
-            axes.set_yscale("log")
+                values = np.concatenate([values, y])
+        positive = values[values > 0]
+        if "loss" in y_label.lower() and len(positive) and positive.max() > 10 * positive.min():
+            # A term that is switched on later has no place on this axis while it is 0.
+            axes.set_yscale("log", nonpositive="mask")
         axes.set_ylabel(y_label, parse_math=False)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -218,6 +222,23 @@ def plot_curves(path, title, x_label, panels):
         # A set may be named in a script that the font lacks: a box in the legend is enough.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(temporary)
+
+
+def plot_run(folder):
+    """Draws a run's loss.png and psnr.png from what metrics.csv calls loss/, psnr/ and ssim/."""
+    folder = Path(folder).resolve()
+    metrics = read_metrics(folder)
+
+    def series(kind):
+        return {key[len(kind) :]: metrics[key] for key in metrics if key.startswith(kind)}
+
+    plots = {
+        "loss.png": {"loss": series("loss/")},
+        "psnr.png": {"PSNR [dB]": series("psnr/"), "SSIM": series("ssim/")},
+    }
+    for name, panels in plots.items():
+        if any(panels.values()):
+            plot_curves(folder / name, f"{folder.parent.name} {folder.name}", "step", panels)
 
 
 def _plot_curve(axes, x, y, colour):
@@ -245,7 +266,7 @@ def score_summary(results):
     for result in results:
         means = {key: result.mean(key) for key in ("psnr_noisy", "ssim_noisy", "psnr", "ssim")}
         summary.append(
-            {"set": result.name, "images": _image_count(result), "repeats": _repeats(result)}
+            {"set": result.name, "images": image_count(result), "repeats": repeats(result)}
             | {key: value if math.isfinite(value) else None for key, value in means.items()}
             | {"seconds": round(result.seconds, 3)}
         )
@@ -257,27 +278,12 @@ def score_table(results):
     table = [("set", "images", "noisy PSNR", "PSNR", "gain", "SSIM")]
     for result in results:
         noisy, psnr, ssim = (result.mean(key) for key in ("psnr_noisy", "psnr", "ssim"))
-        images = f"{_image_count(result)} x {_repeats(result)}"
-        numbers = (_decimals(noisy), _decimals(psnr), _decimals(psnr - noisy, "+.2f"))
-        table.append((result.name, images, *numbers, _decimals(ssim, ".4f")))
+        images = f"{image_count(result)} x {repeats(result)}"
+        numbers = (decimals(noisy), decimals(psnr), decimals(psnr - noisy, "+.2f"))
+        table.append((result.name, images, *numbers, decimals(ssim, ".4f")))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for row in table:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
     return "\n".join(lines)
-
-
-def _repeats(result):
-    return 1 + max(score.repeat for score in result.scores)
-
-
-def _image_count(result):
-    return len(result.scores) // _repeats(result)
-
-
-def _decimals(value, form=".2f"):
-    """A number for reading: 30.79, inf, or a dash for what is unknown."""
-    if value is None or math.isnan(value):
-        return "-"
-    return format(value, form)

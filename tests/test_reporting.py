@@ -2,15 +2,23 @@
 
 import glob
 import json
+import os
+import re
+import shutil
 import struct
+import subprocess
+import tempfile
+from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+import cli
 import reporting
-from reporting import RunLog
+from reporting import HtmlReport, RunLog
 
 
 def events(folder):
@@ -174,3 +182,232 @@ def test_score_table_and_summary():
         "seconds": 1.25,
     }
     assert summary[1]["psnr"] is None
+
+
+def test_plot_run_draws_what_was_recorded(tmp_path):
+    with RunLog(tmp_path) as log:
+        for step in range(1, 50):
+            log.scalars(step, {"loss/rec": 1 / step, "loss/reg": 0.0, "schedule/lr": 0.1})
+    reporting.plot_run(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png"}
+    with RunLog(tmp_path, resume_at=49) as log:
+        log.scalars(49, {"psnr/BSD300": 30.0, "ssim/BSD300": 0.8})
+    reporting.plot_run(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png", "psnr.png"}
+
+
+# --- The HTML report ------------------------------------------------------------------------------
+
+HOSTILE = [
+    "</script><script>alert(1)</script>.png",
+    "\"><img src=x onerror='alert(1)'>.png",
+    "../../etc/{{title}}.png",
+    "ab\u202egnp.exe\n\0.png",
+    "写真 é.png",
+    "\udcff.png",  # how Python names a file whose bytes are no UTF-8
+    "twice.png",
+    "twice.png",
+]
+
+
+def picture(seed, height=40, width=60, channels=3):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A page with a hostile set, a grey one of three repeats, and one without pictures."""
+    page = HtmlReport(
+        tmp_path / "report", "A & B", {"model": "<x>", "Versions": {"numpy": "2"}}, pictures=10
+    )
+    results = []
+    for set_name, names, repeats, channels in (
+        ("<b>&'\"", HOSTILE, 1, 3),
+        ("grey", [f"{n}.png" for n in range(12)], 3, 1),
+    ):
+        scores = []
+        for repeat in range(repeats):
+            for n, name in enumerate(names):
+                scores.append(score(set_name, name, repeat, psnr=30.0 + n + repeat))
+                images = [picture(10 * n + k, channels=channels) for k in range(3)]
+                page.add(scores[-1], *images)
+        results.append(set_scores(set_name, scores))
+    bare = [score("bare", f"{n}", psnr=psnr) for n, psnr in enumerate((float("inf"), float("nan")))]
+    results.append(set_scores("bare", bare))
+    return page.close(results)
+
+
+class Page(HTMLParser):
+    """Parses strictly: what is opened is closed, in order."""
+
+    VOID = frozenset(("meta", "link", "img", "input"))
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], []
+        with open(path, encoding="utf-8") as file:
+            self.feed(file.read())
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, wanted, **attributes):
+        return [
+            found
+            for tag, found in self.tags
+            if tag == wanted and attributes.items() <= found.items()
+        ]
+
+
+def test_page_holds_all_images_and_needs_nothing_else(report):
+    page, folder = Page(report), os.path.dirname(report)
+    assert len(page.all("tbody")) == 1 + len(HOSTILE) + 12 + 2
+    # Ten pictures of a set at most, of the first repeat.
+    assert len(page.all("div", **{"class": "slider"})) == len(HOSTILE) + 10
+    sources = [image["src"] for image in page.all("img")]
+    assert len(sources) == 5 * (len(HOSTILE) + 10)
+    assert {image["loading"] for image in page.all("img")} == {"lazy"}
+    assert sorted(set(sources)) == sorted(
+        f"images/{name}" for name in os.listdir(f"{folder}/images")
+    )
+    assert sorted(os.listdir(folder)) == ["images", "index.html"]
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "data-noisy", "data-denoised", "data-clean"):
+            address = attributes.get(name)
+            assert (
+                address is None or address == "data:," or address[0] == "#" or address in sources
+            ), tag
+    with open(report, encoding="utf-8") as file:
+        assert "//" not in re.sub(r"^//.*$", "", file.read(), flags=re.M).replace("</", "")
+
+
+def test_names_are_shown_and_do_nothing(report):
+    page = Page(report)
+    assert len(page.all("script")) == 1
+    assert not [
+        tag for tag, attributes in page.tags if any(name[:2] == "on" for name in attributes)
+    ]
+    names = [body["data-name"] for body in page.all("tbody")[1 : 1 + len(HOSTILE)]]
+    assert names[:3] == HOSTILE[:3]
+    assert names[3:] == [
+        "ab\ufffdgnp.exe\ufffd\ufffd.png",
+        "写真 é.png",
+        "\ufffd.png",
+        *HOSTILE[6:],
+    ]
+    text = "".join(page.text)
+    for told in ("A & B", "<x>", "Versions", "×4 around grey", "12 × 3", "+16.50"):
+        assert told in text, told
+
+
+def test_scores_of_the_page_are_means_over_repeats(report):
+    bodies = {body["data-name"]: body for body in Page(report).all("tbody", **{"data-set": "grey"})}
+    assert float(bodies["4.png"]["data-psnr"]) == 30 + 4 + 1
+    assert float(bodies["4.png"]["data-gain"]) == 15
+    bare = Page(report).all("tbody", **{"data-set": "bare"})
+    assert [body["data-psnr"] for body in bare] == ["Infinity", ""]
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_pictures_are_the_pixels(tmp_path, channels):
+    shape = (40, 60) if channels is None else (40, 60, channels)
+    clean, noisy, denoised = (picture(n, channels=channels or 1).reshape(shape) for n in range(3))
+    page = HtmlReport(tmp_path, "title", {})
+    page.add(score("set", "a"), clean, noisy, denoised)
+    page.add(score("set", "b"), None, noisy, denoised)
+
+    def read(name):
+        image = cv2.imread(str(tmp_path / "images" / name), cv2.IMREAD_UNCHANGED)
+        return image[..., ::-1] if image.ndim == 3 else image.reshape(shape)
+
+    for kind, image in (("clean", clean), ("noisy", noisy), ("denoised", denoised)):
+        assert (read(f"00000-{kind}.png") == image).all()
+    error = denoised.astype(int) - clean
+    assert (read("00000-residual.png") == np.clip(128 + 4 * error, 0, 255)).all()
+    removed = noisy.astype(int) - denoised
+    assert (read("00001-residual.png") == np.clip(128 + 2 * removed, 0, 255)).all()
+    assert not (tmp_path / "images" / "00001-clean.png").exists()
+
+
+def test_packed_raw_is_shown_in_grey(tmp_path):
+    raw = picture(1, channels=4)
+    HtmlReport(tmp_path, "title", {}).add(score("set", "a"), raw, raw, raw)
+    shown = cv2.imread(str(tmp_path / "images" / "00000-noisy.png"), cv2.IMREAD_UNCHANGED)
+    assert (shown == raw.mean(axis=2).astype(np.uint8)).all()
+
+
+def test_a_report_is_replaced_only_when_asked(tmp_path):
+    def write(names, **options):
+        page = HtmlReport(tmp_path, "title", {}, **options)
+        scores = [score("set", name) for name in names]
+        for one in scores:
+            page.add(one, picture(1), picture(2), picture(3))
+        return page.close([set_scores("set", scores)])
+
+    write(["first", "second"])
+    (tmp_path / "images" / "mine.png").write_bytes(b"")
+    before = (tmp_path / "index.html").read_bytes()
+    with pytest.raises(cli.UserError, match="--report: .* holds a report"):
+        write(["third"])
+    assert (tmp_path / "index.html").read_bytes() == before
+    write(["third"], overwrite=True)
+    assert "third" in (tmp_path / "index.html").read_text("utf-8")
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        *(f"00000-{kind}.png" for kind in ("clean", "denoised", "noisy", "residual")),
+        "mine.png",
+    ]
+
+
+def browse(report, view, *arguments):
+    """The page as Chromium has it after its script ran, and what that complained about."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("Chromium is not installed")
+    with tempfile.TemporaryDirectory() as profile:
+        run = subprocess.run(
+            [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+             "--hide-scrollbars", "--virtual-time-budget=2000", f"--user-data-dir={profile}",
+             *arguments, "--dump-dom", Path(report).as_uri() + view],
+            capture_output=True, text=True, encoding="utf-8", timeout=60,
+        )  # fmt: skip
+    complaints = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    return run.stdout, complaints
+
+
+def test_page_sorts_filters_and_slides_in_a_browser(report, tmp_path):
+    dom, complaints = browse(report, "#sort=psnr&down=&set=grey&at=30&pair=denoised+clean")
+    assert complaints == []
+    (tmp_path / "dom.html").write_text(dom, encoding="utf-8")
+    page = Page(tmp_path / "dom.html")
+    bodies = page.all("tbody")[1:]
+    numbers = [float(body["data-psnr"] or "-inf") for body in bodies]
+    assert numbers == sorted(numbers, reverse=True)
+    assert {body["data-set"] for body in bodies if "hidden" not in body} == {"grey"}
+    assert len(page.all("th", **{"aria-sort": "descending"})) == 1
+    sliders = page.all("div", **{"class": "slider", "style": "--at: 30%;"})
+    assert len(sliders) == len(HOSTILE) + 10
+    lower = [image["src"] for image in page.all("img", **{"class": "before"})]
+    assert all(source.endswith("-denoised.png") for source in lower)
+
+
+def test_pictures_are_painted_in_a_browser(report, tmp_path):
+    browse(report, "#set=grey", "--window-size=1000,1200", f"--screenshot={tmp_path / 'page.png'}")
+    screenshot = cv2.imread(str(tmp_path / "page.png"))
+    clean = cv2.imread(
+        os.path.join(os.path.dirname(report), f"images/{len(HOSTILE):05d}-clean.png")
+    )
+    error = cv2.matchTemplate(screenshot, clean, cv2.TM_SQDIFF).min() / clean.size
+    assert error < 1  # the picture is there, pixel for pixel

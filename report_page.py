@@ -1,0 +1,295 @@
+"""The HTML report: a folder that opens in any browser, with the scores, pictures and settings."""
+
+import html
+import math
+import re
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+import cli
+import images
+
+KINDS = ("noisy", "denoised", "clean", "residual")
+ERROR_GAIN, REMOVED_GAIN = 4, 2  # how much a residual is amplified for the eye
+
+# Shown of each image and set: measure, format, classes of the table cell.
+COLUMNS = (
+    ("psnr_noisy", ".2f", "number wide"),
+    ("psnr", ".2f", "number main"),
+    ("gain", "+.2f", "number"),
+    ("ssim_noisy", ".4f", "number wide"),
+    ("ssim", ".4f", "number main"),
+)
+FORMATS = {measure: form for measure, form, _ in COLUMNS}
+
+
+class HtmlReport:
+    """A folder with index.html and images/, which needs nothing else.
+
+    Pictures are written as they come, so that memory stays flat; index.html is written last.
+
+    Args:
+        folder: created if need be.
+        title: of the page.
+        settings: {name: value}, or {group: {name: value}}; all are told.
+        pictures: how many images of each set are shown; all are listed.
+        overwrite: replaces a report that is there.
+
+    Raises:
+        UserError: the folder holds a report already.
+    """
+
+    def __init__(self, folder, title, settings, pictures=100, overwrite=False):
+        self._folder, self._title, self._settings = Path(folder), title, settings
+        self._limit = pictures
+        self._shown = {}  # {(set name, image name, occurrence): HTML of its pictures}
+        self._in_set, self._of_name = Counter(), Counter()
+        index = self._folder / "index.html"
+        if index.exists() and not overwrite:
+            raise cli.UserError(f"--report: {folder} holds a report; --overwrite replaces it")
+        cli.writable_folder("--report", self._folder / "images")
+        # The page goes first, so that it never stands beside pictures of another run.
+        index.unlink(missing_ok=True)
+        for path in (self._folder / "images").iterdir():
+            if re.fullmatch(rf"\d{{5}}-({'|'.join(KINDS)})\.png", path.name):
+                path.unlink()
+
+    def add(self, score, clean, noisy, denoised):
+        """Writes the pictures of one image at its first repeat, as `denoising.evaluate` tells it.
+
+        Args:
+            score: says set_name, name and repeat.
+            clean: HWC or HW uint8, as all three are; None where there is none.
+            noisy: what the network was given.
+            denoised: what it returned.
+        """
+        if score.repeat > 0 or self._in_set[score.set_name] >= self._limit:
+            return
+        key = (score.set_name, score.name, self._of_name[score.set_name, score.name])
+        self._in_set[score.set_name] += 1
+        self._of_name[score.set_name, score.name] += 1
+        if clean is None:
+            residual = _amplified(noisy, denoised, REMOVED_GAIN)
+            caption = f"noisy \u2212 denoised, \u00d7{REMOVED_GAIN} around grey"
+        else:
+            residual = _amplified(denoised, clean, ERROR_GAIN)
+            caption = f"denoised \u2212 clean, \u00d7{ERROR_GAIN} around grey"
+        sources = {}
+        for kind, image in zip(KINDS, (noisy, denoised, clean, residual), strict=True):
+            if image is not None:
+                sources[kind] = f"images/{len(self._shown):05d}-{kind}.png"
+                images.write_image(self._folder / sources[kind], _displayable(image))
+        self._shown[key] = _figures(sources, caption, _text(score.name), denoised.shape)
+
+    def close(self, results):
+        """Writes the page for the `denoising.SetScores` of all sets; returns its path."""
+        rows = _image_means(results)
+        scored = sum(len(result.scores) for result in results)
+        seconds = sum(result.seconds for result in results)
+        megapixels = sum(result.megapixels for result in results)
+        date = time.strftime("%Y-%m-%d %H:%M")
+        subtitle = f"{date} \u00b7 {scored} images scored in {seconds:.1f} s"
+        if megapixels:
+            subtitle += f" \u00b7 {seconds / megapixels:.2f} s per megapixel"
+        names = [_text(result.name) for result in results]
+        parts = {
+            "title": _text(self._title),
+            "subtitle": subtitle,
+            "scores": "\n".join(map(_set_row, results)),
+            "plot": _psnr_plot(rows),
+            "set_options": "".join(f'<option value="{name}">{name}</option>' for name in names),
+            "images": "\n".join(
+                _image_row(number, row, self._shown.get(row["key"]))
+                for number, row in enumerate(rows)
+            ),
+            "settings": _settings_lists(self._settings),
+        }
+        template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+        # In one pass, so that no name can pass for a placeholder.
+        page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+        cli.write_text(self._folder / "index.html", page)
+        return str(self._folder / "index.html")
+
+
+# --- Numbers --------------------------------------------------------------------------------------
+
+
+def repeats(result):
+    """How often each image of a set was scored."""
+    return 1 + max(score.repeat for score in result.scores)
+
+
+def image_count(result):
+    """How many images a set has."""
+    return len(result.scores) // repeats(result)
+
+
+def decimals(value, form=".2f"):
+    """A number for reading: 30.79, inf, or a dash for what is unknown."""
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _image_means(results):
+    """One dict per image, in order: its key, and its measures averaged over the repeats."""
+    collected = defaultdict(list)
+    for result in results:
+        seen = Counter()  # two images of a set may share a name
+        for score in result.scores:
+            occurrence = seen[score.name, score.repeat]
+            seen[score.name, score.repeat] += 1
+            collected[result.name, score.name, occurrence].append(score)
+    rows = []
+    for key, scores in collected.items():
+        row = {"key": key}
+        for measure in ("psnr_noisy", "psnr", "ssim_noisy", "ssim"):
+            row[measure] = sum(getattr(score, measure) for score in scores) / len(scores)
+        row["gain"] = row["psnr"] - row["psnr_noisy"]
+        rows.append(row)
+    return rows
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+
+def _amplified(image, reference, gain):
+    """The difference around mid-grey, as uint8."""
+    return np.clip(128 + gain * (image.astype(np.float32) - reference), 0, 255).astype(np.uint8)
+
+
+def _displayable(image):
+    """What is neither grey nor RGB, such as packed raw, becomes the mean of its channels."""
+    if image.ndim == 2 or image.shape[2] in (1, 3):
+        return image
+    return image.mean(axis=2).astype(np.uint8)
+
+
+# --- HTML -----------------------------------------------------------------------------------------
+
+
+def _text(value):
+    """Anything as HTML text or attribute; what cannot be printed or turns the line is replaced."""
+    return html.escape("".join(c if c.isprintable() else "\ufffd" for c in str(value)))
+
+
+def _set_row(result):
+    means = {measure: result.mean(measure) for measure in FORMATS if measure != "gain"}
+    means["gain"] = means["psnr"] - means["psnr_noisy"]
+    count = f'<td class="number wide">{image_count(result)} \u00d7 {repeats(result)}</td>'
+    return f"<tr><td>{_text(result.name)}</td>{count}{_cells(means)}</tr>"
+
+
+def _cells(means):
+    cells = []
+    for measure, form, classes in COLUMNS:
+        number = decimals(means[measure], form).replace("-", "\u2212")
+        cells.append(f'<td class="{classes}">{number}</td>')
+    return "".join(cells)
+
+
+def _image_row(number, row, figures):
+    """A row of numbers and, under it, one of pictures, kept together by a tbody."""
+    set_name, name = _text(row["key"][0]), _text(row["key"][1])
+    data = f'data-name="{name}" data-set="{set_name}"'
+    for measure in FORMATS:
+        value = str(row[measure]).replace("nan", "").replace("inf", "Infinity")
+        data += f' data-{measure.replace("_", "-")}="{value}"'
+    lines = [
+        f'<tbody id="image-{number}" {data}>',
+        f'<tr class="score"><td class="name"><bdi>{name}</bdi></td>'
+        f'<td class="set wide">{set_name}</td>{_cells(row)}<td class="rest"></td></tr>',
+    ]
+    if figures:
+        lines.append(f'<tr class="pictures"><td colspan="8">{figures}</td></tr>')
+    return "\n".join([*lines, "</tbody>"])
+
+
+def _figures(sources, caption, name, shape):
+    """The slider and the single pictures, in pairs that stay together."""
+    height, width = shape[:2]
+
+    def img(kind, classes="after"):
+        return (
+            f'<img class="{classes}" src="{sources[kind]}" width="{width}" height="{height}" '
+            f'loading="lazy" draggable="false" alt="{name}: {kind}">'
+        )
+
+    data = "".join(f' data-{kind}="{src}"' for kind, src in sources.items() if kind != "residual")
+    figures = [
+        f'<div class="slider"{data}>{img("denoised")}{img("noisy", "before")}<i></i>'
+        f'<input type="range" min="0" max="100" step="0.5" value="50" '
+        f'aria-label="{name}: divide between two pictures, in percent"></div>'
+        "<figcaption><span>noisy</span><span>denoised</span></figcaption>"
+    ]
+    for kind in ("clean", "denoised", "residual"):
+        if kind in sources:
+            text = caption if kind == "residual" else kind
+            link = f'<a href="{sources[kind]}">{img(kind)}</a>'
+            figures.append(f"{link}<figcaption>{text}</figcaption>")
+    figures = [f"<figure>{figure}</figure>" for figure in figures]
+    pairs = "".join(f"<div>{''.join(figures[i : i + 2])}</div>" for i in (0, 2))
+    return f'<div class="figures">{pairs}</div>'
+
+
+def _settings_lists(settings):
+    groups = {"Options": {key: v for key, v in settings.items() if not isinstance(v, dict)}}
+    groups |= {key: value for key, value in settings.items() if isinstance(value, dict)}
+    lists = []
+    for title, group in groups.items():
+        pairs = "\n".join(
+            f"<dt>{_text(key)}</dt><dd>{_text('-' if value is None else value)}</dd>"
+            for key, value in group.items()
+        )
+        if pairs:
+            lists.append(f"<div><h3>{_text(title)}</h3><dl>\n{pairs}\n</dl></div>")
+    return "\n".join(lists)
+
+
+def _psnr_plot(rows):
+    """Inline SVG: each image's PSNR before and after, a set's images in order of the latter."""
+    sets = defaultdict(list)
+    for number, row in enumerate(rows):
+        if math.isfinite(row["gain"]):
+            sets[row["key"][0]].append((row["psnr"], row["psnr_noisy"], number, row["key"][1]))
+    values = [psnr for members in sets.values() for member in members for psnr in member[:2]]
+    if not values:
+        return "<p>No image has a finite PSNR.</p>"
+    step = 5 if max(values) - min(values) > 8 else 1
+    low = step * math.floor(min(values) / step)
+    high = max(step * math.ceil(max(values) / step), low + step)
+    width, height, left, top, bottom = 1000, 280, 34, 8, 30
+
+    def y_of(psnr):
+        return round(top + (height - top - bottom) * (high - psnr) / (high - low), 1)
+
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="PSNR of every image">']
+    for tick in range(low, high + 1, step):
+        y = y_of(tick)
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width}" y1="{y}" y2="{y}"/>'
+            f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{tick}</text>'
+        )
+    # One place for each image, and one between sets.
+    pitch = (width - left) / (len(values) / 2 + len(sets))
+    radius = round(min(3.5, max(1.5, 0.35 * pitch)), 1)
+    x = left + pitch
+    for set_name, members in sets.items():
+        middle = x + pitch * (len(members) - 1) / 2
+        label = (
+            f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{_text(set_name)}</text>'
+        )
+        parts.append(label)
+        for psnr, psnr_noisy, number, name in sorted(members):
+            at, y, y_noisy = round(x, 1), y_of(psnr), y_of(psnr_noisy)
+            parts.append(
+                f'<a href="#image-{number}" tabindex="-1">'
+                f"<title>{_text(name)}: {psnr_noisy:.2f} \u2192 {psnr:.2f} dB</title>"
+                f'<line class="gain" x1="{at}" x2="{at}" y1="{y_noisy}" y2="{y}"/>'
+                f'<circle class="noisy" cx="{at}" cy="{y_noisy}" r="{radius}"/>'
+                f'<circle class="denoised" cx="{at}" cy="{y}" r="{radius}"/></a>'
+            )
+            x += pitch
+        x += pitch
+    return "\n".join([*parts, "</svg>"])

@@ -6,6 +6,7 @@ declares the few functions that are called.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import platform
@@ -43,13 +44,27 @@ def load():
         raise BuildError(f"there is no compiler '{compiler[0]}' (on Debian or Ubuntu: apt install g++)")
     # Registering the same operators twice would end the process.
     if not hasattr(load, "done"):
-        paddle.base.core.load_op_meta_info_and_register_op(str(_library(compiler)))
+        library = str(_library(compiler))
+        paddle.base.core.load_op_meta_info_and_register_op(library)
+        ctypes.CDLL(library).denoise_set_threads(threads())
         load.done = True
+
+
+def threads():
+    """How many threads the engine uses: what OMP_NUM_THREADS said when the process began, or all cores.
+
+    The variable itself tells no more: Paddle sets it to 1 on import where the user has not set it.
+    """
+    for setting in Path("/proc/self/environ").read_bytes().split(b"\0"):
+        name, _, value = setting.partition(b"=")
+        if name == b"OMP_NUM_THREADS" and value.isdigit() and int(value) > 0:
+            return int(value)
+    return len(os.sched_getaffinity(0))
 
 
 def _library(compiler):
     package = Path(paddle.__file__).resolve().parent
-    for name in ("libs/libdnnl.so.3", "base/libpaddle.so"):
+    for name in ("libs/libdnnl.so.3", "libs/libiomp5.so", "base/libpaddle.so"):
         if not (package / name).exists():
             raise BuildError(f"this build of Paddle ships no {name}")
     command = [
@@ -59,8 +74,9 @@ def _library(compiler):
         str(HERE / "ops.cc"),
         *(f"-L{package / folder}" for folder in ("libs", "base")),
         *(f"-Wl,-rpath,{package / folder}" for folder in ("libs", "base")),
-        "-l:libdnnl.so.3",
-        "-l:libpaddle.so",
+        # Intel's OpenMP, which oneDNN in Paddle's process uses, and not the compiler's own: the idle threads of a
+        # second one would stand in the way of the first.
+        *("-l:libdnnl.so.3", "-l:libpaddle.so", "-l:libiomp5.so", "-Wl,--as-needed"),
     ]
     version = _run([*compiler, "--version"])
     sources = [path.read_text() for path in sorted(HERE.iterdir()) if path.suffix in (".cc", ".h")]

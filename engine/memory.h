@@ -23,18 +23,17 @@ class Pool {
     if (bytes < kHugePage / 2) return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
     std::lock_guard<std::mutex> lock(mutex_);
     size_t size = Round(bytes);
+    clock_++;
     auto found = free_.lower_bound(size);
     if (found == free_.end() || found->first > size + size / 4) {
-      // The pool grows only by what all its free blocks together could not have held.
-      if (free_bytes_ >= size) Release(size);
+      ReleaseOld();
       void* block = std::aligned_alloc(kHugePage, size);
       if (block == nullptr) throw std::bad_alloc();
       madvise(block, size, MADV_HUGEPAGE);  // A wish: without huge pages all still works.
       sizes_[block] = size;
       return block;
     }
-    void* block = found->second;
-    free_bytes_ -= found->first;
+    void* block = found->second.data;
     free_.erase(found);
     return block;
   }
@@ -43,13 +42,16 @@ class Pool {
     std::lock_guard<std::mutex> lock(mutex_);
     auto known = sizes_.find(block);
     if (known == sizes_.end()) return std::free(block);  // Small: not ours to keep.
-    size_t size = known->second;
-    free_.emplace(size, block);
-    free_bytes_ += size;
+    free_.emplace(known->second, Free{block, clock_});
   }
 
  private:
+  struct Free {
+    void* data;
+    int64_t since;
+  };
   static constexpr size_t kHugePage = size_t{1} << 21;
+  static constexpr int64_t kKeep = 512;  // About three training steps' worth of tensors.
 
   // Sizes in steps of an eighth, so that nearby shapes share their blocks.
   static size_t Round(size_t bytes) {
@@ -58,21 +60,23 @@ class Pool {
     return (bytes + step - 1) / step * step;
   }
 
-  void Release(size_t bytes) {
-    for (size_t released = 0; released < bytes;) {
-      auto largest = std::prev(free_.end());
-      released += largest->first;
-      free_bytes_ -= largest->first;
-      sizes_.erase(largest->second);
-      std::free(largest->second);
-      free_.erase(largest);
+  // Before the pool grows: gives back what nobody has asked for lately, so that changing shapes do not add up.
+  void ReleaseOld() {
+    for (auto block = free_.begin(); block != free_.end();) {
+      if (clock_ - block->second.since < kKeep) {
+        ++block;
+        continue;
+      }
+      sizes_.erase(block->second.data);
+      std::free(block->second.data);
+      block = free_.erase(block);
     }
   }
 
   std::mutex mutex_;
-  std::multimap<size_t, void*> free_;
+  std::multimap<size_t, Free> free_;
   std::unordered_map<void*, size_t> sizes_;
-  size_t free_bytes_ = 0;
+  int64_t clock_ = 0;
 };
 
 // Memory for the length of a scope.

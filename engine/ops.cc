@@ -1,7 +1,7 @@
 // The engine's operators for Paddle: what a network needs, on channels-last tensors [batch, height, width, channels]
 // in float32 or bfloat16, with parameters and their gradients always in float32.
-#include <array>
-#include <cmath>
+#include <omp.h>
+
 #include <cstring>
 #include <tuple>
 
@@ -15,6 +15,21 @@ namespace {
 using paddle::DataType;
 using paddle::Tensor;
 using Shape = std::vector<int64_t>;
+
+// --- Threads ---------------------------------------------------------------------------------------------------
+
+int thread_count = 1;
+
+// Paddle keeps its own loops at one thread; an operator of the engine uses more while it runs.
+class Threads {
+ public:
+  Threads() : before_(omp_get_max_threads()) { omp_set_num_threads(thread_count); }
+  ~Threads() { omp_set_num_threads(before_); }
+  Threads(const Threads&) = delete;
+
+ private:
+  int before_;
+};
 
 // --- Tensors ---------------------------------------------------------------------------------------------------
 
@@ -219,6 +234,7 @@ Geometry GeometryOf(const Tensor& x, const Shape& weights, float slope) {
 }
 
 std::vector<Tensor> ConvForward(const Tensor& x, const Tensor& weights, const Tensor& bias, float slope, bool) {
+  Threads threads;
   Geometry geometry = GeometryOf(x, weights.shape(), slope);
   Tensor y = Empty({geometry.batch, geometry.height, geometry.width, geometry.outputs}, x.dtype());
   Convolution::Get(geometry).Forward(x.data(), In<float>(weights), In<float>(bias), Out<void>(y));
@@ -244,6 +260,7 @@ Tensor BeforeActivation(const Tensor& y, const Tensor& dy, float slope) {
 
 std::vector<Tensor> ConvBackward(const Tensor& x, const Tensor& weights, const Tensor& y, const Tensor& dy,
                                  float slope, bool needs_dx) {
+  Threads threads;
   Convolution& convolution = Convolution::Get(GeometryOf(x, weights.shape(), slope));
   Tensor dz = slope == 1.0f ? dy : BeforeActivation(y, dy, slope);
   Tensor dweights = Empty(weights.shape(), DataType::FLOAT32), dbias = Empty({weights.shape()[0]}, DataType::FLOAT32);
@@ -258,6 +275,7 @@ std::vector<Tensor> ConvBackward(const Tensor& x, const Tensor& weights, const T
 // --- Pooling ---------------------------------------------------------------------------------------------------
 
 std::vector<Tensor> PoolForward(const Tensor& x) {
+  Threads threads;
   Shape shape = x.shape();
   int64_t height = shape[1], width = shape[2], channels = shape[3], rows = height / 2, columns = width / 2;
   Tensor y = Empty({shape[0], rows, columns, channels}, x.dtype());
@@ -288,6 +306,7 @@ std::vector<Tensor> PoolForward(const Tensor& x) {
 
 // The gradient goes to the first of the four that equals the maximum, as in Paddle.
 std::vector<Tensor> PoolBackward(const Tensor& x, const Tensor& y, const Tensor& dy) {
+  Threads threads;
   Shape shape = x.shape();
   int64_t height = shape[1], width = shape[2], channels = shape[3], rows = height / 2, columns = width / 2;
   Tensor dx = Empty(shape, x.dtype());
@@ -376,6 +395,7 @@ struct Upsampling {
 
 std::vector<Tensor> UpsampleForward(const Tensor& x, const Tensor& weights, const Tensor& bias, const Tensor& skip,
                                     bool, bool) {
+  Threads threads;
   Upsampling up(x, weights, skip);
   std::vector<float> block_weights(weights.numel()), block_bias(4 * up.outputs);
   ToBlocks(In<float>(weights), block_weights.data(), up.x[3], up.outputs);
@@ -397,6 +417,7 @@ std::vector<Tensor> UpsampleForward(const Tensor& x, const Tensor& weights, cons
 
 std::vector<Tensor> UpsampleBackward(const Tensor& x, const Tensor& weights, const Tensor& skip, const Tensor& dy,
                                      bool needs_dx, bool needs_dskip) {
+  Threads threads;
   Upsampling up(x, weights, skip);
   Tensor dblocks = Empty(up.BlockShape(), x.dtype());
   Tensor dx = needs_dx ? Empty(up.x, x.dtype()) : Unneeded(x.dtype());
@@ -446,6 +467,7 @@ void Transpose(const From* from, To* to, int64_t batch, int64_t pixels, int64_t 
 }
 
 Tensor ChannelsLast(const Tensor& image, DataType type) {
+  Threads threads;
   PD_CHECK(image.dtype() == DataType::FLOAT32 && image.shape().size() == 4, "The engine takes float32 NCHW images.");
   Shape shape = image.shape();
   Tensor result = Empty({shape[0], shape[2], shape[3], shape[1]}, type);
@@ -457,6 +479,7 @@ Tensor ChannelsLast(const Tensor& image, DataType type) {
 }
 
 Tensor ChannelsFirst(const Tensor& image) {
+  Threads threads;
   Shape shape = image.shape();
   Tensor result = Empty({shape[0], shape[3], shape[1], shape[2]}, DataType::FLOAT32);
   WithType(image, [&](auto element) {
@@ -476,6 +499,8 @@ std::vector<Tensor> LeaveBackward(const Tensor& dy, bool half) {
 }
 
 }  // namespace
+
+extern "C" void denoise_set_threads(int count) { thread_count = count; }
 
 // --- Registration ----------------------------------------------------------------------------------------------
 

@@ -91,9 +91,10 @@ class HtmlReport:
         seconds = sum(result.seconds for result in results)
         megapixels = sum(result.megapixels for result in results)
         date = time.strftime("%Y-%m-%d %H:%M")
-        subtitle = f"{date} \u00b7 {scored} images scored in {seconds:.1f} s"
+        took = f"{seconds:.1f}\u00a0s" if seconds < 120 else f"{seconds / 60:.1f}\u00a0min"
+        subtitle = f"{date} \u00b7 {scored} images scored in {took}"
         if megapixels:
-            subtitle += f" \u00b7 {seconds / megapixels:.2f} s per megapixel"
+            subtitle += f" \u00b7 {seconds / megapixels:.2f}\u00a0s per megapixel"
         names = [_text(result.name) for result in results]
         parts = {
             "title": _text(self._title),

@@ -3,9 +3,9 @@
     >>> picture = read_image("scan.tif")
     >>> write_image("scan_denoise.tif", [denoise(page) for page in picture.pages], like=picture)
 
-A page is an array of H x W x C in the file's own type: uint8, uint16 or float32. What belongs to the
-pixels (transparency, EXIF, ICC profile, resolution, TIFF description) is handed on. Files are
-untrusted: whatever is broken, cut short, far too large or no image ends in a UserError that names it.
+A page is an array of H x W x C in the file's own type: uint8, uint16 or float32. What belongs to
+the pixels (transparency, EXIF, ICC profile, resolution, TIFF description) is handed on. Files are
+untrusted: whatever is broken, cut short, far too large or no image ends in a UserError naming it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ IMAGE_SUFFIXES = (
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM")
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PIXELS = 1 << 29  # of one page; beyond the largest cameras and most stitched panoramas
-# What unpacks to more than this, and to more than so many times its own size, is a decompression bomb.
+# What unpacks to more than this, and to more than so many times its own size, is a bomb.
 BOMB_BYTES, BOMB_RATIO = 1 << 29, 200
 MAX_NPY_CHANNELS = 16
 
@@ -64,6 +64,9 @@ class Picture:
     exif: bytes = b""  # without its rotation tag, which has been obeyed
     icc: bytes = b""
     dpi: tuple | None = None
+    plain: bool = (
+        False  # 8-bit grey or RGB in the file too, and upright: any decoder gives these pixels
+    )
     tiff: dict = field(
         default_factory=dict
     )  # arguments for tifffile: descriptions, pixel size, tags, compression
@@ -73,7 +76,7 @@ class Picture:
 
 
 def find_images(flag, path):
-    """Lists the images that a path stands for: itself, those of its folder tree, or a glob's matches.
+    """Lists the images that a path stands for: itself, those of a folder tree, or a glob's matches.
 
     Hidden files are left out, links are followed.
 
@@ -89,7 +92,9 @@ def find_images(flag, path):
     if os.path.isdir(path):
         found = list(walk(path))
     elif glob.has_magic(path):
-        found = [Path(match) for match in glob.glob(path, recursive=True)]
+        # "**" goes round rings of links until names get too long: of each file, the shortest name.
+        matches = sorted(glob.glob(path, recursive=True), key=lambda match: (-len(match), match))
+        found = {os.path.realpath(match): Path(match) for match in matches}.values()
     else:
         raise UserError(f"{flag}: {path} does not exist")
     found = sorted(
@@ -242,22 +247,25 @@ def _read_pillow(data, path):
     # MPO is a JPEG with a preview or a second view behind the photo: the photo is meant.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UserError(f"{path}: is an animation of {image.n_frames} frames: extract them first")
-    dpi, format_ = image.info.get("dpi"), image.format
-    icc = image.info.get("icc_profile") if image.mode not in ("CMYK", "P") else None
     exif, orientation = _exif(image)
     array, alpha = _pillow_pixels(image, data)
-    array = _known_dtype(array, path)
-    if dpi and not all(0 < float(value) < 1e6 for value in dpi):
-        dpi = None
+    dpi = tuple(map(float, image.info.get("dpi", ())))
     picture = Picture(
-        [array], alpha and [alpha[0]], format_, exif, icc or b"", dpi and tuple(map(float, dpi))
+        pages=[_known_dtype(array, path)],
+        alpha=alpha,
+        format=image.format,
+        exif=exif,
+        # A profile of CMYK inks says nothing about RGB.
+        icc=image.info.get("icc_profile", b"") if image.mode != "CMYK" else b"",
+        dpi=dpi if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi) else None,
+        plain=image.mode in ("L", "RGB") and array.dtype == np.uint8 and alpha is None,
     )
     return _upright(picture, orientation)
 
 
 def _pillow_pixels(image, data):
     """Decodes to an HWC array, and to alpha in a list of one, or None."""
-    # Pillow cuts 16-bit colour down to 8 bits and OpenCV does not; but Pillow is strict with bad files.
+    # Pillow cuts 16-bit colour down to 8 bits, OpenCV does not; but Pillow refuses more bad files.
     deep_png = image.format == "PNG" and data[24] == 16 and image.mode != "I;16"
     deep_pnm = image.format == "PPM" and image.mode in ("RGB", "I") and _maxval(data) > 255
     image.load()
@@ -319,6 +327,7 @@ def _upright(picture, orientation):
     }  # fmt: skip
     if orientation in turns:
         turn = turns[orientation]
+        picture.plain = False
         picture.pages = [np.ascontiguousarray(turn(page)) for page in picture.pages]
         picture.alpha = picture.alpha and [
             np.ascontiguousarray(turn(alpha)) for alpha in picture.alpha
@@ -361,6 +370,7 @@ def _read_npy(data, path):
 
 
 def _read_tiff(data, path):
+    _check_pages(data)
     # Not as OME: its XML may name other files, which tifffile would open. The XML itself is kept.
     with tifffile.TiffFile(io.BytesIO(data), is_ome=False) as tif:
         first = tif.pages.first
@@ -396,6 +406,19 @@ def _read_tiff(data, path):
             **_tiff_metadata(first, [page for page, _ in planes]),
         )
         return _upright(picture, _tag(first, ORIENTATION, 1))
+
+
+def _check_pages(data):
+    """Follows the chain of pages to its end: tifffile takes a torn chain for a short one."""
+    order, big = "<" if data[:2] == b"II" else ">", data[2] == 43 or data[3] == 43
+    count_form, offset_form, entry_size = ("Q", "Q", 20) if big else ("H", "I", 12)
+    (offset,) = struct.unpack_from(order + offset_form, data, 8 if big else 4)
+    seen = set()
+    while offset and offset not in seen:
+        seen.add(offset)
+        (count,) = struct.unpack_from(order + count_form, data, offset)
+        following = offset + struct.calcsize(order + count_form) + count * entry_size
+        (offset,) = struct.unpack_from(order + offset_form, data, following)
 
 
 def _decode_tiff(data, chosen, path):
@@ -703,3 +726,9 @@ def from_01(array_01, dtype):
     result = array_01 * np.float32(top)
     result += np.float32(0.5)
     return np.clip(np.floor(result, out=result), 0, top, out=result).astype(dtype)
+
+
+def to_grey(array):
+    """Luma of Rec. 601 as H x W x 1, rounded to the image's own type."""
+    luma = to_01(array) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return from_01(luma[..., None], array.dtype)

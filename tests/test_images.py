@@ -1,0 +1,447 @@
+"""Files of every kind, whole and broken: what is read is what was written, or one line says why."""
+
+import contextlib
+import io
+import itertools
+import os
+import struct
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageOps
+
+import images
+from cli import UserError
+
+RNG = np.random.default_rng(5)
+BLOCKS = np.kron(RNG.integers(0, 256, (4, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 32 x 40
+
+
+def noise(dtype, *shape):
+    if np.dtype(dtype).kind == "f":
+        return RNG.normal(size=shape).astype(dtype)
+    return RNG.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+def saved(image, name, **options):
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
+
+
+def tiff(array, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+def read(data):
+    return images.read_image("it.bin", data)
+
+
+# --- What is written is what is read --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("suffix", "dtypes"),
+    [
+        (".png", "uint8 uint16"), (".tif", "uint8 uint16 float32"),
+        (".npy", "uint8 uint16 float32"),
+        (".ppm", "uint8 uint16"), (".pgm", "uint8 uint16"), (".bmp", "uint8"),
+    ],
+)  # fmt: skip
+def test_round_trip_keeps_type_channels_and_every_pixel(tmp_path, suffix, dtypes, channels):
+    for dtype in dtypes.split():
+        for height, width in ((21, 33), (1, 1), (1, 9), (9, 1)):
+            pixels = noise(dtype, height, width, channels)
+            path = tmp_path / f"a{suffix}"
+            images.write_image(path, pixels)
+            (page,) = images.read_image(path).pages
+            assert page.dtype == pixels.dtype
+            np.testing.assert_array_equal(page, pixels)
+            assert images.image_size(path) == (height, width)
+            assert os.listdir(tmp_path) == [path.name]
+
+
+def test_webp_is_lossless_and_jpeg_nearly(tmp_path):
+    images.write_image(tmp_path / "a.webp", BLOCKS)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.webp").pages[0], BLOCKS)
+    images.write_image(tmp_path / "a.jpg", BLOCKS)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.layer[0][1:3] == (1, 1)  # no chroma subsampling
+    error = images.read_image(tmp_path / "a.jpg").pages[0].astype(int) - BLOCKS
+    assert np.abs(error).max() < 16
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_alpha_is_kept_apart(tmp_path, suffix, dtype, channels):
+    pixels, alpha = noise(dtype, 7, 9, channels), noise(dtype, 7, 9)
+    images.write_image(tmp_path / f"a{suffix}", pixels, like=images.Picture([pixels], [alpha]))
+    picture = images.read_image(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(picture.pages[0], pixels)
+    np.testing.assert_array_equal(picture.alpha[0], alpha)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_stacks_and_many_channels(tmp_path, suffix):
+    pages = [noise("float32", 8, 9, 5) for _ in range(3)]
+    images.write_image(tmp_path / f"a{suffix}", pages)
+    np.testing.assert_array_equal(images.read_image(tmp_path / f"a{suffix}").pages, pages)
+
+
+@pytest.mark.parametrize(
+    ("name", "pages", "told"),
+    [
+        ("a.png", np.zeros((4, 4, 3), np.float32), ".tif .npy"),
+        ("a.jpg", np.zeros((4, 4, 3), np.uint16), ".png .ppm .tif .npy"),
+        ("a.png", np.zeros((4, 4, 4), np.uint8), ".tif .npy"),
+        ("a.png", [np.zeros((4, 4, 1), np.uint8)] * 2, ".tif .npy"),
+        ("a.gif", np.zeros((4, 4, 3), np.uint8), ".png"),
+        ("a", np.zeros((4, 4, 3), np.uint8), ".png"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_with_those_that_can(tmp_path, name, pages, told):
+    with pytest.raises(UserError, match=f"{name}.*{told}"):
+        images.write_image(tmp_path / name, pages)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    images.write_image(path, BLOCKS)
+    before = path.read_bytes()
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(images.Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"a\.png: cannot be written: No space left"):
+        images.write_image(path, BLOCKS // 2)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+# --- Files by others ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options", "wanted"),
+    [
+        ("RGB", "PNG", {}, "RGB"), ("L", "PNG", {}, "L"), ("P", "PNG", {}, "RGB"),
+        ("1", "PNG", {}, "L"),
+        ("P", "GIF", {}, "RGB"), ("L", "JPEG", {}, "L"), ("RGB", "BMP", {}, "RGB"),
+        ("L", "PPM", {}, "L"),
+        ("RGB", "TIFF", {}, "RGB"), ("P", "TIFF", {}, "RGB"), ("1", "TIFF", {}, "L"),
+        ("CMYK", "TIFF", {}, "RGB"), ("RGB", "TIFF", {"compression": "tiff_lzw"}, "RGB"),
+        ("P", "TIFF", {"compression": "tiff_lzw"}, "RGB"),
+        ("1", "TIFF", {"compression": "group4"}, "L"),
+        ("L", "TIFF", {"compression": "packbits"}, "L"),
+    ],
+)  # fmt: skip
+def test_pillow_sees_the_same_pixels(mode, kind, options, wanted):
+    image = Image.fromarray(BLOCKS).convert(mode)
+    data = saved(image, kind, **options)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert(wanted))
+    (page,) = read(data).pages
+    np.testing.assert_array_equal(page, expected.reshape(32, 40, -1))
+    assert images.image_size("it.bin", data) == (32, 40)
+
+
+def test_cmyk_jpeg_with_adobes_inversion_becomes_rgb():
+    picture = read(saved(Image.fromarray(BLOCKS).convert("CMYK"), "JPEG", quality=100))
+    assert np.abs(picture.pages[0].astype(int) - BLOCKS).mean() < 8
+    assert not picture.plain
+
+
+def test_transparent_palette_and_colour_key():
+    palette = Image.fromarray(BLOCKS).convert("P")
+    picture = read(saved(palette, "PNG", transparency=int(np.asarray(palette)[0, 0])))
+    assert picture.alpha[0][0, 0] == 0
+    assert picture.alpha[0].max() == 255
+    keyed = read(saved(Image.fromarray(BLOCKS), "PNG", transparency=tuple(map(int, BLOCKS[0, 0]))))
+    assert keyed.alpha[0][0, 0] == 0
+
+
+def test_16_bit_colour_png_stays_16_bit():
+    pixels = noise("uint16", 9, 11, 3)
+    data = cv2.imencode(".png", pixels)[1].tobytes()
+    np.testing.assert_array_equal(read(data).pages[0], pixels[..., ::-1])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_tiff_layouts(compression, byteorder, tile):
+    pixels = noise("uint16", 21, 33, 3)
+    options = {
+        "photometric": "rgb",
+        "compression": compression,
+        "byteorder": byteorder,
+        "tile": tile,
+    }
+    np.testing.assert_array_equal(read(tiff(pixels, **options)).pages[0], pixels)
+    planar = tiff(np.moveaxis(pixels, 2, 0), planarconfig="separate", **options)
+    np.testing.assert_array_equal(read(planar).pages[0], pixels)
+
+
+def test_tiff_lzw_of_16_bits_and_float():
+    for pixels in (noise("uint16", 21, 33, 3), noise("float32", 21, 33, 1)):
+        data = cv2.imencode(".tif", pixels, [cv2.IMWRITE_TIFF_COMPRESSION, 5])[1].tobytes()
+        np.testing.assert_array_equal(read(data).pages[0], pixels[..., ::-1])
+
+
+def test_tiff_white_is_zero():
+    pixels = noise("uint8", 8, 9)
+    np.testing.assert_array_equal(
+        read(tiff(pixels, photometric="miniswhite")).pages[0][..., 0], 255 - pixels
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"imagej": True}, {"ome": True}, {}, {"imagej": True, "truncate": False}]
+)
+def test_tiff_stacks_keep_description_and_pixel_size(tmp_path, options):
+    stack = noise("uint16", 6, 20, 30)
+    metadata = {"axes": "ZYX", "unit": "um", "spacing": 0.3}
+    picture = read(tiff(stack, resolution=(3.5, 3.5), metadata=metadata, **options))
+    np.testing.assert_array_equal(np.stack(picture.pages)[..., 0], stack)
+    images.write_image(tmp_path / "out.tif", picture.pages, like=picture)
+    again = images.read_image(tmp_path / "out.tif")
+    assert again.tiff == picture.tiff
+    with tifffile.TiffFile(tmp_path / "out.tif") as tif:
+        assert tif.asarray().shape == stack.shape
+        if options.get("imagej"):
+            assert tif.imagej_metadata["unit"] == "um"
+            assert tif.series[0].axes == "ZYX"
+        if options.get("ome"):
+            assert tif.is_ome
+
+
+def test_a_stack_of_which_only_the_first_page_is_described_is_read_whole():
+    stack = noise("uint16", 6, 20, 30)
+    np.testing.assert_array_equal(np.stack(read(tiff(stack, truncate=True)).pages)[..., 0], stack)
+
+
+def test_ome_xml_opens_no_other_file(tmp_path):
+    other = tmp_path / "other.ome.tif"
+    tifffile.imwrite(other, noise("uint16", 2, 20, 30), metadata={"axes": "ZYX"})
+    elsewhere = f'<UUID FileName="{other.name}">urn:uuid:1</UUID></TiffData>'
+    xml = tifffile.tiffcomment(other).replace('PlaneCount="2"/>', 'PlaneCount="2">' + elsewhere)
+    assert elsewhere in xml
+    path = tmp_path / "it.ome.tif"
+    tifffile.imwrite(path, noise("uint16", 20, 30), description=xml, metadata=None)
+    assert len(images.read_image(path).pages) == 1
+
+
+# --- Metadata -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_rotation_is_obeyed_and_its_tag_reset(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[images.ORIENTATION], exif[271] = orientation, "Maker"
+    exif.get_ifd(0x8769)[33434] = 0.5
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
+        data = saved(
+            Image.fromarray(BLOCKS),
+            kind,
+            exif=exif,
+            **({"lossless": True} if kind == "WEBP" else {}),
+        )
+        picture = read(data)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        np.testing.assert_array_equal(picture.pages[0], np.asarray(expected))
+        assert picture.plain == (orientation == 1 and kind != "TIFF")
+        for suffix in (".png", ".jpg", ".webp"):
+            images.write_image(tmp_path / f"a{suffix}", picture.pages, like=picture)
+            with Image.open(tmp_path / f"a{suffix}") as written:
+                tags = written.getexif()
+                assert images.ORIENTATION not in tags
+                assert tags[271] == "Maker"
+                if kind != "TIFF":
+                    assert float(tags.get_ifd(0x8769)[33434]) == 0.5
+
+
+@pytest.mark.parametrize("source", [".png", ".jpg", ".tif", ".webp"])
+@pytest.mark.parametrize("target", [".png", ".jpg", ".tif", ".webp"])
+def test_profile_and_resolution_are_carried_over(tmp_path, source, target):
+    exif = Image.Exif()
+    exif[33432] = "Somebody"
+    like = images.Picture([BLOCKS], exif=exif.tobytes(), icc=b"\0" * 200, dpi=(300.0, 150.0))
+    images.write_image(tmp_path / f"a{source}", BLOCKS, like=like)
+    first = images.read_image(tmp_path / f"a{source}")
+    images.write_image(tmp_path / f"b{target}", first.pages, like=first)
+    second = images.read_image(tmp_path / f"b{target}")
+    assert second.icc == b"\0" * 200
+    assert Image.Exif().load(second.exif) is None
+    assert b"Somebody" in second.exif
+    if ".webp" not in (source, target):  # has no field for it
+        assert second.dpi == pytest.approx((300, 150), abs=0.1)
+
+
+def test_files_do_not_grow(tmp_path):
+    images.write_image(tmp_path / "a.tif", BLOCKS, like=images.Picture([BLOCKS], format="PNG"))
+    assert (tmp_path / "a.tif").stat().st_size < BLOCKS.nbytes / 2
+    raw = tiff(noise("uint16", 64, 64))
+    images.write_image(tmp_path / "b.tif", read(raw).pages, like=read(raw))
+    assert (tmp_path / "b.tif").stat().st_size < len(raw) + 500
+
+
+# --- Hostile files --------------------------------------------------------------------------------
+
+
+def every_kind():
+    image = Image.fromarray(BLOCKS)
+    yield from (saved(image, kind) for kind in ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM"))
+    yield saved(image.convert("P"), "PNG")
+    yield saved(image.convert("CMYK"), "JPEG")
+    yield saved(image, "TIFF", compression="tiff_lzw")
+    yield tiff(noise("uint16", 5, 20, 30), imagej=True)
+    yield tiff(BLOCKS, compression="zlib", predictor=True)
+    yield images.encode("a.png", BLOCKS.astype(np.uint16) * 257)
+    yield images.encode("a.ppm", BLOCKS.astype(np.uint16) * 257)
+    yield images.encode("a.npy", BLOCKS.astype(np.float32))
+
+
+@pytest.mark.parametrize("data", every_kind(), ids=itertools.count())
+def test_a_file_cut_short_is_refused_and_a_damaged_one_never_crashes(data):
+    for length in (9, len(data) // 3, len(data) - 64):
+        with pytest.raises(UserError, match=r"^it\.bin: "):
+            read(data[:length])
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        damaged = bytearray(data)
+        for place in rng.integers(8, min(len(data), 300), 3):
+            damaged[place] = rng.integers(256)
+        for function in (images.read_image, images.image_size):
+            with contextlib.suppress(UserError):
+                function("it.bin", bytes(damaged))
+
+
+def test_no_image_at_all(tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    for name in ("text.png", "empty.png", "absent.png", "."):
+        with pytest.raises(UserError, match=str(tmp_path / name).removesuffix("/.")):
+            images.read_image(tmp_path / name)
+
+
+def test_animations_are_refused():
+    frames = [Image.fromarray(BLOCKS), Image.fromarray(255 - BLOCKS)]
+    for kind in ("GIF", "PNG", "WEBP"):
+        with pytest.raises(UserError, match="animation of 2 frames"):
+            read(saved(frames[0], kind, save_all=True, append_images=frames[1:]))
+
+
+def test_decompression_bombs_are_refused_before_they_go_off():
+    png = bytearray(saved(Image.new("L", (8, 8)), "PNG"))
+    png[16:24] = struct.pack(">II", 60000, 60000)
+    png[29:33] = struct.pack(">I", images.zlib.crc32(png[12:29]))
+    npy = images.encode("a.npy", BLOCKS).replace(b"(32, 40, 3)", b"(99999, 99999, 3)")
+    bomb = tiff(np.zeros((64, 1), np.uint8))
+    with tifffile.TiffFile(io.BytesIO(bomb)) as tif:
+        offsets = [tif.pages[0].tags[name].valueoffset for name in ("ImageWidth", "ImageLength")]
+    bomb = bytearray(bomb)
+    for offset in offsets:
+        bomb[offset : offset + 4] = struct.pack("<I", 60000)
+    for data in (png, npy, bomb):
+        with pytest.raises(UserError, match=r"refused|does not fit|broken"):
+            read(bytes(data))
+
+
+def test_nan_infinity_and_pickles():
+    for bad in (np.nan, np.inf, -np.inf):
+        pixels = np.zeros((4, 4, 1), np.float32)
+        pixels[1, 2] = bad
+        for name in ("a.npy", "a.tif"):
+            with pytest.raises(UserError, match="NaN or infinite"):
+                read(images.encode(name, pixels))
+    file = io.BytesIO()
+    np.save(file, np.array([{}], object), allow_pickle=True)
+    with pytest.raises(UserError, match="pickled"):
+        read(file.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("array", "wanted"),
+    [
+        (np.ones((4, 5), bool), np.full((4, 5, 1), 255, np.uint8)),
+        (np.full((4, 5), 7, np.int16), np.full((4, 5, 1), 7, np.uint16)),
+        (np.full((4, 5), 0.25, np.float64), np.full((4, 5, 1), 0.25, np.float32)),
+        (np.full((4, 5), 0.25, ">f2"), np.full((4, 5, 1), 0.25, np.float32)),
+        (np.full((4, 5), 258, ">u2"), np.full((4, 5, 1), 258, np.uint16)),
+    ],
+)
+def test_other_types_are_converted(array, wanted):
+    file = io.BytesIO()
+    np.save(file, array)
+    (page,) = read(file.getvalue()).pages
+    assert page.dtype == wanted.dtype
+    np.testing.assert_array_equal(page, wanted)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 5), np.int32), np.full((4, 5), -1, np.int16), np.zeros((4, 5), complex),
+              np.zeros((3, 40, 50), np.uint8), np.zeros(7, np.uint8), np.zeros((0, 4), np.uint8)],
+)  # fmt: skip
+def test_what_has_no_meaning_is_refused(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    with pytest.raises(UserError, match=r"it\.bin: "):
+        read(file.getvalue())
+
+
+# --- Finding, range -------------------------------------------------------------------------------
+
+
+def test_find_images(tmp_path):
+    for name in (
+        "b.PNG",
+        "a.jpg",
+        "sub/c.tif",
+        ".hidden.png",
+        ".cache/d.png",
+        "notes.txt",
+        "x[1].png",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "ring").symlink_to(tmp_path)
+
+    def names(path):
+        return [str(file.relative_to(tmp_path)) for file in images.find_images("--flag", path)]
+
+    assert names(tmp_path) == ["a.jpg", "b.PNG", "sub/c.tif", "x[1].png"]
+    assert names(tmp_path / "x[1].png") == ["x[1].png"]
+    assert names(tmp_path / "*.jpg") == ["a.jpg"]
+    assert names(str(tmp_path) + "/**/*.tif") == ["sub/c.tif"]
+    (tmp_path / "none").mkdir()
+    for path in ("none", "absent", "*.bmp"):
+        with pytest.raises(UserError, match=r"^--flag: "):
+            images.find_images("--flag", tmp_path / path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_range_there_and_back_is_identity(dtype):
+    every = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(1, -1, 1)
+    unit = images.to_01(every)
+    assert unit.dtype == np.float32
+    assert unit.min() == 0
+    assert unit.max() == 1
+    np.testing.assert_array_equal(images.from_01(unit, dtype), every)
+
+
+def test_rounding_half_up_clipping_and_hdr():
+    values = np.array([-1, 0.5 / 255, 1.5 / 255, 2], np.float32)
+    np.testing.assert_array_equal(images.from_01(values, np.uint8), [0, 1, 2, 255])
+    np.testing.assert_array_equal(images.from_01(values, np.float32), values)
+    np.testing.assert_array_equal(images.to_01(values), values)
+    assert images.to_grey(np.full((2, 2, 3), 200, np.uint8)).tolist() == [
+        [[200], [200]],
+        [[200], [200]],
+    ]

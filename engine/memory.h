@@ -20,16 +20,16 @@ class Pool {
   }
 
   void* Take(size_t bytes) {
-    if (bytes < kHugePage / 2) return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (bytes < kSmall) return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
     std::lock_guard<std::mutex> lock(mutex_);
     size_t size = Round(bytes);
     clock_++;
     auto found = free_.lower_bound(size);
     if (found == free_.end() || found->first > size + size / 4) {
       ReleaseOld();
-      void* block = std::aligned_alloc(kHugePage, size);
+      void* block = std::aligned_alloc(size < kHugePage ? kSmall : kHugePage, size);
       if (block == nullptr) throw std::bad_alloc();
-      madvise(block, size, MADV_HUGEPAGE);  // A wish: without huge pages all still works.
+      if (size >= kHugePage) madvise(block, size, MADV_HUGEPAGE);  // A wish: without huge pages all still works.
       sizes_[block] = size;
       return block;
     }
@@ -50,12 +50,13 @@ class Pool {
     void* data;
     int64_t since;
   };
+  static constexpr size_t kSmall = size_t{1} << 16;
   static constexpr size_t kHugePage = size_t{1} << 21;
   static constexpr int64_t kKeep = 512;  // About three training steps' worth of tensors.
 
   // Sizes in steps of an eighth, so that nearby shapes share their blocks.
   static size_t Round(size_t bytes) {
-    size_t step = kHugePage;
+    size_t step = bytes < kHugePage ? kSmall : kHugePage;
     while (step * 16 <= bytes) step *= 2;
     return (bytes + step - 1) / step * step;
   }

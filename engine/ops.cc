@@ -6,9 +6,11 @@
 #include <tuple>
 
 #include "memory.h"
+#include "numbers.h"
 #include "onednn.h"
 #include "paddle/phi/api/ext/op_meta_info.h"
 #include "paddle/phi/api/include/tensor_utils.h"
+#include "weights_gradient.h"
 
 namespace {
 
@@ -32,25 +34,6 @@ class Threads {
 };
 
 // --- Tensors ---------------------------------------------------------------------------------------------------
-
-struct bf16 {
-  uint16_t bits;
-};
-
-inline float Load(float value) { return value; }
-inline float Load(bf16 value) {
-  uint32_t bits = uint32_t{value.bits} << 16;
-  float result;
-  std::memcpy(&result, &bits, 4);
-  return result;
-}
-inline void Store(float& to, float value) { to = value; }
-inline void Store(bf16& to, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  // To the nearest, ties to even; a NaN stays one.
-  to.bits = value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
 
 Tensor Empty(const Shape& shape, DataType type) {
   size_t bytes = type == DataType::FLOAT32 ? 4 : 2;
@@ -99,6 +82,7 @@ struct Geometry {
   auto Key() const { return std::tie(batch, height, width, inputs, outputs, kernel, type, slope); }
   bool operator<(const Geometry& other) const { return Key() < other.Key(); }
 
+  int64_t Pixels() const { return batch * height * width; }
   static onednn::Desc ChannelsLast(int64_t n, int64_t h, int64_t w, int64_t c, onednn::Type type) {
     return onednn::MakeDesc({n, c, h, w}, type, {h * w * c, 1, w * c, c});
   }
@@ -242,33 +226,46 @@ std::vector<Tensor> ConvForward(const Tensor& x, const Tensor& weights, const Te
 }
 
 // The gradient before the leaky ReLU, whose sign is that of its result.
-Tensor BeforeActivation(const Tensor& y, const Tensor& dy, float slope) {
-  Tensor dz = Empty(dy.shape(), dy.dtype());
-  WithType(dy, [&](auto element) {
-    using E = decltype(element);
-    const E *result = In<E>(y), *gradient = In<E>(dy);
-    E* to = Out<E>(dz);
-    int64_t count = y.numel();
+template <class E>
+void BeforeActivation(const E* y, const E* dy, E* dz, int64_t count, float slope) {
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < count; i++) {
-      float g = Load(gradient[i]);
-      Store(to[i], Load(result[i]) > 0 ? g : g * slope);
-    }
-  });
-  return dz;
+  for (int64_t i = 0; i < count; i++) {
+    float gradient = Load(dy[i]);
+    Store(dz[i], Load(y[i]) > 0 ? gradient : gradient * slope);
+  }
+}
+
+// The gradients to weights and bias, and on the way `dz`, the one before the activation (dz == dy without one).
+template <class E>
+void ParameterGradients(const Geometry& geometry, const E* x, const E* y, const E* dy, E* dz, float* dweights,
+                        float* dbias) {
+#ifdef __AVX512BF16__
+  constexpr bool fast = true;
+#elif defined(__AVX512F__)
+  constexpr bool fast = std::is_same<E, float>::value;
+#else
+  constexpr bool fast = false;
+#endif
+  if constexpr (fast) {
+    WeightsGradient(geometry, x, y, dy, dz, dweights, dbias);
+  } else {
+    if (dz != dy) BeforeActivation(y, dy, dz, geometry.Pixels() * geometry.outputs, geometry.slope);
+    Convolution::Get(geometry).BackwardWeights(x, dz, dweights, dbias);
+  }
 }
 
 std::vector<Tensor> ConvBackward(const Tensor& x, const Tensor& weights, const Tensor& y, const Tensor& dy,
                                  float slope, bool needs_dx) {
   Threads threads;
-  Convolution& convolution = Convolution::Get(GeometryOf(x, weights.shape(), slope));
-  Tensor dz = slope == 1.0f ? dy : BeforeActivation(y, dy, slope);
-  Tensor dweights = Empty(weights.shape(), DataType::FLOAT32), dbias = Empty({weights.shape()[0]}, DataType::FLOAT32);
-  convolution.BackwardWeights(x.data(), dz.data(), Out<float>(dweights), Out<float>(dbias));
+  Geometry geometry = GeometryOf(x, weights.shape(), slope);
+  Tensor dz = slope == 1.0f ? dy : Empty(dy.shape(), dy.dtype());
+  Tensor dweights = Empty(weights.shape(), DataType::FLOAT32), dbias = Empty({geometry.outputs}, DataType::FLOAT32);
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    ParameterGradients(geometry, In<E>(x), In<E>(y), In<E>(dy), Out<E>(dz), Out<float>(dweights), Out<float>(dbias));
+  });
   Tensor dx = needs_dx ? Empty(x.shape(), x.dtype()) : Unneeded(x.dtype());
-  if (needs_dx) {
-    convolution.BackwardData(dz.data(), In<float>(weights), Out<void>(dx));
-  }
+  if (needs_dx) Convolution::Get(geometry).BackwardData(dz.data(), In<float>(weights), Out<void>(dx));
   return {dx, dweights, dbias};
 }
 
@@ -432,9 +429,12 @@ std::vector<Tensor> UpsampleBackward(const Tensor& x, const Tensor& weights, con
     });
   });
 
-  Convolution& convolution = Convolution::Get(up.Blocks(x));
   std::vector<float> block_weights(weights.numel()), block_bias(4 * up.outputs);
-  convolution.BackwardWeights(x.data(), dblocks.data(), block_weights.data(), block_bias.data());
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    ParameterGradients(up.Blocks(x), In<E>(x), In<E>(dblocks), In<E>(dblocks), Out<E>(dblocks),
+                       block_weights.data(), block_bias.data());
+  });
   Tensor dweights = Empty(up.weights, DataType::FLOAT32), dbias = Empty({up.outputs}, DataType::FLOAT32);
   FromBlocks(block_weights.data(), Out<float>(dweights), up.x[3], up.outputs);
   for (int64_t o = 0; o < up.outputs; o++) {
@@ -443,7 +443,7 @@ std::vector<Tensor> UpsampleBackward(const Tensor& x, const Tensor& weights, con
   }
   if (needs_dx) {
     ToBlocks(In<float>(weights), block_weights.data(), up.x[3], up.outputs);
-    convolution.BackwardData(dblocks.data(), block_weights.data(), Out<void>(dx));
+    Convolution::Get(up.Blocks(x)).BackwardData(dblocks.data(), block_weights.data(), Out<void>(dx));
   }
   return {dx, dweights, dbias, dskip};
 }

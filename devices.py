@@ -1,5 +1,10 @@
 """Where to compute and how: the device flags of train.py, val.py and predict.py, and what they lead to."""
 
+import os
+import platform
+import subprocess
+
+import numpy as np
 import paddle
 
 import cli
@@ -54,3 +59,15 @@ def prepare(options):
 def on_gpu():
     """Whether the device in use is a GPU."""
     return paddle.device.get_device().startswith("gpu")
+
+
+def versions():
+    """What the run was made with."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {"python": platform.python_version(), "paddle": paddle.__version__, "numpy": np.__version__, "commit": commit}

@@ -16,12 +16,10 @@ A run writes results/LOG_NAME/TIMESTAMP: options.json, train.log, metrics.csv, T
 psnr.png, epoch_model_NNN.pdparams, best_model.pdparams, last_state.pdparams (to resume), validation/*.
 """
 
+import hashlib
 import json
 import os
-import platform
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -172,18 +170,6 @@ def validation_sets(options):
         names = ", ".join(one.name for one in absent)
         cli.note(f"scores on {', '.join(one.name for one in present)}; not under {options.val_dirs}: {names}")
     return present, parse_noise(noisetype)
-
-
-def versions():
-    """What the run was made with."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {"python": platform.python_version(), "paddle": paddle.__version__, "numpy": np.__version__, "commit": commit}
 
 
 # --- State --------------------------------------------------------------------------------------------------
@@ -344,17 +330,7 @@ def snapshot(training, sets, noise, folder, log, epoch):
         if distributed.IS_MAIN:
             training.save_weights(os.path.join(folder, "best_model.pdparams"))
     if distributed.IS_MAIN:
-        plot_run(folder)
-
-
-def plot_run(folder):
-    """Draws what metrics.csv holds: the losses, and the scores once there are any."""
-    metrics = reporting.read_metrics(folder)
-    for kind, label in (("loss", "loss"), ("psnr", "PSNR [dB]")):
-        series = {name.partition("/")[2]: points for name, points in metrics.items() if name.startswith(kind + "/")}
-        if series:
-            title = os.path.join(*os.path.normpath(folder).split(os.sep)[-2:])
-            reporting.plot_curves(os.path.join(folder, f"{kind}.png"), title, "step", {label: series})
+        reporting.plot_run(folder)
 
 
 def train(options):
@@ -388,7 +364,7 @@ def train(options):
     if distributed.IS_MAIN:
         os.makedirs(os.path.join(folder, "validation"), exist_ok=True)
         shown = {k: v for k, v in vars(options).items() if k not in ("state", "run_folder", "resume")}
-        cli.write_json(os.path.join(folder, "options.json"), {"options": shown, "versions": versions()})
+        cli.write_json(os.path.join(folder, "options.json"), {"options": shown, "versions": devices.versions()})
     log.line(f"{len(patches)} images, {plan.steps_per_epoch} steps per epoch, {plan.total_steps} steps; {folder}")
     if options.state:
         log.line(f"resumed at step {training.step}")
@@ -422,7 +398,7 @@ def train(options):
                 f"Loss_Full={values[2]:.6f}, Time={cost:.4f} avg_reader_cost: {reader:.5f} sec, "
                 f"avg_batch_cost: {cost:.5f} sec, avg_samples: {options.batchsize}, ips: {ips:.5f} images/s, eta: {eta}"
             )
-            log.scalars(step, {
+            log.scalars(training.step, {
                 "loss/rec": values[0], "loss/reg": values[1], "loss/full": values[2],
                 "schedule/lr": rate, "schedule/Lambda": Lambda, "speed/ips": ips,
             })  # fmt: skip
@@ -443,6 +419,10 @@ def train(options):
             last_saved = time.perf_counter()
     stream.close()
     log.close()
+    if distributed.WORLD_SIZE > 1:
+        # In each process's own log: equal weights on all ranks can be seen there.
+        digest = hashlib.sha256(b"".join(p.numpy().tobytes() for p in training.network.parameters()))
+        print(f"weights of rank {distributed.RANK}: {digest.hexdigest()[:16]}")
     return folder, not stop.signal
 
 

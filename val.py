@@ -38,7 +38,7 @@ def get_parser():
     output.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the table as JSON, to stdout or a file")
     output.add_argument("--csv", metavar="FILE", help="PSNR and SSIM of every image")
     output.add_argument("--report", metavar="DIR", help="an HTML page with every image, plots and settings")
-    output.add_argument("--report_images", type=number(int, 0), default=100, help="how many images the page shows")
+    output.add_argument("--report_images", type=number(int, 0), default=100, help="how many images of each set it shows")
     output.add_argument("--overwrite", action="store_true", help="replace results that exist")
     devices.add_flags(parser)
     return parser  # fmt: skip
@@ -90,7 +90,13 @@ def main(argv=None):
     report = None
     if options.report and distributed.IS_MAIN:
         settings = vars(options) | denoiser.options | {"noisetype": noisetype}
-        report = reporting.HtmlReport(options.report, "Denoising report", settings, options.report_images)
+        report = reporting.HtmlReport(
+            options.report,
+            "Denoising report",
+            {**settings, "Versions": devices.versions()},
+            options.report_images,
+            options.overwrite,
+        )
     results = []
     for one in present:
         total = (options.val_repeats or one.repeats) * len(one.paths(options.val_images)) // distributed.WORLD_SIZE
@@ -126,7 +132,7 @@ def main(argv=None):
         csv.writer(text).writerows(score_rows(results))
         cli.write_text(options.csv, text.getvalue())
     if report:
-        print(f"report: {report.close(results)}")
+        cli.note(f"report: {report.close(results)}")
     return 0
 
 

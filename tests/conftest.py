@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# As it was before Paddle's import set OMP_NUM_THREADS to 1: a process started by a test gets what a user's shell gives.
+ENVIRONMENT = dict(os.environ)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -44,7 +46,7 @@ def run_script(name, *arguments, cwd=ROOT, ok=None, **environment):
     """Runs a script in a process of its own; with `ok`, checks its exit code."""
     result = subprocess.run(
         [sys.executable, str(ROOT / name), *map(str, arguments)],
-        cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
+        cwd=cwd, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     if ok is not None:
         assert result.returncode == ok, result.stdout + result.stderr

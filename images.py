@@ -64,9 +64,7 @@ class Picture:
     exif: bytes = b""  # without its rotation tag, which has been obeyed
     icc: bytes = b""
     dpi: tuple | None = None
-    plain: bool = (
-        False  # 8-bit grey or RGB in the file too, and upright: any decoder gives these pixels
-    )
+    plain: bool = False  # 8-bit grey or RGB in the file too, and upright: any decoder gives these pixels
     tiff: dict = field(
         default_factory=dict
     )  # arguments for tifffile: descriptions, pixel size, tags, compression
@@ -97,9 +95,7 @@ def find_images(flag, path):
         found = {os.path.realpath(match): Path(match) for match in matches}.values()
     else:
         raise UserError(f"{flag}: {path} does not exist")
-    found = sorted(
-        file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES) and file.is_file()
-    )
+    found = sorted(file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES) and file.is_file())
     if not found:
         raise UserError(f"{flag}: no image in {path} ({' '.join(IMAGE_SUFFIXES)})")
     return found
@@ -110,9 +106,7 @@ def walk(folder):
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
-        folders[:] = (
-            [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        )
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
             yield from (Path(root, name) for name in names if not name.startswith("."))
         seen.add(real)
@@ -157,6 +151,8 @@ def image_size(path, data=None):
 
 
 def _image_size(path, file, magic):
+    if not magic:
+        raise UserError(f"{path}: is empty")
     file.seek(0)
     with _refusing(path):
         if magic[:4] in TIFF_MAGIC:
@@ -193,9 +189,7 @@ def _refusing(path):
         raise
     except Image.UnidentifiedImageError:
         known = " ".join(IMAGE_SUFFIXES)
-        raise UserError(
-            f"{path}: no image, broken, or of a format that is not read ({known})"
-        ) from None
+        raise UserError(f"{path}: no image, broken, or of a format that is not read ({known})") from None
     except MemoryError as error:
         raise UserError(f"{path}: too large for the free memory") from error
     except Exception as error:  # Decoders answer hostile bytes with nearly every kind of exception.
@@ -227,9 +221,7 @@ def _known_dtype(array, path):
     if kind == "b":
         return array.astype(np.uint8) * np.uint8(255)
     if kind == "f" and size <= 8:
-        with np.errstate(
-            over="ignore"
-        ):  # what float32 cannot hold becomes infinite, and is refused as such
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
             return np.ascontiguousarray(array, np.float32)
     if (kind == "i" and size == 2 and array.min() >= 0) or (kind == "u" and size == 2):
         return np.ascontiguousarray(array, np.uint16)
@@ -270,9 +262,7 @@ def _pillow_pixels(image, data):
     deep_pnm = image.format == "PPM" and image.mode in ("RGB", "I") and _maxval(data) > 255
     image.load()
     if deep_png:
-        Image.open(
-            io.BytesIO(data), formats=["PNG"]
-        ).verify()  # libpng would print about a bad checksum
+        Image.open(io.BytesIO(data), formats=["PNG"]).verify()  # libpng would print about a bad checksum
     if deep_png or deep_pnm:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if array is None:
@@ -329,9 +319,7 @@ def _upright(picture, orientation):
         turn = turns[orientation]
         picture.plain = False
         picture.pages = [np.ascontiguousarray(turn(page)) for page in picture.pages]
-        picture.alpha = picture.alpha and [
-            np.ascontiguousarray(turn(alpha)) for alpha in picture.alpha
-        ]
+        picture.alpha = picture.alpha and [np.ascontiguousarray(turn(alpha)) for alpha in picture.alpha]
         if orientation >= 5 and picture.dpi:
             picture.dpi = picture.dpi[::-1]
     return picture
@@ -376,9 +364,7 @@ def _read_tiff(data, path):
         first = tif.pages.first
         # Thumbnails and overviews are left out. A frame of a stack is a full page.
         chosen = [
-            page
-            for page in (page.aspage() for page in tif.pages)
-            if page is first or not page.is_reduced
+            page for page in (page.aspage() for page in tif.pages) if page is first or not page.is_reduced
         ]
         shapes = [page.shaped for page in chosen for _ in range(page.shaped[1])]
         if len(tif.pages) == 1 and len(tif.series) == 1 and tif.series[0].size > first.size:
@@ -434,9 +420,7 @@ def _decode_tiff(data, chosen, path):
     arrays = [_from_bgr(array) for index, array in enumerate(arrays) if index in wanted]
     if not ok or len(arrays) != len(chosen) or not all(map(_same_layout, chosen, arrays)):
         name = getattr(chosen[0].compression, "name", chosen[0].compression)
-        raise UserError(
-            f"{path}: {name} compression of this layout needs `pip install imagecodecs`"
-        )
+        raise UserError(f"{path}: {name} compression of this layout needs `pip install imagecodecs`")
     return [array[None, None] for array in arrays], True
 
 
@@ -466,9 +450,7 @@ def _tiff_colours(page, plane, by_opencv, path):
     elif photometric == 5 and plane.dtype == np.uint8 and plane.shape[-1] == 4:
         plane = np.asarray(Image.fromarray(plane, "CMYK").convert("RGB"))
     elif photometric not in (0, 1, 2, 3, 6, 32803, 34892):
-        raise UserError(
-            f"{path}: colours of kind {getattr(photometric, 'name', photometric)} are not read"
-        )
+        raise UserError(f"{path}: colours of kind {getattr(photometric, 'name', photometric)} are not read")
     # 1 is associated (premultiplied), 2 unassociated; others are channels of data.
     if plane.shape[-1] > 1 and any(kind in (1, 2) for kind in page.extrasamples[-1:]):
         return plane[..., :-1], np.ascontiguousarray(plane[..., -1])
@@ -492,11 +474,7 @@ def _tiff_metadata(first, pages):
         for value in (_tag(first, 282), _tag(first, 283))
         if isinstance(value, tuple) and value[1]
     )
-    resolution = (
-        resolution
-        if len(resolution) == 2 and all(0 < value < 1e9 for value in resolution)
-        else None
-    )
+    resolution = resolution if len(resolution) == 2 and all(0 < value < 1e9 for value in resolution) else None
     inches = {2: 1.0, 3: 2.54}.get(unit)
     extra = [first.tags[code] for code in TIFF_EXTRA if code in first.tags]
     icc = _tag(first, 34675)
@@ -564,14 +542,11 @@ def encode(path, pages, like=None, quality=95):
         kind, channels, alpha, many = content
         what = f"{kind} of {channels} channel(s){' with transparency' if alpha else ''}"
         what = f"{len(pages)} pages of {what}" if many else what
-        raise UserError(
-            f"{path}: {suffix or 'a name without suffix'} cannot hold {what}: use {able}"
-        )
+        raise UserError(f"{path}: {suffix or 'a name without suffix'} cannot hold {what}: use {able}")
     if like.alpha:
         joined = zip(pages, like.alpha, strict=True)
         pages = [
-            np.concatenate((page, alpha.astype(page.dtype)[..., None]), axis=2)
-            for page, alpha in joined
+            np.concatenate((page, alpha.astype(page.dtype)[..., None]), axis=2) for page, alpha in joined
         ]
     try:
         if suffix == ".tif":
@@ -602,9 +577,7 @@ def _encode_pillow(suffix, page, like, quality):
     name = {".jpg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM"}[suffix]
     options = {"exif": like.exif or None, "icc_profile": like.icc or None, "dpi": like.dpi}
     options = {key: value for key, value in options.items() if value}
-    options |= {".jpg": {"quality": quality, "subsampling": 0}, ".webp": {"lossless": True}}.get(
-        suffix, {}
-    )
+    options |= {".jpg": {"quality": quality, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(page[..., 0] if page.shape[2] == 1 else page)).save(
         file, name, **options
@@ -639,9 +612,7 @@ def _encode_png(page, like):
     if like.icc:
         chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(like.icc))
     if like.dpi:
-        chunks += _png_chunk(
-            b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in like.dpi), 1)
-        )
+        chunks += _png_chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in like.dpi), 1))
     if like.exif:
         chunks += _png_chunk(b"eXIf", like.exif.removeprefix(b"Exif\0\0"))
     end_of_header = 8 + 25
@@ -649,12 +620,7 @@ def _encode_png(page, like):
 
 
 def _png_chunk(kind, content):
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-    )
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def _encode_grey_alpha_png(page):

@@ -17,9 +17,13 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 from tqdm import tqdm
+
+# Paddle's import complains of a missing compiler cache, which nothing here needs: import cli before it.
+warnings.filterwarnings("ignore", message="No ccache found")
 
 
 class UserError(Exception):
@@ -194,10 +198,9 @@ def new_run_folder(save_model_path, log_name):
 
 
 def progress(iterable=None, total=None, unit="it", label=None, **kwargs):
-    """A bar with ETA on stderr; on a log file, a line every half minute instead of a thousand carriage returns."""
-    on_screen = sys.stderr.isatty()
-    seconds = 0.2 if on_screen else 30.0
-    return tqdm(
+    """A bar with ETA on stderr; in a log file, a line every half minute."""
+    kind, seconds = (tqdm, 0.2) if sys.stderr.isatty() else (_LogLines, 30.0)
+    return kind(
         iterable,
         total=total,
         unit=unit,
@@ -205,11 +208,25 @@ def progress(iterable=None, total=None, unit="it", label=None, **kwargs):
         file=sys.stderr,
         mininterval=seconds,
         maxinterval=seconds,
-        delay=0 if on_screen else seconds,
+        delay=0 if kind is tqdm else seconds,
         dynamic_ncols=True,
         leave=False,
         **kwargs,
     )
+
+
+class _LogLines(tqdm):
+    """A bar for a file: what tqdm would draw over and over is a line now and then."""
+
+    def refresh(self, nolock=False, lock_args=None):
+        if not nolock:  # with it, tqdm only redraws the bar after somebody's message
+            note(str(self))
+
+    def clear(self, nolock=False):
+        pass
+
+    def display(self, msg=None, pos=None):
+        pass
 
 
 def note(message):

@@ -6,10 +6,11 @@ Examples:
   python predict.py --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --strength 0.7
 """
 
-import os
+import cli  # isort: skip  (before Paddle: it quiets its import)
+
+import sys
 from pathlib import Path
 
-import cli
 import devices
 import distributed
 import images
@@ -86,7 +87,7 @@ def main(argv=None):
                 if len(pairs) == 1:
                     raise
                 failed += 1
-                bar.write(f"{error}")
+                bar.write(f"{error}", file=sys.stderr)
             else:
                 bar.write(f"{target}")
     failed = sum(distributed.gather([failed]))

@@ -16,6 +16,8 @@ A run writes results/LOG_NAME/TIMESTAMP: options.json, train.log, metrics.csv, T
 psnr.png, epoch_model_NNN.pdparams, best_model.pdparams, last_state.pdparams (to resume), validation/*.
 """
 
+import cli  # isort: skip  (before Paddle: it quiets its import)
+
 import hashlib
 import json
 import os
@@ -26,7 +28,6 @@ import numpy as np
 import paddle
 
 import checkpoint
-import cli
 import dataset
 import devices
 import distributed

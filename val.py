@@ -6,13 +6,14 @@ Examples:
   python val.py --model_path best_model.pdparams --val_images 5 --val_repeats 1 --json scores.json
 """
 
+import cli  # isort: skip  (before Paddle: it quiets its import)
+
 import csv
 import io
 import json
 import os
 import sys
 
-import cli
 import dataset
 import devices
 import distributed

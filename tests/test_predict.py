@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+from conftest import assert_user_error, noisy_scene, run_script, save
+from PIL import Image
+
+import images
+import predict
+from denoising import Denoiser
+
+
+def run(*flags, code=0):
+    assert predict.main([str(flag) for flag in flags]) == code
+
+
+def test_the_published_command(tmp_path, weights):
+    save(tmp_path / "demo" / "cat_noise.png", noisy_scene(45, 67))
+    run_script(
+        "predict.py", "--image_path", "demo/cat_noise.png", "--model_path", weights, "--save_dir", "./demo/",
+        cwd=tmp_path, ok=0,
+    )  # fmt: skip
+    result = np.asarray(Image.open(tmp_path / "demo" / "cat_noise_denoise.png"))
+    assert (result == Denoiser(str(weights))(noisy_scene(45, 67))).all()
+
+
+def test_a_folder_tree_keeps_its_shape(tmp_path, weights):
+    for name in ("a.png", "deep/er/b.jpg", "deep/a.bmp", "grey.png"):
+        save(tmp_path / "in" / name, noisy_scene(40, 50, 1 if "grey" in name else 3))
+    run("--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "out")
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    assert found == ["a_denoise.png", "deep/a_denoise.png", "deep/er/b_denoise.png", "grey_denoise.png"]
+    assert Image.open(tmp_path / "out" / "grey_denoise.png").mode == "L"
+
+
+def test_a_glob_and_the_own_format(tmp_path, weights):
+    for name in ("a.webp", "b.webp", "c.png"):
+        save(tmp_path / name, noisy_scene(40, 50))
+    run("--image_path", tmp_path / "*.webp", "--model_path", weights, "--save_dir", tmp_path / "o", "--keep_format")
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a_denoise.webp", "b_denoise.webp"]
+
+
+def test_sixteen_bits_and_floats_stay(tmp_path, weights):
+    deep = noisy_scene(40, 50).astype(np.uint16) * 257 + 3
+    images.write_image(tmp_path / "deep.png", deep)
+    bright = noisy_scene(40, 50).astype(np.float32) / 40
+    np.save(tmp_path / "bright.npy", bright)
+    run("--image_path", tmp_path, "--model_path", weights, "--save_dir", tmp_path / "o")
+    denoise = Denoiser(str(weights))
+    assert (images.read_image(tmp_path / "o" / "deep_denoise.png").pages[0] == denoise(deep)).all()
+    np.testing.assert_array_equal(np.load(tmp_path / "o" / "bright_denoise.npy"), denoise(bright))
+
+
+def test_a_stack_is_denoised_page_by_page(tmp_path, weights):
+    pages = [noisy_scene(40, 50, 1, seed) for seed in range(3)]
+    images.write_image(tmp_path / "stack.tif", pages)
+    run("--image_path", tmp_path / "stack.tif", "--model_path", weights, "--save_dir", tmp_path / "o")
+    found = images.read_image(tmp_path / "o" / "stack_denoise.tif").pages
+    denoise = Denoiser(str(weights))
+    assert len(found) == 3
+    assert all((page == denoise(source)).all() for page, source in zip(found, pages, strict=True))
+
+
+def test_alpha_exif_and_resolution_are_kept(tmp_path, weights):
+    colour = Image.fromarray(noisy_scene(40, 50)).convert("RGBA")
+    alpha = np.arange(2000, dtype=np.uint32).reshape(40, 50) % 256
+    colour.putalpha(Image.fromarray(alpha.astype(np.uint8)))
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif[0x0112] = 6  # turned by a quarter
+    colour.save(tmp_path / "a.png", exif=exif, dpi=(300, 300))
+    run("--image_path", tmp_path / "a.png", "--model_path", weights, "--save_dir", tmp_path / "o")
+    result = Image.open(tmp_path / "o" / "a_denoise.png")
+    assert result.mode == "RGBA"
+    assert result.size == (40, 50)  # upright
+    assert (np.asarray(result)[..., 3] == np.rot90(alpha, -1)).all()
+    assert result.getexif()[0x010F] == "Maker"
+    assert result.getexif().get(0x0112, 1) == 1
+    assert round(result.info["dpi"][0]) == 300
+
+
+def test_nothing_is_overwritten_unasked(tmp_path, weights):
+    save(tmp_path / "a.png", noisy_scene(40, 50))
+    (tmp_path / "a_denoise.png").write_text("mine")
+    flags = ("--image_path", tmp_path / "a.png", "--model_path", weights, "--save_dir", tmp_path)
+    assert_user_error(run_script("predict.py", *flags), "a_denoise.png", "--overwrite")
+    assert (tmp_path / "a_denoise.png").read_text() == "mine"
+    run(*flags, "--overwrite")
+    assert Image.open(tmp_path / "a_denoise.png").size == (50, 40)
+
+
+def test_a_broken_file_is_reported_and_the_rest_goes_on(tmp_path, weights):
+    for name in ("a.png", "c.png"):
+        save(tmp_path / "in" / name, noisy_scene(40, 50))
+    (tmp_path / "in" / "b.png").write_bytes(b"no image")
+    nan = np.full((20, 20, 3), np.nan, np.float32)
+    np.save(tmp_path / "in" / "d.npy", nan)
+    result = run_script(
+        "predict.py", "--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "o", ok=1
+    )
+    assert "b.png" in result.stderr
+    assert "d.npy" in result.stderr
+    assert "2 of 4" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a_denoise.png", "c_denoise.png"]
+
+
+def test_names_that_would_collide_are_refused(tmp_path, weights):
+    save(tmp_path / "in" / "a.png", noisy_scene(40, 50))
+    save(tmp_path / "in" / "a.jpg", noisy_scene(40, 50))
+    flags = ("--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "o")
+    assert_user_error(run_script("predict.py", *flags), "a.jpg", "a.png", "--keep_format")
+
+
+def bad_flags(tmp_path, weights):
+    """(what is wrong, changed flags, words of the message)."""
+    garbage = tmp_path / "garbage.pdparams"
+    garbage.write_bytes(b"no weights at all")
+    truncated = tmp_path / "truncated.pdparams"
+    truncated.write_bytes(weights.read_bytes()[:-100])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "file").write_text("")
+    yield "missing image", {"--image_path": tmp_path / "nowhere.png"}, ["--image_path", "nowhere.png"]
+    yield "empty folder", {"--image_path": tmp_path / "empty"}, ["--image_path"]
+    yield "no image", {"--image_path": tmp_path / "text.png"}, ["text.png"]
+    yield "missing weights", {"--model_path": tmp_path / "nowhere.pdparams"}, ["--model_path", "nowhere"]
+    yield "weights are a folder", {"--model_path": tmp_path / "empty"}, ["--model_path", "folder"]
+    yield "garbage weights", {"--model_path": garbage}, ["garbage.pdparams"]
+    yield "truncated weights", {"--model_path": truncated}, ["truncated.pdparams"]
+    yield "save_dir is a file", {"--save_dir": tmp_path / "file"}, ["--save_dir"]
+    yield "strength", {"--strength": 1.5}, ["--strength", "1.5"]
+    yield "negative tile", {"--tile": -3}, ["--tile", "-3"]
+    yield "unknown flag", {"--strenght": 1}, ["--strenght"]
+
+
+def test_mistakes_are_one_line(tmp_path, weights):
+    image = save(tmp_path / "good.png", noisy_scene(40, 50))
+    for what, changed, words in bad_flags(tmp_path, weights):
+        flags = {"--image_path": image, "--model_path": weights, "--save_dir": tmp_path / "o", **changed}
+        result = run_script("predict.py", *[part for pair in flags.items() for part in pair])
+        assert_user_error(result, *words)
+        assert not list((tmp_path / "o").glob("*")), what
+
+
+def test_dashes_are_taken_for_underscores(tmp_path, weights):
+    image = save(tmp_path / "a.png", noisy_scene(40, 50))
+    run("--image-path", image, f"--model-path={weights}", "--save-dir", tmp_path / "o", "--keep-format")
+    assert (tmp_path / "o" / "a_denoise.png").exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path, weights, monkeypatch):
+    image = save(tmp_path / "a.png", noisy_scene(40, 50))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "a_denoise.png")
+
+    monkeypatch.setattr(images.os, "replace", full)
+    with pytest.raises(predict.UserError, match="No space left"):
+        run("--image_path", image, "--model_path", weights, "--save_dir", tmp_path / "o")
+    assert not list((tmp_path / "o").glob("*"))

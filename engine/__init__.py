@@ -1,11 +1,11 @@
-"""A faster way to train and run the networks on CPUs: convolutions by oneDNN, channels last, in float32 or bfloat16.
+"""A faster way to train and run the networks on CPUs: oneDNN, channels last, float32 or bfloat16.
 
     >>> ops, line = engine.choose("auto", "fp32")
     >>> print(line, file=sys.stderr)
     >>> network.ops = ops
 
-The engine is a few operators in C++ (`ops.cc`) on the oneDNN library in Paddle's own wheel, compiled on first use.
-Parameters, their gradients and the optimiser stay in float32 and in Paddle's hands.
+The engine is a few operators in C++ (`ops.cc`) on the oneDNN library in Paddle's own wheel, compiled
+on first use. Parameters, their gradients and the optimiser stay in float32 and in Paddle's hands.
 """
 
 import paddle
@@ -84,7 +84,9 @@ def _is_correct():
     for ops in (PlainOps(), EngineOps()):
         result = ops.leave(ops.conv(ops.enter(image), layer))
         found.append([result, *paddle.grad((result * result).sum(), [layer.weight, layer.bias])])
-    return all(bool(paddle.allclose(a, b, rtol=1e-3, atol=1e-3)) for a, b in zip(*found, strict=True))
+    return all(
+        bool(paddle.allclose(a, b, rtol=1e-3, atol=1e-3)) for a, b in zip(*found, strict=True)
+    )
 
 
 def _run(operator, *arguments):

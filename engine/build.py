@@ -1,8 +1,8 @@
 """Compiles the engine's operators for this machine, once, and registers them with Paddle.
 
-One call of the compiler, without `paddle.utils.cpp_extension`: that one takes four times as long, needs Python's
-headers, and talks to the terminal. The headers of oneDNN, which Paddle's wheel lacks, are not needed: `onednn.h`
-declares the few functions that are called.
+One call of the compiler, without `paddle.utils.cpp_extension`: that one takes four times as long,
+needs Python's headers, and talks to the terminal. The headers of oneDNN, which Paddle's wheel lacks,
+are not needed: `onednn.h` declares the few functions that are called.
 """
 
 import contextlib
@@ -39,15 +39,24 @@ def load():
     """Builds the operators if they are not in the cache, and registers them."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise BuildError("it is made for Linux on x86-64")
+    # Registering the same operators twice would end the process.
+    if hasattr(load, "done"):
+        return
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     if not shutil.which(compiler[0]):
-        raise BuildError(f"there is no compiler '{compiler[0]}' (on Debian or Ubuntu: apt install g++)")
-    # Registering the same operators twice would end the process.
-    if not hasattr(load, "done"):
-        library = str(_library(compiler))
-        paddle.base.core.load_op_meta_info_and_register_op(library)
-        ctypes.CDLL(library).denoise_set_threads(threads())
-        load.done = True
+        raise BuildError(
+            f"there is no compiler '{compiler[0]}' (on Debian or Ubuntu: apt install g++)"
+        )
+    with _cache_folder() as folder:
+        library = _build(compiler, folder)
+        try:
+            set_threads = ctypes.CDLL(str(library)).denoise_set_threads
+        except (OSError, AttributeError) as error:
+            library.unlink()  # so that the next run tries again
+            raise BuildError(f"what the compiler made cannot be loaded: {error}") from error
+        paddle.base.core.load_op_meta_info_and_register_op(str(library))
+        set_threads(threads())
+    load.done = True
 
 
 def threads():
@@ -62,7 +71,7 @@ def threads():
     return len(os.sched_getaffinity(0))
 
 
-def _library(compiler):
+def _build(compiler, folder):
     package = Path(paddle.__file__).resolve().parent
     for name in ("libs/libdnnl.so.3", "libs/libiomp5.so", "base/libpaddle.so"):
         if not (package / name).exists():
@@ -74,8 +83,8 @@ def _library(compiler):
         str(HERE / "ops.cc"),
         *(f"-L{package / folder}" for folder in ("libs", "base")),
         *(f"-Wl,-rpath,{package / folder}" for folder in ("libs", "base")),
-        # Intel's OpenMP, which oneDNN in Paddle's process uses, and not the compiler's own: the idle threads of a
-        # second one would stand in the way of the first.
+        # Intel's OpenMP, which oneDNN in Paddle's process uses, and not the compiler's own: the idle
+        # threads of a second one would stand in the way of the first.
         *("-l:libdnnl.so.3", "-l:libpaddle.so", "-l:libiomp5.so", "-Wl,--as-needed"),
     ]
     version = _run([*compiler, "--version"])
@@ -83,7 +92,6 @@ def _library(compiler):
     key = [*sources, *command, version, paddle.__version__, *cpu_flags()]
     name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16] + ".so"
 
-    folder = _cache_folder()
     library = folder / name
     with _locked(folder / "lock"):
         if not library.exists():
@@ -91,27 +99,35 @@ def _library(compiler):
             # Under a name of its own until it is whole, so that a killed build leaves nothing to load.
             partial = library.with_suffix(".partial")
             _run([*command, "-o", str(partial)])
+            if not partial.exists():
+                raise BuildError(f"the compiler '{compiler[0]}' made nothing")
             partial.replace(library)
     return library
 
 
+@contextlib.contextmanager
 def _cache_folder():
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "denoising-engine"
+    folder = home / "neighbor2neighbor-paddle"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            pass
     except OSError as error:
-        # A new folder that nobody else can write into: what lies in it will be run.
-        folder = Path(tempfile.mkdtemp(prefix="denoising-engine-"))
-        print(f"engine: {home} cannot be written ({error.strerror}), using {folder} this once", file=sys.stderr)
-        return folder
+        print(
+            f"engine: cannot write to {folder} ({error.strerror}): will not be kept",
+            file=sys.stderr,
+        )
+        # A new folder that nobody else can write into, because what lies in it will be run.
+        with tempfile.TemporaryDirectory() as private:
+            yield Path(private)
+    else:
+        yield folder
 
 
 @contextlib.contextmanager
 def _locked(path):
-    import fcntl  # Linux only, as the engine is.
+    import fcntl  # not on Windows, where this module is imported but never gets here
 
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -124,7 +140,7 @@ def _run(command):
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"the compiler did not run: {error}") from error
     if done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        reason = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        reason = next((line for line in lines if "error" in line.lower()), lines[-1])
         raise BuildError(f"the compiler '{command[0]}' failed: {reason.strip()}")
     return done.stdout

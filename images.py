@@ -257,6 +257,13 @@ def _read_pillow(data, path):
 
 def _pillow_pixels(image, data):
     """Decodes to an HWC array, and to alpha in a list of one, or None."""
+    if image.format == "JPEG" and image.mode in ("L", "RGB"):
+        # OpenCV gives the same pixels sooner; what it refuses, Pillow may say more about.
+        colours = cv2.IMREAD_GRAYSCALE if image.mode == "L" else cv2.IMREAD_COLOR_RGB
+        flags = colours | cv2.IMREAD_IGNORE_ORIENTATION
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if array is not None:
+            return array.reshape(image.height, image.width, -1), None
     # Pillow cuts 16-bit colour down to 8 bits, OpenCV does not; but Pillow refuses more bad files.
     deep_png = image.format == "PNG" and data[24] == 16 and image.mode != "I;16"
     deep_pnm = image.format == "PPM" and image.mode in ("RGB", "I") and _maxval(data) > 255

@@ -84,9 +84,7 @@ def _is_correct():
     for ops in (PlainOps(), EngineOps()):
         result = ops.leave(ops.conv(ops.enter(image), layer))
         found.append([result, *paddle.grad((result * result).sum(), [layer.weight, layer.bias])])
-    return all(
-        bool(paddle.allclose(a, b, rtol=1e-3, atol=1e-3)) for a, b in zip(*found, strict=True)
-    )
+    return all(bool(paddle.allclose(a, b, rtol=1e-3, atol=1e-3)) for a, b in zip(*found, strict=True))
 
 
 def _run(operator, *arguments):

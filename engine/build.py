@@ -44,9 +44,7 @@ def load():
         return
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     if not shutil.which(compiler[0]):
-        raise BuildError(
-            f"there is no compiler '{compiler[0]}' (on Debian or Ubuntu: apt install g++)"
-        )
+        raise BuildError(f"there is no compiler '{compiler[0]}' (on Debian or Ubuntu: apt install g++)")
     with _cache_folder() as folder:
         library = _build(compiler, folder)
         try:
@@ -60,15 +58,16 @@ def load():
 
 
 def threads():
-    """How many threads the engine uses: what OMP_NUM_THREADS said when the process began, or all cores.
+    """How many threads the engine uses: what the user set in OMP_NUM_THREADS, or a share of the cores.
 
-    The variable itself tells no more: Paddle sets it to 1 on import where the user has not set it.
+    Read from how the process began, because Paddle sets the variable to 1 on import where the user has not.
     """
     for setting in Path("/proc/self/environ").read_bytes().split(b"\0"):
         name, _, value = setting.partition(b"=")
         if name == b"OMP_NUM_THREADS" and value.isdigit() and int(value) > 0:
             return int(value)
-    return len(os.sched_getaffinity(0))
+    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))  # that Paddle's launcher started here
+    return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 def _build(compiler, folder):

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# A short training from noisy images alone; MINUTES=15 bash scripts/2_train.sh for a longer one.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+needs "$DATA/train" 1_prepare_data.sh
+step "2 Train: Neighbor2Neighbor, Gaussian noise of 25, ${MINUTES:-1.2} minutes"
+"$PYTHON" -u train.py --data_dir "$DATA/train" --val_dirs validation --noisetype gauss25 \
+    --save_model_path "$(dirname "$RUN")" --log_name "$(basename "$RUN")" \
+    --max_minutes "${MINUTES:-1.2}" --n_epoch 100000 --n_snapshot 100000 --log_iters 5 \
+    --batchsize 8 --patchsize 96 --lr 1e-3 --lr_schedule cosine --warmup_steps 50 \
+    --reg_start 0.5 --clip_grad 1 --ema 0.99 --augment
+mkdir -p "$(dirname "$MODEL")"
+# The newest run's folder: names are times.
+newest=$(printf '%s\n' "$RUN"/*/ | sort | tail -n 1)
+cp "$newest/best_model.pdparams" "$MODEL"

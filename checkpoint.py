@@ -129,7 +129,16 @@ def read_state(path):
     except RecursionError:
         raise UserError(f"{path}: refused, it is nested without end") from None
     # A truncated or crafted stream can break the unpickler's opcodes in any of these ways; none of them ran code.
-    except (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ImportError) as error:
+    except (
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        ImportError,
+    ) as error:
         raise UserError(f"{path}: truncated or no .pdparams file ({type(error).__name__})") from None
 
 

@@ -65,9 +65,7 @@ class Parser(argparse.ArgumentParser):
     """Strict: no abbreviations, a mistake is one line. Forgiving: a dash may stand for any underscore."""
 
     def __init__(self, doc, **kwargs):
-        super().__init__(
-            description=doc, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs
-        )
+        super().__init__(description=doc, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else [str(argument) for argument in args]
@@ -99,7 +97,16 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def boolean(text):
     """True/False as the published commands write them; anything else is refused."""
-    values = {"true": True, "t": True, "yes": True, "1": True, "false": False, "f": False, "no": False, "0": False}
+    values = {
+        "true": True,
+        "t": True,
+        "yes": True,
+        "1": True,
+        "false": False,
+        "f": False,
+        "no": False,
+        "0": False,
+    }
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return values[text.lower()]

@@ -36,20 +36,10 @@ def as_channels(array, n_channel, name):
     if n_channel == 3 and channels == 1:
         return np.repeat(array, 3, axis=2)
     if n_channel == 1 and channels == 3:
-        return to_grey(array)
+        return images.to_grey(array)
     if n_channel == 4 and channels == 1:
         return pack_bayer(array)
     raise UserError(f"{name}: has {channels} channels, --n_channel is {n_channel}")
-
-
-def to_grey(array):
-    """Luma of Rec. 601, rounded to the image's own type."""
-    grey = array.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return images.from_01(grey[..., None] / _scale(array.dtype), array.dtype)
-
-
-def _scale(dtype):
-    return np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
 
 
 def pack_bayer(mosaic):
@@ -149,9 +139,7 @@ class Batches:
         first = (position * self.world_size + self.rank) * self.batchsize
         # Fewer images than one batch: they are used again, each time with another crop.
         places = [divmod(first + i, len(order)) for i in range(self.batchsize)]
-        samples = [
-            self.dataset.sample(epoch + again * 1_000_003, int(order[place])) for again, place in places
-        ]
+        samples = [self.dataset.sample(epoch + again * 1_000_003, int(order[place])) for again, place in places]
         noisy, picks = zip(*samples, strict=True)
         return Batch(np.stack(noisy), np.stack(picks))
 

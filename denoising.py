@@ -1,10 +1,8 @@
 """The one path from a noisy image to a denoised one (pad or tile, run, crop), and the published evaluation.
 
-    >>> from denoising import Denoiser
-    >>> denoised = Denoiser("best_model.pdparams")(noisy)  # HWC or HW, uint8, uint16 or float32; the same kind back
+>>> from denoising import Denoiser
+>>> denoised = Denoiser("best_model.pdparams")(noisy)  # HWC or HW, uint8, uint16 or float32; the same kind back
 """
-
-import cli  # isort: skip  (before Paddle: it quiets its import)
 
 import math
 import time
@@ -233,9 +231,7 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
                 continue
             denoised = images.from_01(_padded_to_square(denoiser, noisy_01), np.uint8)
             noisy = images.from_01(noisy_01, np.uint8)
-            score = Score(
-                validation_set.name, name, repeat, *_scores(clean, denoised), *_scores(clean, noisy)
-            )
+            score = Score(validation_set.name, name, repeat, *_scores(clean, denoised), *_scores(clean, noisy))
             result.scores.append((number, score))
             result.megapixels += clean.shape[0] * clean.shape[1] / 1e6
             if on_image:

@@ -16,9 +16,7 @@ from cli import UserError
 def add_flags(parser):
     """The group of flags that every script which runs a network has."""
     group = parser.add_argument_group("device")
-    group.add_argument(
-        "--device", default="auto", choices=["auto", "cpu", "gpu"], help="where to compute"
-    )
+    group.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu"], help="where to compute")
     group.add_argument("--gpu_devices", help="the GPU to take, as published, e.g. 0")
     group.add_argument(
         "--engine",
@@ -70,4 +68,9 @@ def versions():
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    return {"python": platform.python_version(), "paddle": paddle.__version__, "numpy": np.__version__, "commit": commit}
+    return {
+        "python": platform.python_version(),
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "commit": commit,
+    }

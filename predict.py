@@ -25,9 +25,13 @@ def get_parser():
     parser.add_argument("--model_path", required=True, help="the .pdparams weights")
     parser.add_argument("--save_dir", default="./output/", help="where results go; created if needed")
     parser.add_argument("--keep_format", action="store_true", help="write each image in its own format, not PNG")
-    parser.add_argument("--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect")
+    parser.add_argument(
+        "--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect"
+    )
     parser.add_argument("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
-    parser.add_argument("--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given")
+    parser.add_argument(
+        "--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     devices.add_flags(parser)
     return parser  # fmt: skip

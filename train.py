@@ -1,12 +1,12 @@
-"""Trains a denoiser from single noisy images (Neighbor2Neighbor).
+r"""Trains a denoiser from single noisy images (Neighbor2Neighbor).
 
 Examples:
   # The published training: ImageNet validation images, Gaussian noise of 25, 100 epochs.
-  python -u train.py --data_dir=./Imagenet_val --val_dirs=./validation --noisetype=gauss25 \\
+  python -u train.py --data_dir=./Imagenet_val --val_dirs=./validation --noisetype=gauss25 \
       --save_model_path=./results --log_name=unet_gauss25_b4e100r02 --increase_ratio=2
 
   # Your own noisy images, twenty minutes.
-  python train.py --data_dir=my_noisy_images --noisetype=none --max_minutes=20 --lr=1e-3 --lr_schedule=cosine \\
+  python train.py --data_dir=my_noisy_images --noisetype=none --max_minutes=20 --lr=1e-3 --lr_schedule=cosine \
       --warmup_steps=200 --augment
 
   # Go on where the last run of that name stopped.
@@ -25,7 +25,6 @@ import signal
 import time
 
 import numpy as np
-import paddle
 
 import checkpoint
 import dataset
@@ -33,14 +32,14 @@ import devices
 import distributed
 import images
 import reporting
-from arch_unet import NETWORKS, build_network
+from arch_unet import NETWORKS
 from cli import UserError, number
 from denoising import Denoiser, evaluate, free_memory
 from methods import Neighbor2Neighbor
 from noise import list_of_noise, parse_noise
 from schedule import Schedule
+from training import STATE, Training
 
-STATE = "last_state.pdparams"
 # What may change between a run and its continuation; anything else would make it another run.
 CHANGEABLE = {
     "n_epoch", "max_steps", "max_minutes", "log_iters", "n_snapshot", "save_minutes", "workers", "cache_gb",
@@ -57,8 +56,12 @@ def get_parser():
     data.add_argument("--val_dirs", default="./validation", help="folder of clean validation sets, or none")
     data.add_argument("--noisetype", default="gauss25", help=list_of_noise())
     data.add_argument("--val_noisetype", help="noise of the validation; as --noisetype unless given")
-    data.add_argument("--noise_protocol", default="fresh", choices=["fresh", "frozen"],
-                      help="new noise in each epoch, as published; or one realisation per image, as real files have")
+    data.add_argument(
+        "--noise_protocol",
+        default="fresh",
+        choices=["fresh", "frozen"],
+        help="new noise in each epoch, as published; or one realisation per image, as real files have",
+    )
     data.add_argument("--patchsize", type=number(int, 2), default=256, help="side of the training patches, even")
     data.add_argument("--augment", action="store_true", help="flip and rotate the patches")
     data.add_argument("--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="loader threads")
@@ -74,17 +77,29 @@ def get_parser():
     plan.add_argument("--max_minutes", type=number(float, 0.001), help="length in minutes of training, if shorter")
     plan.add_argument("--batchsize", type=number(int, 1), default=4, help="patches per step and process")
     plan.add_argument("--lr", type=number(float, 0), default=3e-4, help="Adam's learning rate")
-    plan.add_argument("--lr_schedule", default="step", choices=["step", "cosine"],
-                      help="times --gamma at 20, 40, 60 and 80 %% as published, or a cosine to zero")
+    plan.add_argument(
+        "--lr_schedule",
+        default="step",
+        choices=["step", "cosine"],
+        help="times --gamma at 20, 40, 60 and 80 %% as published, or a cosine to zero",
+    )
     plan.add_argument("--gamma", type=number(float, 0), default=0.5, help="factor of the step schedule")
     plan.add_argument("--warmup_steps", type=number(int, 0), default=0, help="steps of linear warm-up")
     plan.add_argument("--Lambda1", type=number(float, 0), default=1.0, help="weight of the reconstruction")
     plan.add_argument("--Lambda2", type=number(float, 0), default=1.0, help="weight of the regulariser")
     plan.add_argument("--increase_ratio", type=number(float, 0), default=2.0, help="what Lambda rises to")
-    plan.add_argument("--reg_start", type=number(float, 0, 1), default=0.0,
-                      help="share of the run before the regulariser, and its pass over the full image, start")
-    plan.add_argument("--ema", type=number(float, 0, 0.99999), default=0.999,
-                      help="decay of the averaged weights, which are what is scored and saved; 0: none")
+    plan.add_argument(
+        "--reg_start",
+        type=number(float, 0, 1),
+        default=0.0,
+        help="share of the run before the regulariser, and its pass over the full image, start",
+    )
+    plan.add_argument(
+        "--ema",
+        type=number(float, 0, 0.99999),
+        default=0.999,
+        help="decay of the averaged weights, which are what is scored and saved; 0: none",
+    )
     plan.add_argument("--clip_grad", type=number(float, 0), default=0.0, help="largest gradient norm; 0: unlimited")
     plan.add_argument("--seed", type=number(int, 0), default=0, help="of all randomness")
     output = parser.add_argument_group("output")
@@ -95,8 +110,13 @@ def get_parser():
     output.add_argument("--val_repeats", type=number(int, 1), help="repeats per validation set, instead of its own")
     output.add_argument("--val_images", type=number(int, 1), help="only the first so many images of each set")
     output.add_argument("--save_minutes", type=number(float, 0), default=5, help="minutes between saved states")
-    output.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER",
-                        help="go on with a run; without a folder, with the latest of --log_name")
+    output.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN_FOLDER",
+        help="go on with a run; without a folder, with the latest of --log_name",
+    )
     device = devices.add_flags(parser)
     device.add_argument("--parallel", action="store_true", help="as published; see paddle.distributed.launch")
     device.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
@@ -173,113 +193,6 @@ def validation_sets(options):
     return present, parse_noise(noisetype)
 
 
-# --- State --------------------------------------------------------------------------------------------------
-
-
-class Training:
-    """The weights, their average, the optimizer, and where the run stands."""
-
-    def __init__(self, options, ops):
-        paddle.seed(options.seed)
-        self.options = options
-        self.network = build_network(options.arch, options.n_channel, options.n_feature)
-        if options.pretrained:
-            checkpoint.set_weights(self.network, checkpoint.read_state(options.pretrained), options.pretrained)
-        distributed.broadcast_parameters(self.network)
-        self.network.ops = ops
-        self.network.train()
-        self.averaged = self.network
-        if options.ema:
-            self.averaged = build_network(options.arch, options.n_channel, options.n_feature)
-            self.averaged.set_state_dict(self.network.state_dict())
-            self.averaged.ops = ops
-            self.averaged.eval()
-            for parameter in self.averaged.parameters():
-                parameter.stop_gradient = True
-        clip = paddle.nn.ClipGradByGlobalNorm(options.clip_grad) if options.clip_grad else None
-        self.optimizer = paddle.optimizer.Adam(
-            options.lr, parameters=self.network.parameters(), grad_clip=clip
-        )
-        self.scaler = paddle.amp.GradScaler(enable=options.amp)
-        self.step, self.seconds, self.best_psnr = 0, 0.0, None
-
-    def train_on(self, method, batch, rate, ramp):
-        """One step; the returned losses stay on the device, because reading them would wait for it."""
-        noisy, picks = paddle.to_tensor(batch.noisy), paddle.to_tensor(batch.picks)
-        with paddle.amp.auto_cast(enable=self.options.amp):
-            loss, *parts = method(self.network, noisy, picks, ramp)
-        self.scaler.scale(loss).backward()
-        distributed.average_gradients(self.network.parameters())
-        self.optimizer.set_lr(rate)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.clear_grad()
-        self.step += 1
-        if self.averaged is not self.network:
-            self._average()
-        return loss, *parts
-
-    @paddle.no_grad()
-    def _average(self):
-        # A young average forgets faster, so that it does not remember the first weights.
-        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
-        for average, weight in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-            average.scale_(decay)
-            average.add_(weight.detach() * (1 - decay))
-
-    def save_weights(self, path):
-        """The averaged weights with what rebuilds the network."""
-        about = {name: getattr(self.options, name) for name in ("noisetype", "noise_protocol", "patchsize")}
-        options = {**self.network.options, **about, "step": self.step}
-        checkpoint.save_network(path, checkpoint.network_state(self.averaged), options)
-
-    def save_state(self, folder):
-        """Everything that the next step depends on, in one atomic file."""
-        state = {f"network/{name}": array for name, array in checkpoint.network_state(self.network).items()}
-        if self.averaged is not self.network:
-            averaged = checkpoint.network_state(self.averaged)
-            state |= {f"average/{name}": array for name, array in averaged.items()}
-        moments = self.optimizer.state_dict()
-        for name, parameter in self._named_moments(moments):
-            state[f"adam/{name}"] = np.asarray(moments[parameter].numpy())
-        training = {k: v for k, v in vars(self.options).items() if k not in ("state", "run_folder", "resume")}
-        where = {"step": self.step, "seconds": self.seconds, "best_psnr": self.best_psnr}
-        scaler = {k: np.asarray(v).item() for k, v in self.scaler.state_dict().items()} if self.options.amp else {}
-        state["@options"] = json.dumps({"training": training, "where": where, "scaler": scaler})
-        checkpoint.write_state(os.path.join(folder, STATE), state)
-
-    def load_state(self, state, path):
-        """The inverse of `save_state`."""
-        about = json.loads(state["@options"])
-        parts = {"network": {}, "average": {}, "adam": {}}
-        for key, array in state.items():
-            part, _, name = key.partition("/")
-            parts.get(part, {})[name] = array
-        checkpoint.set_weights(self.network, parts["network"], path)
-        if self.averaged is not self.network:
-            checkpoint.set_weights(self.averaged, parts["average"], path)
-        saved = parts["adam"]
-        # Paddle names the moments after parameters, whose names count up within a process: ours are by layer.
-        prefixes = {parameter.name: name for name, parameter in self.network.named_parameters()}
-        moments = {}
-        for parameter, name in prefixes.items():
-            for key, array in saved.items():
-                if key.startswith(name + ":"):
-                    moments[parameter + key[len(name) + 1 :]] = paddle.to_tensor(array)
-        self.optimizer.set_state_dict(moments)
-        if self.options.amp:
-            self.scaler.load_state_dict(about["scaler"])
-        where = about["where"]
-        self.step, self.seconds, self.best_psnr = where["step"], where["seconds"], where["best_psnr"]
-
-    def _named_moments(self, moments):
-        """Pairs of (layer name:moment, Paddle's key)."""
-        for name, parameter in self.network.named_parameters():
-            for key in moments:
-                if key.startswith(parameter.name + "_"):
-                    yield f"{name}:{key[len(parameter.name) :]}", key
-
-
 class StopRequest:
     """Ctrl-C or a polite kill: the step is finished and saved. A second one ends at once."""
 
@@ -339,7 +252,9 @@ def train(options):
     check_options(options)
     ops = devices.prepare(options)
     if options.amp and not devices.on_gpu():
-        raise UserError("--amp: on a CPU Paddle computes mixed precision in fp32 all the same; --precision bf16 is real")
+        raise UserError(
+            "--amp: on a CPU Paddle computes mixed precision in fp32 all the same; --precision bf16 is real"
+        )
     sets, noise = validation_sets(options)
     cache = free_memory() / 4 if options.cache_gb is None else options.cache_gb * 2**30
     patches = dataset.TrainingImages(
@@ -388,7 +303,7 @@ def train(options):
             values = [distributed.mean(value.item()) for value in (loss1, loss2, loss)]
             if not np.isfinite(values).all():
                 raise UserError(
-                    f"the loss is not finite at step {step} (--lr {options.lr}): a smaller --lr, or --clip_grad 1, may help"
+                    f"the loss is not finite at step {step} (--lr {options.lr}): try a smaller --lr, or --clip_grad 1"
                 )
             count = training.step - window_step
             cost, reader = (time.perf_counter() - window_start) / count, waited / count

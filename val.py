@@ -34,12 +34,16 @@ def get_parser():
     parser.add_argument("--val_repeats", type=number(int, 1), help="repeats per set, instead of its own")
     parser.add_argument("--val_images", type=number(int, 1), help="only the first so many images of each set")
     parser.add_argument("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
-    parser.add_argument("--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given")
+    parser.add_argument(
+        "--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the table as JSON, to stdout or a file")
     output.add_argument("--csv", metavar="FILE", help="PSNR and SSIM of every image")
     output.add_argument("--report", metavar="DIR", help="an HTML page with every image, plots and settings")
-    output.add_argument("--report_images", type=number(int, 0), default=100, help="how many images of each set it shows")
+    output.add_argument(
+        "--report_images", type=number(int, 0), default=100, help="how many images of each set it shows"
+    )
     output.add_argument("--overwrite", action="store_true", help="replace results that exist")
     devices.add_flags(parser)
     return parser  # fmt: skip
@@ -108,9 +112,7 @@ def main(argv=None):
                 if report:
                     report.add(score, clean, noisy, denoised)
 
-            results.append(
-                evaluate(denoiser, one, noise, options.val_repeats, options.val_images, on_image)
-            )
+            results.append(evaluate(denoiser, one, noise, options.val_repeats, options.val_images, on_image))
     if not distributed.IS_MAIN:
         return 0
 

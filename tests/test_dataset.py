@@ -63,9 +63,7 @@ def test_fresh_noise_changes_each_epoch_and_frozen_never(folders, tmp_path):
     clean = scene(64, 64)
     save(tmp_path / "a.png", clean)
     for frozen in (False, True):
-        patches = dataset.TrainingImages(
-            str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=frozen
-        )
+        patches = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=frozen)
         first, second = (patches.sample(epoch, 0)[0] for epoch in (0, 1))
         assert (first == second).all() == frozen
         deviation = (first - clean.transpose(2, 0, 1) / 255).std() * 255

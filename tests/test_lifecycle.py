@@ -71,7 +71,12 @@ def test_the_published_commands_in_order(user):
     for mkldnn, more in ((False, ""), (True, " --overwrite")):
         result = run(user, infer.format(mkldnn, more))
         report = result.stdout + result.stderr
-        for line in ("runtime_device: cpu", f"enable_mkldnn: {mkldnn}", "batch_size: 2", "preprocess_time(ms): "):
+        for line in (
+            "runtime_device: cpu",
+            f"enable_mkldnn: {mkldnn}",
+            "batch_size: 2",
+            "preprocess_time(ms): ",
+        ):
             assert line in report, line
         assert len(list((user / "output" / "inference_img").glob("*.png"))) == 3
 

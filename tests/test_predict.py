@@ -34,7 +34,15 @@ def test_a_folder_tree_keeps_its_shape(tmp_path, weights):
 def test_a_glob_and_the_own_format(tmp_path, weights):
     for name in ("a.webp", "b.webp", "c.png"):
         save(tmp_path / name, noisy_scene(40, 50))
-    run("--image_path", tmp_path / "*.webp", "--model_path", weights, "--save_dir", tmp_path / "o", "--keep_format")
+    run(
+        "--image_path",
+        tmp_path / "*.webp",
+        "--model_path",
+        weights,
+        "--save_dir",
+        tmp_path / "o",
+        "--keep_format",
+    )
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a_denoise.webp", "b_denoise.webp"]
 
 
@@ -94,7 +102,14 @@ def test_a_broken_file_is_reported_and_the_rest_goes_on(tmp_path, weights):
     nan = np.full((20, 20, 3), np.nan, np.float32)
     np.save(tmp_path / "in" / "d.npy", nan)
     result = run_script(
-        "predict.py", "--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "o", ok=1
+        "predict.py",
+        "--image_path",
+        tmp_path / "in",
+        "--model_path",
+        weights,
+        "--save_dir",
+        tmp_path / "o",
+        ok=1,
     )
     assert "b.png" in result.stderr
     assert "d.npy" in result.stderr

@@ -54,7 +54,15 @@ def test_a_run_leaves_what_is_promised(folders, tmp_path, capsys):
     assert re.search(r"^\[EVAL\] Tiny: psnr:\d+\.\d+ ssim:-?\d\.\d+$", out, re.MULTILINE)
     assert f"Checkpoint saved to {folder}/epoch_model_002.pdparams" in out
     names = {path.name for path in folder.rglob("*")}
-    wanted = {"options.json", "train.log", "metrics.csv", "loss.png", "psnr.png", "best_model.pdparams", "A_log_Tiny.csv"}
+    wanted = {
+        "options.json",
+        "train.log",
+        "metrics.csv",
+        "loss.png",
+        "psnr.png",
+        "best_model.pdparams",
+        "A_log_Tiny.csv",
+    }
     assert wanted <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert {f"Tiny_00{i}-002_{kind}.png" for i in (0, 1) for kind in ("clean", "noisy", "denoised")} <= names
@@ -82,7 +90,9 @@ def test_killed_and_resumed_equals_never_killed_to_the_bit(folders, tmp_path, mo
     command = [sys.executable, ROOT / "train.py", *flags(folders, tmp_path / "parts", *length)]
     for attempt in range(2):
         more_flags = ["--resume"] if attempt else []
-        process = subprocess.Popen([*map(str, command), *more_flags], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        process = subprocess.Popen(
+            [*map(str, command), *more_flags], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
         for line in process.stdout:
             if line.startswith(("0005 00002", "0013 00001")[attempt]):
                 break
@@ -101,8 +111,18 @@ def test_killed_and_resumed_equals_never_killed_to_the_bit(folders, tmp_path, mo
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(folders, tmp_path):
-    command = [sys.executable, ROOT / "train.py", *flags(folders, tmp_path, "--n_epoch", 100_000, "--n_snapshot", 99_999)]
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        *flags(folders, tmp_path, "--n_epoch", 100_000, "--n_snapshot", 99_999),
+    ]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
     while not process.stdout.readline().startswith("0003"):
         pass
     process.send_signal(signal.SIGINT)
@@ -174,7 +194,9 @@ def launch(folders, results, logs, *more, nodes=1):
         node = ["--master", f"127.0.0.1:{port}", "--nnodes", "2", "--nproc_per_node", "1"]
         commands = [[*command, logs / str(rank), *node, "--rank", rank, *script] for rank in (0, 1)]
     processes = [
-        subprocess.Popen([str(part) for part in one], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+        subprocess.Popen(
+            [str(part) for part in one], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        )
         for one in commands
     ]
     codes = [process.wait(timeout=180) for process in processes]

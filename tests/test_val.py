@@ -12,7 +12,16 @@ import val
 
 
 def test_scores_in_every_form(folders, weights, tmp_path, capsys):
-    flags = ["--model_path", weights, "--val_dirs", folders / "val", "--val_repeats", 2, "--json", tmp_path / "s.json"]
+    flags = [
+        "--model_path",
+        weights,
+        "--val_dirs",
+        folders / "val",
+        "--val_repeats",
+        2,
+        "--json",
+        tmp_path / "s.json",
+    ]
     flags += ["--csv", tmp_path / "s.csv", "--report", tmp_path / "report"]
     assert val.main([str(flag) for flag in flags]) == 0
     out = capsys.readouterr().out
@@ -54,7 +63,15 @@ def test_two_processes_share_the_images(folders, weights, tmp_path):
     flags = ["--model_path", weights, "--val_dirs", folders / "val", "--val_repeats", "2"]
     alone, shared = tmp_path / "alone.csv", tmp_path / "shared.csv"
     run_script("val.py", *flags, "--csv", alone, ok=0)
-    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", tmp_path / "l"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        "2",
+        "--log_dir",
+        tmp_path / "l",
+    ]
     command = [*launcher, ROOT / "val.py", *flags, "--csv", shared]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120, env=ENVIRONMENT)
     rows = [list(csv.DictReader(path.open())) for path in (alone, shared)]

@@ -1,0 +1,72 @@
+"""The commands of the documents parse: every script, with every flag, as it is printed."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ENVIRONMENT, ROOT, run_script
+
+SCRIPTS = ["dataset_tool", "train", "val", "predict", "export_model", "infer"]
+DOCUMENTS = ["README.md", *(f"{name}.py" for name in SCRIPTS)]
+
+
+def commands():
+    """(where, command line) of each `python SCRIPT.py ...` in the documents, continued lines joined."""
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        text = text.replace("\\\\\n", " ").replace("\\\n", " ")
+        for line in text.splitlines():
+            match = re.match(r"\s+(python (?:-u )?\w+\.py [^#`]*)", line)
+            if match and "..." not in line:
+                yield document, match[1].strip()
+
+
+FOUND = sorted(set(commands()))
+
+
+def test_commands_were_found():
+    assert len(FOUND) >= 20
+    assert {line.split(".py")[0].split()[-1] for _, line in FOUND} >= set(SCRIPTS)
+
+
+@pytest.mark.parametrize(("document", "line"), FOUND, ids=[line[:60] for _, line in FOUND])
+def test_the_command_parses(document, line):
+    words = [word for word in shlex.split(line)[1:] if word != "-u"]
+    parser = importlib.import_module(words[0].removesuffix(".py")).get_parser()
+    parser.parse_args(words[1:])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_an_example_and_defaults(name):
+    result = run_script(f"{name}.py", "--help", ok=0)
+    assert f"python {name}.py " in result.stdout or f"python -u {name}.py " in result.stdout
+    assert "(default: " in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_unknown_flag_is_refused_in_one_line(name):
+    result = run_script(f"{name}.py", "--no_such_flag", 1)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "--no_such_flag" in result.stderr or "required" in result.stderr
+
+
+def test_each_numbered_script_says_what_it_needs(tmp_path):
+    # A copy of the scripts in an empty project: everything earlier is missing.
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    for path in (ROOT / "scripts").glob("*.sh"):
+        (folder / path.name).write_text(path.read_text())
+    numbered = sorted(folder.glob("[2-9]_*.sh"))
+    assert len(numbered) >= 5
+    for script in numbered:
+        result = subprocess.run(
+            ["bash", str(script)], cwd="/", capture_output=True, text=True,
+            env={**ENVIRONMENT, "PYTHON": sys.executable},
+        )  # fmt: skip
+        assert result.returncode == 2, result.stderr
+        assert re.search(r"is missing; run scripts/\d_\w+\.sh first", result.stderr), result.stderr

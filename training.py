@@ -1,0 +1,115 @@
+"""A training between two steps: weights, their average, the optimizer, and how all of it is saved and restored."""
+
+import json
+import os
+
+import numpy as np
+import paddle
+
+import checkpoint
+import distributed
+from arch_unet import build_network
+
+STATE = "last_state.pdparams"
+
+
+class Training:
+    """The weights, their average, the optimizer, and where the run stands."""
+
+    def __init__(self, options, ops):
+        paddle.seed(options.seed)
+        self.options = options
+        self.network = build_network(options.arch, options.n_channel, options.n_feature)
+        if options.pretrained:
+            checkpoint.set_weights(self.network, checkpoint.read_state(options.pretrained), options.pretrained)
+        distributed.broadcast_parameters(self.network)
+        self.network.ops = ops
+        self.network.train()
+        self.averaged = self.network
+        if options.ema:
+            self.averaged = build_network(options.arch, options.n_channel, options.n_feature)
+            self.averaged.set_state_dict(self.network.state_dict())
+            self.averaged.ops = ops
+            self.averaged.eval()
+            for parameter in self.averaged.parameters():
+                parameter.stop_gradient = True
+        clip = paddle.nn.ClipGradByGlobalNorm(options.clip_grad) if options.clip_grad else None
+        self.optimizer = paddle.optimizer.Adam(options.lr, parameters=self.network.parameters(), grad_clip=clip)
+        self.scaler = paddle.amp.GradScaler(enable=options.amp)
+        self.step, self.seconds, self.best_psnr = 0, 0.0, None
+
+    def train_on(self, method, batch, rate, ramp):
+        """One step; the returned losses stay on the device, because reading them would wait for it."""
+        noisy, picks = paddle.to_tensor(batch.noisy), paddle.to_tensor(batch.picks)
+        with paddle.amp.auto_cast(enable=self.options.amp):
+            loss, *parts = method(self.network, noisy, picks, ramp)
+        self.scaler.scale(loss).backward()
+        distributed.average_gradients(self.network.parameters())
+        self.optimizer.set_lr(rate)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.clear_grad()
+        self.step += 1
+        if self.averaged is not self.network:
+            self._average()
+        return loss, *parts
+
+    @paddle.no_grad()
+    def _average(self):
+        # A young average forgets faster, so that it does not remember the first weights.
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        for average, weight in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+            average.scale_(decay)
+            average.add_(weight.detach() * (1 - decay))
+
+    def save_weights(self, path):
+        """The averaged weights with what rebuilds the network."""
+        about = {name: getattr(self.options, name) for name in ("noisetype", "noise_protocol", "patchsize")}
+        options = {**self.network.options, **about, "step": self.step}
+        checkpoint.save_network(path, checkpoint.network_state(self.averaged), options)
+
+    def save_state(self, folder):
+        """Everything that the next step depends on, in one atomic file."""
+        state = {f"network/{name}": array for name, array in checkpoint.network_state(self.network).items()}
+        if self.averaged is not self.network:
+            averaged = checkpoint.network_state(self.averaged)
+            state |= {f"average/{name}": array for name, array in averaged.items()}
+        moments = self.optimizer.state_dict()
+        for name, parameter in self._named_moments(moments):
+            state[f"adam/{name}"] = np.asarray(moments[parameter].numpy())
+        training = {k: v for k, v in vars(self.options).items() if k not in ("state", "run_folder", "resume")}
+        where = {"step": self.step, "seconds": self.seconds, "best_psnr": self.best_psnr}
+        scaler = {k: np.asarray(v).item() for k, v in self.scaler.state_dict().items()} if self.options.amp else {}
+        state["@options"] = json.dumps({"training": training, "where": where, "scaler": scaler})
+        checkpoint.write_state(os.path.join(folder, STATE), state)
+
+    def load_state(self, state, path):
+        """The inverse of `save_state`."""
+        about = json.loads(state["@options"])
+        parts = {"network": {}, "average": {}, "adam": {}}
+        for key, array in state.items():
+            part, _, name = key.partition("/")
+            parts.get(part, {})[name] = array
+        checkpoint.set_weights(self.network, parts["network"], path)
+        if self.averaged is not self.network:
+            checkpoint.set_weights(self.averaged, parts["average"], path)
+        saved = parts["adam"]
+        # Paddle names the moments after parameters, whose names count up within a process: ours are by layer.
+        prefixes = {parameter.name: name for name, parameter in self.network.named_parameters()}
+        moments = {}
+        for parameter, name in prefixes.items():
+            for key, array in saved.items():
+                if key.startswith(name + ":"):
+                    moments[parameter + key[len(name) + 1 :]] = paddle.to_tensor(array)
+        self.optimizer.set_state_dict(moments)
+        if self.options.amp:
+            self.scaler.load_state_dict(about["scaler"])
+        where = about["where"]
+        self.step, self.seconds, self.best_psnr = where["step"], where["seconds"], where["best_psnr"]
+
+    def _named_moments(self, moments):
+        """Pairs of (layer name:moment, Paddle's key)."""
+        for name, parameter in self.network.named_parameters():
+            for key in moments:
+                if key.startswith(parameter.name + "_"):
+                    yield f"{name}:{key[len(parameter.name) :]}", key

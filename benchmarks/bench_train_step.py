@@ -2,6 +2,7 @@
 
     python benchmarks/bench_train_step.py               # five rounds, some ten minutes
     python benchmarks/bench_train_step.py --no-stock    # without Paddle's own layers, which take longest
+    python benchmarks/bench_train_step.py --cpu-time    # for a machine that is busy with other things
 
 A step is what train.py does on a batch of four 256x256 images: add noise, split into sub-images, denoise
 the whole images without gradient and the sub-images with it, both losses, backward, Adam. PyTorch runs at
@@ -38,6 +39,7 @@ def get_parser():
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each")
     parser.add_argument("--steps", type=int, default=6, help="timed steps in each, after two that are not")
     parser.add_argument("--no-stock", action="store_true", help="leave out Paddle's own layers")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time of one thread instead of wall time")
     parser.add_argument("--json", action="store_true", help="print all times in seconds instead of the table")
     parser.add_argument("--measure", nargs=2, metavar=("WHO", "PRECISION"), help=argparse.SUPPRESS)
     return parser
@@ -147,27 +149,30 @@ def torch_step(precision):
     return step
 
 
-def measure(who, precision, steps):
+def measure(who, precision, steps, clock):
     """Prints the seconds of each step as JSON."""
     step = torch_step(precision) if who == "torch" else paddle_step(who, precision)
     rng = np.random.default_rng(0)
     warm, seconds = 1 if who == "stock" else 2, []
     for i in range(warm + steps):
-        start = time.perf_counter()
+        start = clock()
         loss = step(*draw(rng))
         if not np.isfinite(loss):
             sys.exit(f"the loss is {loss}")
         if i >= warm:
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
     print(json.dumps(seconds))
 
 
 # --- All of them in turn ------------------------------------------------------------------------------------
 
 
-def run(who, precision, steps):
+def run(who, precision, steps, cpu_time):
     command = [sys.executable, "-W", "ignore", __file__, "--measure", who, precision, "--steps", str(steps)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if cpu_time:
+        command.append("--cpu-time")
+        environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
@@ -180,15 +185,16 @@ def run(who, precision, steps):
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
+    clock = time.thread_time if options.cpu_time else time.perf_counter
     if options.measure:
-        return measure(*options.measure, options.steps)
+        return measure(*options.measure, options.steps, clock)
 
     times = {key: [] for key in NAMES if not (options.no_stock and key[0] == "stock")}
     for i in range(options.rounds):
         for who, precision in list(times):
             print(f"round {i + 1} of {options.rounds}: {NAMES[who, precision]}", file=sys.stderr)
             # Paddle's own layers take ten times as long, and their time varies less than the difference.
-            seconds = run(who, precision, 1 if who == "stock" else options.steps)
+            seconds = run(who, precision, 1 if who == "stock" else options.steps, options.cpu_time)
             if seconds is None:
                 del times[who, precision]
             else:

@@ -1,5 +1,6 @@
 """Shared by the tests: small images, a small network, and the scripts run as users run them."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -40,6 +41,19 @@ def save(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array.squeeze()).save(path)
     return path
+
+
+def rows_of(path, kind=csv.DictReader):
+    """The rows of a CSV file."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(kind(file))
+
+
+def opened(path):
+    """A picture whose file is closed again."""
+    with Image.open(path) as image:
+        image.load()
+        return image
 
 
 def run_script(name, *arguments, cwd=ROOT, ok=None, **environment):

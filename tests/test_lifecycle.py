@@ -4,8 +4,7 @@ import re
 import shutil
 
 import pytest
-from conftest import ROOT, noisy_scene, run_script, save, scene
-from PIL import Image
+from conftest import ROOT, noisy_scene, opened, run_script, save, scene
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_the_published_commands_in_order(user):
         user,
         "python predict.py --image_path demo/42012_noise.png --model_path best_model.pdparams --save_dir ./demo/",
     )
-    assert Image.open(user / "demo" / "42012_noise_denoise.png").size == (47, 61)
+    assert opened(user / "demo" / "42012_noise_denoise.png").size == (47, 61)
 
     run(user, "python export_model.py --model_path best_model.pdparams --save_dir ./output/")
     assert {"model.pdmodel", "model.pdiparams"} <= {path.name for path in (user / "output").iterdir()}

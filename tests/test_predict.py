@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import assert_user_error, noisy_scene, run_script, save
+from conftest import assert_user_error, noisy_scene, opened, run_script, save
 from PIL import Image
 
 import images
@@ -18,7 +18,7 @@ def test_the_published_command(tmp_path, weights):
         "predict.py", "--image_path", "demo/cat_noise.png", "--model_path", weights, "--save_dir", "./demo/",
         cwd=tmp_path, ok=0,
     )  # fmt: skip
-    result = np.asarray(Image.open(tmp_path / "demo" / "cat_noise_denoise.png"))
+    result = np.asarray(opened(tmp_path / "demo" / "cat_noise_denoise.png"))
     assert (result == Denoiser(str(weights))(noisy_scene(45, 67))).all()
 
 
@@ -28,7 +28,7 @@ def test_a_folder_tree_keeps_its_shape(tmp_path, weights):
     run("--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "out")
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
     assert found == ["a_denoise.png", "deep/a_denoise.png", "deep/er/b_denoise.png", "grey_denoise.png"]
-    assert Image.open(tmp_path / "out" / "grey_denoise.png").mode == "L"
+    assert opened(tmp_path / "out" / "grey_denoise.png").mode == "L"
 
 
 def test_a_glob_and_the_own_format(tmp_path, weights):
@@ -76,7 +76,7 @@ def test_alpha_exif_and_resolution_are_kept(tmp_path, weights):
     exif[0x0112] = 6  # turned by a quarter
     colour.save(tmp_path / "a.png", exif=exif, dpi=(300, 300))
     run("--image_path", tmp_path / "a.png", "--model_path", weights, "--save_dir", tmp_path / "o")
-    result = Image.open(tmp_path / "o" / "a_denoise.png")
+    result = opened(tmp_path / "o" / "a_denoise.png")
     assert result.mode == "RGBA"
     assert result.size == (40, 50)  # upright
     assert (np.asarray(result)[..., 3] == np.rot90(alpha, -1)).all()
@@ -92,7 +92,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, weights):
     assert_user_error(run_script("predict.py", *flags), "a_denoise.png", "--overwrite")
     assert (tmp_path / "a_denoise.png").read_text() == "mine"
     run(*flags, "--overwrite")
-    assert Image.open(tmp_path / "a_denoise.png").size == (50, 40)
+    assert opened(tmp_path / "a_denoise.png").size == (50, 40)
 
 
 def test_a_broken_file_is_reported_and_the_rest_goes_on(tmp_path, weights):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
-from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script, save, scene
+from conftest import ENVIRONMENT, ROOT, assert_user_error, rows_of, run_script, save, scene
 
 import checkpoint
 import train
@@ -66,7 +66,7 @@ def test_a_run_leaves_what_is_promised(folders, tmp_path, capsys):
     assert wanted <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert {f"Tiny_00{i}-002_{kind}.png" for i in (0, 1) for kind in ("clean", "noisy", "denoised")} <= names
-    rows = list(csv.reader((folder / "validation" / "A_log_Tiny.csv").open()))
+    rows = rows_of(folder / "validation" / "A_log_Tiny.csv", csv.reader)
     assert [row[0] for row in rows] == ["1", "2"]
     options = json.loads((folder / "options.json").read_text())
     assert options["options"]["n_feature"] == 2
@@ -75,7 +75,7 @@ def test_a_run_leaves_what_is_promised(folders, tmp_path, capsys):
 
 def test_training_reduces_the_loss(folders, tmp_path):
     folder = trained(folders, tmp_path, "--max_steps", 120, "--lr", 3e-3, "--n_snapshot", 100)
-    rows = csv.DictReader((folder / "metrics.csv").open())
+    rows = rows_of(folder / "metrics.csv")
     losses = [float(row["value"]) for row in rows if row["name"] == "loss/rec"]
     assert len(losses) == 120
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
@@ -106,7 +106,10 @@ def test_killed_and_resumed_equals_never_killed_to_the_bit(folders, tmp_path, mo
     for epoch in (10, 20):
         assert_same_weights(weights_of(folder, epoch), weights_of(expected, epoch))
     for name in ("metrics.csv", "validation/A_log_Tiny.csv"):
-        lines = [[line for line in (one / name).open() if "speed" not in line] for one in (folder, expected)]
+        lines = [
+            [line for line in (one / name).read_text().splitlines() if "speed" not in line]
+            for one in (folder, expected)
+        ]
         assert lines[0] == lines[1]
 
 
@@ -214,7 +217,7 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path, nodes):
     assert text.count("0001 00000 Loss1=") == 1  # one log
 
     def losses(folder):
-        rows = csv.DictReader((folder / "metrics.csv").open())
+        rows = rows_of(folder / "metrics.csv")
         return [float(row["value"]) for row in rows if row["name"] == "loss/full"]
 
     np.testing.assert_allclose(losses(double), losses(single), rtol=2e-3)

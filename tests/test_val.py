@@ -1,4 +1,3 @@
-import csv
 import json
 import re
 import subprocess
@@ -6,7 +5,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script, save, scene
+from conftest import ENVIRONMENT, ROOT, assert_user_error, rows_of, run_script, save, scene
 
 import val
 
@@ -29,7 +28,7 @@ def test_scores_in_every_form(folders, weights, tmp_path, capsys):
     (summary,) = json.loads((tmp_path / "s.json").read_text())["sets"]
     assert (summary["set"], summary["images"], summary["repeats"]) == ("Tiny", 2, 2)
     assert (summary["psnr"], summary["ssim"]) == (psnr, ssim)
-    rows = list(csv.DictReader((tmp_path / "s.csv").open()))
+    rows = rows_of(tmp_path / "s.csv")
     assert [row["image"] for row in rows] == ["0.png", "1.png"] * 2
     assert sum(float(row["psnr"]) for row in rows) / 4 == pytest.approx(psnr)
     page = (tmp_path / "report" / "index.html").read_text()
@@ -74,7 +73,7 @@ def test_two_processes_share_the_images(folders, weights, tmp_path):
     ]
     command = [*launcher, ROOT / "val.py", *flags, "--csv", shared]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120, env=ENVIRONMENT)
-    rows = [list(csv.DictReader(path.open())) for path in (alone, shared)]
+    rows = [rows_of(path) for path in (alone, shared)]
     assert len(rows[0]) == len(rows[1]) == 4
     for a, b in zip(*rows, strict=True):
         assert a["image"] == b["image"]

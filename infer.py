@@ -1,0 +1,600 @@
+r"""Denoises images with an exported model on Paddle Inference; measures speed, and quality if truth is known.
+
+    python infer.py --model_file=output/model.pdmodel --params_file=output/model.pdiparams \
+        --input_file=validation/BSD300/test --save_dir output/inference_img --batch_size=2 \
+        --use_gpu=False --enable_mkldnn=True --cpu_threads=2 --precision=fp32 --enable_benchmark=True
+
+It needs neither the training code nor the checkpoint: this file, images.py, metrics.py, noise.py,
+cli.py and benchmark_log.py, and what export_model.py wrote. What is asked for is what runs: device,
+threads, oneDNN and precision are read back from the predictor and from oneDNN itself, and whatever
+Paddle would replace in silence is refused.
+
+Images of one size share a batch, whatever their order; none is padded to fit others, because that
+would change its borders. Results are NAME_denoise.png (NPY and TIFF keep their format), and none
+that exists is replaced without --overwrite. Reading and writing of files is not in the times.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import cli
+import images
+import metrics
+from benchmark_log import BenchmarkLog
+from cli import UserError, boolean, number
+from noise import list_of_noise, parse_noise
+
+# Paddle's C++ side logs each pass over the graph; errors remain.
+os.environ.setdefault("GLOG_minloglevel", "2")
+
+
+def get_parser():
+    """The published flags under their published names, and ours."""
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument_group("data").add_argument
+    add("-i", "--input_file", help="an image, a folder (searched recursively), or a glob")
+    add("--save_dir", help="where results go; nothing is written without it")
+    add("--overwrite", action="store_true", help="replace results that exist")
+    add("--gt_dir", help="clean images of the same names: PSNR and SSIM are computed")
+    add("--noise", help=f"added first; the input is the truth then: {list_of_noise()}")
+    add("--seed", type=number(int, 0), default=0, help="of --noise")
+    add("--json", action="store_true", help="print results as JSON, all else to stderr")
+    add = parser.add_argument_group("model").add_argument
+    add("--model_dir", help="folder of model.pdmodel (or model.json) and model.pdiparams")
+    add("--model_file", help="the program, .pdmodel or .json")
+    add("--params_file", help="its weights; MODEL.pdiparams unless given")
+    add = parser.add_argument_group("engine").add_argument
+    add("-b", "--batch_size", type=number(int, 1), default=1, help="images run at once")
+    add("--use_gpu", type=boolean, default=False, help="run on the GPU")
+    add("--gpu_mem", type=number(int, 1), default=500, help="MB taken on the GPU at first")
+    add("--enable_mkldnn", type=boolean, help="oneDNN; on for CPUs unless given")
+    add("--cpu_threads", type=number(int, 1), help="all cores of this process unless given")
+    add("--precision", choices=("fp32", "bf16", "fp16", "int8"), default="fp32")
+    add("--ir_optim", type=boolean, default=True, help="let Paddle fuse operators")
+    add("--use_tensorrt", type=boolean, default=False, help="run on TensorRT")
+    add = parser.add_argument_group("benchmark").add_argument
+    add("--enable_benchmark", type=boolean, default=False, help="warm up; AutoLog's report")
+    add("--random_input", type=_shape, help="time this instead of images, e.g. 1,3,256,256")
+    add("--repeats", type=number(int, 1), default=20, help="batches of --random_input")
+    return parser
+
+
+def _shape(text):
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5}){3}", text):
+        raise ValueError
+    return tuple(map(int, text.split(",")))
+
+
+def main(argv=None):
+    """Checks everything, builds the engine, runs, and reports."""
+    options = get_parser().parse_args(argv)
+    noise = check_options(options)
+    model = find_model(options)
+    jobs = [] if options.random_input else plan(options)
+    if options.save_dir:
+        cli.writable_folder("--save_dir", options.save_dir)
+
+    engine = PaddleEngine(*model, options)
+    cli.note(engine.describe())
+    log = BenchmarkLog(
+        engine.name, options.precision, options.batch_size, "dynamic", engine.facts,
+        gpu_ids=0 if options.use_gpu else None, stream=sys.stderr if options.json else sys.stdout,
+    )  # fmt: skip
+    runner = Runner(engine, log.times, options, noise)
+    if options.random_input:
+        log.data = {"batch_size": options.random_input[0], "input_shape": options.random_input}
+        runner.run_random(options.random_input)
+    else:
+        runner.run(jobs)
+    report(jobs, log.times, engine, options)
+    if options.enable_benchmark and log.times.total:
+        log.report()
+    return 1 if any(job.error for job in jobs) else 0
+
+
+# --- Checks ---------------------------------------------------------------------------------------
+
+
+def check_options(options):
+    """Refuses what would not run as asked, fills in defaults, and returns the noise model."""
+    if bool(options.input_file) == bool(options.random_input):
+        raise UserError("--input_file: give either images or --random_input")
+    if options.gt_dir:
+        cli.existing_folder("--gt_dir", options.gt_dir)
+    if options.enable_mkldnn is None:
+        options.enable_mkldnn = not options.use_gpu
+    if options.cpu_threads is None:
+        # What a container or taskset grants, where the system tells.
+        affinity = getattr(os, "sched_getaffinity", None)
+        options.cpu_threads = len(affinity(0)) if affinity else os.cpu_count()
+    fp16 = "is not certified on GPUs yet" if options.use_gpu else "is computed on GPUs only"
+    refusals = {
+        "--use_tensorrt: needs --use_gpu=True": options.use_tensorrt and not options.use_gpu,
+        "--enable_mkldnn: oneDNN is for CPUs": options.enable_mkldnn and options.use_gpu,
+        "--precision: bf16 is computed by oneDNN: add --enable_mkldnn=True":
+            options.precision == "bf16" and not options.enable_mkldnn,
+        f"--precision: fp16 {fp16}": options.precision == "fp16",
+        "--precision: int8 needs quantised weights, export_model.py writes float ones":
+            options.precision == "int8",
+    }  # fmt: skip
+    for message, refused in refusals.items():
+        if refused:
+            raise UserError(message)
+    try:
+        return parse_noise(options.noise) if options.noise else None
+    except ValueError as error:
+        raise UserError(f"--noise: {error}") from None
+
+
+def find_model(options):
+    """The paths of program and weights."""
+    program, params = options.model_file, options.params_file
+    if options.model_dir and not program:
+        cli.existing_folder("--model_dir", options.model_dir)
+        paths = [os.path.join(options.model_dir, name) for name in ("model.pdmodel", "model.json")]
+        program = next(filter(os.path.isfile, paths), paths[0])
+    if not program:
+        raise UserError("--model_file: which model? export_model.py writes one")
+    cli.existing_file("--model_file", program)
+    if Path(program).suffix not in (".pdmodel", ".json"):
+        raise UserError(f"--model_file: {program} is neither .pdmodel nor .json")
+    params = params or str(Path(program).with_suffix(".pdiparams"))
+    return Path(program), Path(cli.existing_file("--params_file", params))
+
+
+@dataclass
+class Job:
+    """One file on its way: noisy pages are float, denoised ones of the file's type."""
+
+    index: int
+    path: Path
+    target: Path | None
+    truth: Path | None
+    picture: images.Picture | None = None
+    done: dict = field(default_factory=dict)  # denoised pages by number
+    scores: dict = field(default_factory=dict)
+    error: str | None = None
+
+
+def plan(options):
+    """The jobs in order, each with its truth; no result may be lost or replaced."""
+    jobs, owner = [], {}
+    root = Path(options.input_file)
+    for path in images.find_images("--input_file", options.input_file):
+        below = path.relative_to(root) if root.is_dir() else Path(path.name)
+        # PNG holds 8 and 16 bits; what it cannot hold stays in its own format.
+        keep = path.suffix.lower() in (".npy", ".tif", ".tiff", ".exr")
+        name = f"{path.stem}_denoise{path.suffix if keep else '.png'}"
+        target = Path(options.save_dir) / below.with_name(name) if options.save_dir else None
+        if target in owner:
+            raise UserError(f"--input_file: {owner[target]} and {path} would be one {target}")
+        if target:
+            owner[target] = path
+        if target and target.exists() and not options.overwrite:
+            raise UserError(f"--save_dir: {target} exists; --overwrite replaces it")
+        jobs.append(Job(len(jobs), path, target, _truth(options.gt_dir, below)))
+    return jobs
+
+
+def _truth(folder, name):
+    """The clean image of this name, of any format."""
+    if not folder:
+        return None
+    same = Path(folder) / name
+    if same.is_file():
+        return same
+    for path in sorted(same.parent.iterdir()) if same.parent.is_dir() else ():
+        if path.stem == same.stem and path.suffix.lower() in images.IMAGE_SUFFIXES:
+            return path
+    raise UserError(f"--gt_dir: {folder} has no {name}")
+
+
+# --- The engine -----------------------------------------------------------------------------------
+
+
+class PaddleEngine:
+    """Paddle Inference: NCHW float32 in and out.
+
+    `facts` tells how it really runs, `channels` what it takes, `name` whose weights it has.
+    """
+
+    def __init__(self, program, params, options):
+        # Paddle takes seconds to import: paths and flags are checked by now.
+        warnings.filterwarnings("ignore", "No ccache found")
+        import paddle
+        from paddle import inference
+
+        self.record = read_record(program, params)
+        self.name = self.record.get("options", {}).get("arch", program.stem)
+        self.folder = Path(paddle.__file__).parent
+        _check_device(paddle, inference, options)
+        self.channels = read_channels(program)
+        config = inference.Config(str(program), str(params))
+        with _captured():
+            configure(config, program, options)
+            try:
+                self.predictor = inference.create_predictor(config)
+            except PADDLE_ERRORS as error:
+                raise UserError(f"--model_file: {program}, {params}: {_sentence(error)}") from None
+        self.entry = self.predictor.get_input_handle(self.predictor.get_input_names()[0])
+        self.exit = self.predictor.get_output_handle(self.predictor.get_output_names()[0])
+        self.facts = {
+            "runtime": "paddle",
+            "version": paddle.__version__,
+            "precision": options.precision,
+            "runtime_device": "gpu" if config.use_gpu() else "cpu",
+            "ir_optim": config.ir_optim(),
+            "enable_memory_optim": program.suffix != ".json",
+            "enable_tensorrt": config.tensorrt_engine_enabled(),
+            "enable_mkldnn": config.mkldnn_enabled(),
+            "cpu_math_library_num_threads": config.cpu_math_library_num_threads(),
+        }
+        self._verify(options)
+
+    def __call__(self, nchw):
+        """Runs one batch."""
+        self.entry.copy_from_cpu(np.ascontiguousarray(nchw, np.float32))
+        try:
+            self.predictor.run()
+            return self.exit.copy_to_cpu()
+        except PADDLE_ERRORS as error:
+            size = "x".join(map(str, nchw.shape))
+            raise UserError(f"Paddle cannot run a batch of {size}: {_sentence(error)}") from None
+
+    def _verify(self, options):
+        """Compares what is asked with the configuration, and with what oneDNN executes."""
+        asked = {
+            ("use_gpu", "runtime_device"): "gpu" if options.use_gpu else "cpu",
+            ("enable_mkldnn", "enable_mkldnn"): options.enable_mkldnn,
+            ("ir_optim", "ir_optim"): options.ir_optim,
+        }
+        if not options.use_gpu:
+            asked["cpu_threads", "cpu_math_library_num_threads"] = options.cpu_threads
+        for (flag, key), value in asked.items():
+            if self.facts[key] != value:
+                raise UserError(f"--{flag}: asked for {value}, Paddle takes {self.facts[key]}")
+        done = self._convolutions()
+        if done is None:
+            if options.precision == "bf16":
+                raise UserError("--precision: oneDNN's library is not there to confirm bf16")
+            return
+        self.facts["convolutions_by_onednn"] = len(done)
+        if bool(done) != options.enable_mkldnn:
+            raise UserError(
+                f"--enable_mkldnn: asked for {options.enable_mkldnn}, but oneDNN runs {len(done)} "
+                f"convolutions with --ir_optim={options.ir_optim}"
+            )
+        low = sum("bf16" in line for line in done)
+        if options.precision == "bf16" and low < len(done):
+            raise UserError(
+                f"--precision: only {low} of {len(done)} convolutions would run in bf16, the rest "
+                "silently in fp32; on a CPU that knows bf16, a model.pdmodel of export_model.py runs all"
+            )
+
+    def _convolutions(self):
+        """What oneDNN logs of a small run, a line for each convolution; None without its library.
+
+        Transposed convolutions have a name of their own: Paddle leaves these five in fp32.
+        """
+        found = sorted([*self.folder.glob("libs/libdnnl.so*"), *self.folder.glob("libs/libmkldnn.so*")])
+        if not found:
+            return None
+        library = ctypes.CDLL(str(found[0]))
+        with _captured() as lines:
+            library.dnnl_set_verbose(1)
+            try:
+                self(np.full((1, self.channels, 32, 32), 0.5, np.float32))
+            except UserError as error:
+                raise UserError(f"--model_file: {error}") from None
+            finally:
+                library.dnnl_set_verbose(0)
+        return [line for line in lines if ",exec,cpu,convolution," in line]
+
+    def describe(self):
+        """One line on how it runs."""
+        facts = self.facts
+        onednn = "on" if facts["enable_mkldnn"] else "off"
+        cpu = f"CPU, oneDNN {onednn}, {facts['cpu_math_library_num_threads']} thread(s)"
+        where = cpu if facts["runtime_device"] == "cpu" else "GPU"
+        return f"Paddle Inference {facts['version']}: {where}, {facts['precision']}, {self.name}"
+
+    def bytes_for(self, nchw_shape):
+        """Roughly the memory of a run, measured per pixel and channel of the widest layer."""
+        batch, _, height, width = nchw_shape
+        # Without oneDNN each convolution unfolds an image into a matrix of patches.
+        each = 12 * batch + (0 if self.facts["enable_mkldnn"] else 40)
+        return each * height * width * self.record.get("widest", 0)
+
+
+PADDLE_ERRORS = (RuntimeError, ValueError, OSError, SystemError, MemoryError)
+
+
+def configure(config, program, options):
+    """Writes the options into a paddle.inference.Config."""
+    config.disable_glog_info()
+    config.switch_ir_optim(options.ir_optim)
+    if options.use_gpu:
+        config.enable_use_gpu(options.gpu_mem, 0)
+    else:
+        config.disable_gpu()
+        config.set_cpu_math_library_num_threads(options.cpu_threads)
+    # oneDNN is on unless it is switched off.
+    if options.enable_mkldnn:
+        config.enable_mkldnn()
+    else:
+        config.disable_mkldnn()
+    if options.precision == "bf16":
+        config.enable_mkldnn_bfloat16()
+    if program.suffix == ".json":
+        # Paddle 3.3 crashes in this pass when a leaky ReLU follows a convolution.
+        config.delete_pass("conv_activation_onednn_fuse_pass")
+    else:
+        # A third of the memory; Paddle 3.3 fails with it on .json programs.
+        config.enable_memory_optim()
+
+
+def _check_device(paddle, inference, options):
+    """Paddle itself would log a line and run on the CPU."""
+    if options.use_gpu and not paddle.device.is_compiled_with_cuda():
+        raise UserError("--use_gpu: this Paddle is built for CPUs only")
+    if options.use_gpu and paddle.device.cuda.device_count() == 0:
+        raise UserError("--use_gpu: there is no GPU")
+    if options.use_tensorrt:
+        built = inference.get_trt_compile_version() != (0, 0, 0)
+        state = "is not certified yet" if built else "is missing: this Paddle is built without it"
+        raise UserError(f"--use_tensorrt: TensorRT {state}")
+
+
+def read_channels(program):
+    """How many channels a program takes; finds broken ones, over which the C++ side would abort."""
+    from paddle.base import core
+
+    try:
+        if program.suffix == ".pdmodel":
+            description = core.ProgramDesc(program.read_bytes())
+            block = description.block(0)
+            feeds = [block.op(i) for i in range(block.op_size()) if block.op(i).type() == "feed"]
+            (shape,) = [block.find_var(op.output("Out")[0].encode()).shape() for op in feeds]
+        else:
+            if not hasattr(core, "pir"):
+                raise UserError(f"--model_file: {program} needs Paddle 3: export a model.pdmodel")
+            operators = json.loads(program.read_bytes())["program"]["regions"][0]["blocks"][0]["ops"]
+            (data,) = [op for op in operators if op["#"].endswith(".data")]
+            (shape,) = [a["AT"]["D"] for a in data["A"] if a["N"] == "shape"]
+        return int(shape[1])
+    except (ValueError, TypeError, LookupError, RuntimeError):
+        raise UserError(f"--model_file: {program} is broken, or no model of one image input") from None
+
+
+def read_record(program, params):
+    """Compares the files with the record that export_model.py writes beside them, and returns it."""
+    path = program.with_name("deploy.json")
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        digests = dict(record["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"--model_file: {path} is broken: export the model again") from None
+    for flag, file in (("--model_file", program), ("--params_file", params)):
+        if digests.get(file.name) != hashlib.sha256(file.read_bytes()).hexdigest():
+            raise UserError(f"{flag}: {file} is truncated, changed, or not of the export in {path}")
+    return record
+
+
+@contextlib.contextmanager
+def _captured():
+    """Catches what C++ prints to stdout and stderr; the list it yields has the lines afterwards."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    lines, saved = [], (os.dup(1), os.dup(2))
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            ctypes.CDLL(None).fflush(None)
+            for stream, copy in enumerate(saved, start=1):
+                os.dup2(copy, stream)
+                os.close(copy)
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
+
+
+def _sentence(error):
+    """The sentence within Paddle's page-long errors."""
+    match = re.search(r"\(\w+\) (.+)", str(error))
+    return (match[1] if match else (str(error).strip().splitlines() or ["no memory"])[-1])[:200]
+
+
+# --- Running --------------------------------------------------------------------------------------
+
+
+class Runner:
+    """Takes jobs through an engine in batches of equal size."""
+
+    def __init__(self, engine, times, options, noise):
+        self.engine, self.times, self.options, self.noise = engine, times, options, noise
+        self.seen, self.single = set(), False
+
+    def run_random(self, nchw_shape):
+        """Times random input."""
+        if nchw_shape[1] != self.engine.channels:
+            raise UserError(f"--random_input: the network takes {self.engine.channels} channels")
+        x = np.random.default_rng(self.options.seed).random(nchw_shape, dtype=np.float32)
+        self._prepare("--random_input", nchw_shape)
+        for _ in cli.progress(range(self.options.repeats), unit="batch"):
+            self.times.start()
+            self.times.stamp()
+            self.engine(x)
+            self.times.stamp()
+            self.times.end(stamp=True, items=nchw_shape[0])
+
+    def run(self, jobs):
+        """Runs all; a file that fails is reported and the rest goes on, unless it is the only one."""
+        self.single = len(jobs) == 1
+        waiting = {}
+        with cli.progress(total=len(jobs), unit="image", disable=self.single) as bar:
+            for job in jobs:
+                with self._reporting(job):
+                    self._load(job)
+                pages = job.picture.pages if job.picture else ()
+                for page, array in enumerate(pages):
+                    batch = waiting.setdefault(array.shape, [])
+                    batch.append((job, page))
+                    if len(batch) == self.options.batch_size:
+                        self._run_batch(waiting.pop(array.shape), bar)
+            for batch in waiting.values():
+                self._run_batch(batch, bar)
+
+    @contextlib.contextmanager
+    def _reporting(self, *jobs):
+        try:
+            yield
+        except UserError as error:
+            if self.single:
+                raise
+            cli.note(error)
+            for job in jobs:
+                job.error, job.picture = str(error), None
+
+    def _load(self, job):
+        picture = images.read_image(job.path)
+        takes = self.engine.channels
+        for channels in {page.shape[2] for page in picture.pages}:
+            if takes not in (1, channels) and channels != 1:
+                raise UserError(f"{job.path}: has {channels} channels, the network takes {takes}")
+        job.picture = picture
+
+    def _prepare(self, path, nchw_shape):
+        """Before the first run of a size: in a benchmark one that is not timed, and a word on memory."""
+        if nchw_shape in self.seen:
+            return
+        self.seen.add(nchw_shape)
+        needed, free = self.engine.bytes_for(nchw_shape) / 2**30, _free_gib()
+        if needed > free / 2:
+            size = "x".join(map(str, nchw_shape))
+            cli.note(
+                f"{path}: {size} at once takes about {needed:.1f} GiB, {free:.1f} are free; predict.py works in tiles"
+            )
+        if self.options.enable_benchmark:
+            self.engine(np.zeros(nchw_shape, np.float32))
+
+    def _run_batch(self, batch, bar):
+        batch = [(job, page) for job, page in batch if not job.error]
+        if not batch:
+            return
+        with self._reporting(*(job for job, _ in batch)):
+            self._denoise(batch)
+        for job in {job.index: job for job, _ in batch}.values():
+            if not job.error and len(job.done) == len(job.picture.pages):
+                with self._reporting(job):
+                    self._finish(job)
+            bar.update()
+
+    def _denoise(self, batch):
+        height, width, channels = batch[0][0].picture.pages[batch[0][1]].shape
+        # A grey network takes each channel as an image of its own; a colour one takes grey three times.
+        takes = self.engine.channels
+        each = channels if takes == 1 else 1
+        nchw_shape = (len(batch) * each, takes, height, width)
+        self._prepare(batch[0][0].path, nchw_shape)
+        inputs = [self._input(job, page) for job, page in batch]
+        self.times.start()
+        x = np.stack([images.to_01(image) for image in inputs]).transpose(0, 3, 1, 2)
+        x = np.broadcast_to(x.reshape(len(batch) * each, -1, height, width), nchw_shape)
+        x = np.ascontiguousarray(x)
+        self.times.stamp()
+        y = self.engine(x)
+        self.times.stamp()
+        if channels < takes:
+            y = y.mean(axis=1, keepdims=True)
+        y = y.reshape(len(batch), channels, height, width).transpose(0, 2, 3, 1)
+        for (job, page), result in zip(batch, y, strict=True):
+            job.done[page] = images.from_01(result, job.picture.pages[page].dtype)
+        self.times.end(stamp=True, items=len(batch))
+
+    def _input(self, job, page):
+        array = job.picture.pages[page]
+        if not self.noise:
+            return array
+        # By file and page, so that neither batch size nor order changes it; not clipped.
+        return self.noise.add(images.to_01(array), np.random.default_rng([self.options.seed, job.index, page]))
+
+    def _finish(self, job):
+        pages = [job.done[page] for page in range(len(job.done))]
+        if job.truth or self.noise:
+            truth = images.read_image(job.truth) if job.truth else job.picture
+            job.scores = _scores(job, truth.pages, pages)
+        if job.target:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            images.write_image(job.target, pages, like=job.picture)
+        job.picture, job.done = None, {}
+
+
+def _scores(job, truth, pages):
+    """Averages over the pages, in the truth's own type and range, as val.py scores 8 bits."""
+    if [page.shape for page in truth] != [page.shape for page in pages]:
+        raise UserError(f"--gt_dir: {job.truth} has another shape than {job.path}")
+    scores = {"psnr": [], "ssim": []}
+    for clean, page in zip(truth, pages, strict=True):
+        data_range = np.iinfo(clean.dtype).max if clean.dtype.kind == "u" else 1.0
+        image = images.from_01(images.to_01(page), clean.dtype)
+        scores["psnr"].append(metrics.psnr(clean, image, data_range))
+        if min(clean.shape[:2]) >= 11:
+            scores["ssim"].append(metrics.ssim(clean, image, data_range))
+    return {measure: float(np.mean(values)) for measure, values in scores.items() if values}
+
+
+def _free_gib():
+    """What the machine has left; where it does not tell, enough."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) / 2**20 for line in file if line.startswith("MemAvailable"))
+    return float("inf")
+
+
+# --- Reporting ------------------------------------------------------------------------------------
+
+
+def report(jobs, times, engine, options):
+    """Prints what was done, in the order of the input."""
+    means = {}
+    for measure in ("psnr", "ssim"):
+        values = [job.scores[measure] for job in jobs if measure in job.scores]
+        means |= {measure: float(np.mean(values))} if values else {}
+    seconds = sum(times.total)
+    if options.json:
+        results = [
+            {"input": str(job.path), "output": job.target and str(job.target)} | job.scores
+            | ({"error": job.error} if job.error else {}) for job in jobs
+        ]  # fmt: skip
+        numbers = {"mean": means, "count": times.items, "seconds": seconds}
+        print(json.dumps({"engine": engine.facts, "images": results, **numbers}, indent=2))
+        return
+    for job in jobs:
+        scores = (f"{measure}: {value:.4f}" for measure, value in job.scores.items())
+        if not job.error:
+            print(job.target or job.path, *scores, sep="  ")
+    for measure, value in means.items():
+        print(f"Metric {measure}: {value:.4f}")
+    if times.items:
+        print(f"{times.items} image(s), {1e3 * seconds / times.items:.1f} ms each")
+    failed = sum(job.error is not None for job in jobs)
+    if failed:
+        cli.note(f"{failed} of {len(jobs)} images could not be denoised")
+
+
+if __name__ == "__main__":
+    cli.run(main)

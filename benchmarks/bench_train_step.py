@@ -176,9 +176,7 @@ def run(who, precision, steps, cpu_time):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
-        print(
-            f"{NAMES[who, precision]}: not measured: {lines[-1] if lines else 'no message'}", file=sys.stderr
-        )
+        print(f"{NAMES[who, precision]}: not measured: {lines[-1] if lines else 'no message'}", file=sys.stderr)
         return None
     return json.loads(done.stdout)
 

@@ -14,9 +14,7 @@ import engine
 from arch_unet import PlainOps, build_network
 from cli import UserError
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None, reason="no g++ to build the engine with"
-)
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")
 needs_bf16 = pytest.mark.skipif(
     "avx512_bf16" not in engine.build.cpu_flags(), reason="this CPU cannot multiply bfloat16"
 )
@@ -288,10 +286,7 @@ except UserError as error:
 def test_two_processes_at_once_build_it_once(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", CHOOSE, "onednn"]
     environment = {**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path)}
-    both = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
-        for _ in range(2)
-    ]
+    both = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [out for out, _ in outputs] == ["EngineOps | engine: onednn, fp32\n"] * 2
     assert sum(err.count("compiling") for _, err in outputs) == 1
@@ -334,12 +329,8 @@ def test_without_a_working_compiler_paddles_layers_are_taken(compiler, words, tm
     auto = run_python(CHOOSE, "auto", **environment)
     assert auto.stdout.startswith("PlainOps | engine: Paddle's own layers ("), auto.stderr
     assert words in auto.stdout
-    assert run_python(CHOOSE, "onednn", **environment).stdout.startswith(
-        "UserError | --engine onednn: "
-    )
-    assert run_python(CHOOSE, "auto", "bf16", **environment).stdout.startswith(
-        "UserError | --precision bf16"
-    )
+    assert run_python(CHOOSE, "onednn", **environment).stdout.startswith("UserError | --engine onednn: ")
+    assert run_python(CHOOSE, "auto", "bf16", **environment).stdout.startswith("UserError | --precision bf16")
     assert "Traceback" not in auto.stderr
 
 

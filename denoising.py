@@ -184,6 +184,7 @@ class Score:
 
     set_name: str
     name: str
+    index: int  # of the image within its set
     repeat: int
     psnr: float
     ssim: float
@@ -224,14 +225,14 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
     start = time.perf_counter()
     number = 0
     for repeat in range(repeats or validation_set.repeats):
-        for name, clean in clean_images(validation_set, denoiser.n_channel, limit):
+        for index, (name, clean) in enumerate(clean_images(validation_set, denoiser.n_channel, limit)):
             noisy_01 = noise.add(images.to_01(clean), rng)
             number += 1
             if number % distributed.WORLD_SIZE != distributed.RANK:
                 continue
             denoised = images.from_01(_padded_to_square(denoiser, noisy_01), np.uint8)
             noisy = images.from_01(noisy_01, np.uint8)
-            score = Score(validation_set.name, name, repeat, *_scores(clean, denoised), *_scores(clean, noisy))
+            score = Score(validation_set.name, name, index, repeat, *_scores(clean, denoised), *_scores(clean, noisy))
             result.scores.append((number, score))
             result.megapixels += clean.shape[0] * clean.shape[1] / 1e6
             if on_image:

@@ -74,7 +74,9 @@ def get_parser():
     plan = parser.add_argument_group("schedule")
     plan.add_argument("--n_epoch", type=number(int, 1), default=100, help="length in epochs")
     plan.add_argument("--max_steps", type=number(int, 1), help="length in steps, if that is shorter")
-    plan.add_argument("--max_minutes", type=number(float, 0.001), help="length in minutes of training, if shorter")
+    plan.add_argument(
+        "--max_minutes", type=number(float, 0.001), help="length in minutes, scoring not counted, if shorter"
+    )
     plan.add_argument("--batchsize", type=number(int, 1), default=4, help="patches per step and process")
     plan.add_argument("--lr", type=number(float, 0), default=3e-4, help="Adam's learning rate")
     plan.add_argument(
@@ -187,7 +189,7 @@ def validation_sets(options):
         cli.note("no scores: the images are noisy already; --val_noisetype gauss25 would score on clean ones")
         return [], None
     present, absent = dataset.find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
-    if absent:
+    if absent and distributed.IS_MAIN:
         names = ", ".join(one.name for one in absent)
         cli.note(f"scores on {', '.join(one.name for one in present)}; not under {options.val_dirs}: {names}")
     return present, parse_noise(noisetype)
@@ -198,8 +200,14 @@ class StopRequest:
 
     def __init__(self):
         self.signal = None
-        for number_ in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number_, self._received)
+
+    def __enter__(self):
+        self._before = {one: signal.signal(one, self._received) for one in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for one, handler in self._before.items():
+            signal.signal(one, handler)
 
     def _received(self, number_, _):
         if self.signal:
@@ -219,18 +227,16 @@ def snapshot(training, sets, noise, folder, log, epoch):
         log.line(f"Checkpoint saved to {path}")
     denoiser, means = Denoiser(training.averaged), []
     training.averaged.eval()
+
+    def save_pictures(score, clean, noisy, denoised):
+        if score.repeat == 0 and score.index < 5:
+            for kind, picture in (("clean", clean), ("noisy", noisy), ("denoised", denoised)):
+                name = f"{score.set_name}_{score.index:03d}"
+                images.write_image(os.path.join(folder, "validation", f"{name}-{epoch:03d}_{kind}.png"), picture)
+                log.image(f"{name}/{kind}", picture, training.step)
+
+    options = training.options
     for one in sets:
-        shown = [0]
-
-        def save_pictures(score, clean, noisy, denoised, shown=shown):
-            if score.repeat == 0 and shown[0] < 5 and distributed.WORLD_SIZE == 1:
-                for kind, picture in (("clean", clean), ("noisy", noisy), ("denoised", denoised)):
-                    name = f"{score.set_name}_{shown[0]:03d}-{epoch:03d}_{kind}.png"
-                    images.write_image(os.path.join(folder, "validation", name), picture)
-                    log.image(f"{score.set_name}_{shown[0]:03d}/{kind}", picture, training.step)
-                shown[0] += 1
-
-        options = training.options
         scores = evaluate(denoiser, one, noise, options.val_repeats, options.val_images, save_pictures)
         psnr, ssim = scores.mean("psnr"), scores.mean("ssim")
         log.line(f"[EVAL] {one.name}: psnr:{psnr} ssim:{ssim}")
@@ -250,11 +256,6 @@ def snapshot(training, sets, noise, folder, log, epoch):
 def train(options):
     """Runs the training that the options describe; returns the run folder, and whether it reached its end."""
     check_options(options)
-    ops = devices.prepare(options)
-    if options.amp and not devices.on_gpu():
-        raise UserError(
-            "--amp: on a CPU Paddle computes mixed precision in fp32 all the same; --precision bf16 is real"
-        )
     sets, noise = validation_sets(options)
     cache = free_memory() / 4 if options.cache_gb is None else options.cache_gb * 2**30
     patches = dataset.TrainingImages(
@@ -265,6 +266,11 @@ def train(options):
         patches, options.batchsize, options.seed, distributed.RANK, distributed.WORLD_SIZE, options.workers
     )
     plan = Schedule(options, batches.steps_per_epoch)
+    ops = devices.prepare(options)
+    if options.amp and not devices.on_gpu():
+        raise UserError(
+            "--amp: on a CPU Paddle computes mixed precision in fp32 all the same; --precision bf16 is real"
+        )
     training = Training(options, ops)
     method = Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
 
@@ -284,55 +290,56 @@ def train(options):
     log.line(f"{len(patches)} images, {plan.steps_per_epoch} steps per epoch, {plan.total_steps} steps; {folder}")
     if options.state:
         log.line(f"resumed at step {training.step}")
+    elif distributed.IS_MAIN:
+        training.save_state(folder)  # a run can be resumed from its first moment on
 
-    stop = StopRequest()
     window_start, window_step, waited = time.perf_counter(), training.step, 0.0
     last_saved = time.perf_counter()
     stream = batches.starting_at(training.step)
-    while plan.progress(training.step, training.seconds) < 1 and not stop.signal:
-        start = time.perf_counter()
-        batch = next(stream)
-        waited += time.perf_counter() - start
-        step = training.step
-        rate, ramp = plan.learning_rate(step, training.seconds), plan.ramp(step, training.seconds)
-        loss, loss1, loss2, Lambda = training.train_on(method, batch, rate, ramp)
+    with StopRequest() as stop:
+        while plan.progress(training.step, training.seconds) < 1 and not stop.signal:
+            start = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - start
+            step = training.step
+            rate, ramp = plan.learning_rate(step, training.seconds), plan.ramp(step, training.seconds)
+            loss, loss1, loss2, Lambda = training.train_on(method, batch, rate, ramp)
 
-        # Log: the only place that reads the losses.
-        epoch, iteration = step // plan.steps_per_epoch + 1, step % plan.steps_per_epoch
-        if iteration % options.log_iters == 0:
-            values = [distributed.mean(value.item()) for value in (loss1, loss2, loss)]
-            if not np.isfinite(values).all():
-                raise UserError(
-                    f"the loss is not finite at step {step} (--lr {options.lr}): try a smaller --lr, or --clip_grad 1"
+            # Log: the only place that reads the losses.
+            epoch, iteration = step // plan.steps_per_epoch + 1, step % plan.steps_per_epoch
+            if iteration % options.log_iters == 0:
+                values = [distributed.mean(value.item()) for value in (loss1, loss2, loss)]
+                if not np.isfinite(values).all():
+                    where = f"at step {step} (--lr {options.lr})"
+                    raise UserError(f"the loss is not finite {where}: try a smaller --lr, or --clip_grad 1")
+                count = training.step - window_step
+                cost, reader = (time.perf_counter() - window_start) / count, waited / count
+                ips = options.batchsize * distributed.WORLD_SIZE / cost
+                eta = plan.remaining(training.step, training.seconds, cost)
+                log.line(
+                    f"{epoch:04d} {iteration:05d} Loss1={values[0]:.6f}, Lambda={Lambda}, Loss2={values[1]:.6f}, "
+                    f"Loss_Full={values[2]:.6f}, Time={cost:.4f} avg_reader_cost: {reader:.5f} sec, avg_batch_cost: "
+                    f"{cost:.5f} sec, avg_samples: {options.batchsize}, ips: {ips:.5f} images/s, eta: {eta}"
                 )
-            count = training.step - window_step
-            cost, reader = (time.perf_counter() - window_start) / count, waited / count
-            ips = options.batchsize * distributed.WORLD_SIZE / cost
-            eta = plan.remaining(training.step, training.seconds, cost)
-            log.line(
-                f"{epoch:04d} {iteration:05d} Loss1={values[0]:.6f}, Lambda={Lambda}, Loss2={values[1]:.6f}, "
-                f"Loss_Full={values[2]:.6f}, Time={cost:.4f} avg_reader_cost: {reader:.5f} sec, "
-                f"avg_batch_cost: {cost:.5f} sec, avg_samples: {options.batchsize}, ips: {ips:.5f} images/s, eta: {eta}"
-            )
-            log.scalars(training.step, {
-                "loss/rec": values[0], "loss/reg": values[1], "loss/full": values[2],
-                "schedule/lr": rate, "schedule/Lambda": Lambda, "speed/ips": ips,
-            })  # fmt: skip
-            window_start, window_step, waited = time.perf_counter(), training.step, 0.0
-        training.seconds += time.perf_counter() - start
-        training.seconds, stop.signal = distributed.agree(training.seconds, stop.signal)
+                log.scalars(training.step, {
+                    "loss/rec": values[0], "loss/reg": values[1], "loss/full": values[2],
+                    "schedule/lr": rate, "schedule/Lambda": Lambda, "speed/ips": ips,
+                })  # fmt: skip
+                window_start, window_step, waited = time.perf_counter(), training.step, 0.0
+            training.seconds += time.perf_counter() - start
+            training.seconds, stop.signal = distributed.agree(training.seconds, stop.signal)
 
-        # Save and score; the clock of the training stands still meanwhile.
-        finished = plan.progress(training.step, training.seconds) >= 1
-        done_epochs, rest = divmod(training.step, plan.steps_per_epoch)
-        if finished or (rest == 0 and done_epochs % options.n_snapshot == 0):
-            snapshot(training, sets, noise, folder, log, done_epochs + (rest > 0))
-            window_start, window_step, waited = time.perf_counter(), training.step, 0.0
-            last_saved = -float("inf")
-        due = time.perf_counter() - last_saved > 60 * options.save_minutes
-        if distributed.IS_MAIN and (due or finished or stop.signal):
-            training.save_state(folder)
-            last_saved = time.perf_counter()
+            # Save and score; the clock of the training stands still meanwhile.
+            finished = plan.progress(training.step, training.seconds) >= 1
+            done_epochs, rest = divmod(training.step, plan.steps_per_epoch)
+            if finished or (rest == 0 and done_epochs % options.n_snapshot == 0):
+                snapshot(training, sets, noise, folder, log, done_epochs + (rest > 0))
+                window_start, window_step, waited = time.perf_counter(), training.step, 0.0
+                last_saved = -float("inf")
+            due = time.perf_counter() - last_saved > 60 * options.save_minutes
+            if distributed.IS_MAIN and (due or finished or stop.signal):
+                training.save_state(folder)
+                last_saved = time.perf_counter()
     stream.close()
     log.close()
     if distributed.WORLD_SIZE > 1:

@@ -22,14 +22,20 @@ using Shape = std::vector<int64_t>;
 
 int thread_count = 1;
 
-// Paddle keeps its own loops at one thread; an operator of the engine uses more while it runs.
+// Paddle keeps its own loops at one thread; an operator of the engine uses more while it runs. One runs at a
+// time, whichever thread of Python calls it: they share compiled primitives, and each has all cores anyway.
 class Threads {
  public:
-  Threads() : before_(omp_get_max_threads()) { omp_set_num_threads(thread_count); }
+  Threads() : lock_(Mutex()), before_(omp_get_max_threads()) { omp_set_num_threads(thread_count); }
   ~Threads() { omp_set_num_threads(before_); }
   Threads(const Threads&) = delete;
 
  private:
+  static std::mutex& Mutex() {
+    static std::mutex mutex;
+    return mutex;
+  }
+  std::lock_guard<std::mutex> lock_;
   int before_;
 };
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import paddle
@@ -195,6 +196,23 @@ def test_without_gradients_the_result_is_the_same():
     with_gradients = network(image).numpy()
     with paddle.no_grad():
         np.testing.assert_array_equal(network(image).numpy(), with_gradients)
+
+
+@needs_compiler
+def test_threads_of_python_may_denoise_at_once():
+    network = build_network(n_feature=8)
+    network.ops = choose()
+    inputs = [paddle.to_tensor(image) for image in images(*[(1, 3, 32 + 8 * i, 64) for i in range(8)])]
+
+    def denoise(image):
+        with paddle.no_grad():
+            return network(image).numpy()
+
+    expected = [denoise(image) for image in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for a, b in zip(expected, pool.map(denoise, inputs), strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 @needs_compiler

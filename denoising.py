@@ -4,6 +4,8 @@
 >>> denoised = Denoiser("best_model.pdparams")(noisy)  # HWC or HW, uint8, uint16 or float32; the same kind back
 """
 
+import cli  # noqa: F401  isort: skip  (before Paddle: it quiets its import)
+
 import math
 import time
 from dataclasses import dataclass, field

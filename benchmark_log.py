@@ -14,6 +14,7 @@ measured times in a process of its own and some seconds; if a complete report co
 printed, otherwise ours is.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -266,23 +268,25 @@ def _by_auto_log(log):
         "pid": os.getpid(), "gpu_ids": log.gpu_ids, "keys": list(log.times.keys),
         "stages": log.times.stages, "total": log.times.total,
     }  # fmt: skip
-    # A session of its own, so that the helper which it starts ends with it.
-    process = subprocess.Popen(
-        [sys.executable, "-c", _AUTO_LOG], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )  # fmt: skip
-    try:
-        output, errors = process.communicate(json.dumps(facts), timeout=AUTO_LOG_SECONDS)
-        reason = (errors.strip().splitlines() or ["its report lacks keys"])[-1]
-    except subprocess.TimeoutExpired:
-        output, reason = "", f"no answer in {AUTO_LOG_SECONDS:.0f} s"
-    finally:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as in_:
+        json.dump(facts, in_)
+        in_.seek(0)
+        # Files instead of pipes, which its helper would keep open; a session, so that the helper ends with it.
+        process = subprocess.Popen(
+            [sys.executable, "-c", _AUTO_LOG], stdin=in_, stdout=out, stderr=err, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )  # fmt: skip
         try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # all of it has ended by itself
-        process.wait()
+            process.wait(AUTO_LOG_SECONDS)
+        except subprocess.TimeoutExpired:
+            err.write(f"no answer in {AUTO_LOG_SECONDS:.0f} s")
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # all of it has ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        err.seek(0)
+        output, reason = out.read(), (err.read().strip().splitlines() or ["its report lacks keys"])[-1]
     if all(f"{key}: " in output for key in REPORT_KEYS):
         return [line for line in output.splitlines() if "root INFO:" in line], "auto_log"
     return None, f"{ours} (auto_log is installed but does not work: {reason})"

@@ -4,10 +4,10 @@ r"""Denoises images with an exported model on Paddle Inference; measures speed, 
         --input_file=validation/BSD300/test --save_dir output/inference_img --batch_size=2 \
         --use_gpu=False --enable_mkldnn=True --cpu_threads=2 --precision=fp32 --enable_benchmark=True
 
-It needs neither the training code nor the checkpoint: this file, images.py, metrics.py, noise.py,
-cli.py and benchmark_log.py, and what export_model.py wrote. What is asked for is what runs: device,
-threads, oneDNN and precision are read back from the predictor and from oneDNN itself, and whatever
-Paddle would replace in silence is refused.
+It needs neither the training code nor the checkpoint: images.py, metrics.py, noise.py, cli.py and
+benchmark_log.py, and what export_model.py wrote. What is asked for is what runs: device, threads,
+oneDNN and precision are read back from the predictor and from oneDNN itself, and whatever Paddle
+would replace in silence is refused.
 
 Images of one size share a batch, whatever their order; none is padded to fit others, because that
 would change its borders. Results are NAME_denoise.png (NPY and TIFF keep their format), and none
@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -219,7 +220,7 @@ class PaddleEngine:
         self.name = self.record.get("options", {}).get("arch", program.stem)
         self.folder = Path(paddle.__file__).parent
         _check_device(paddle, inference, options)
-        self.channels = read_channels(program)
+        self.channels = check_model(program, params)
         config = inference.Config(str(program), str(params))
         with _captured():
             configure(config, program, options)
@@ -356,25 +357,44 @@ def _check_device(paddle, inference, options):
         raise UserError(f"--use_tensorrt: TensorRT {state}")
 
 
-def read_channels(program):
-    """How many channels a program takes; finds broken ones, over which the C++ side would abort."""
+def check_model(program, params):
+    """Finds broken files, over which the C++ side would abort or not even stumble.
+
+    Returns:
+        How many channels the program takes.
+    """
     from paddle.base import core
 
+    if program.suffix == ".json" and not hasattr(core, "pir"):
+        raise UserError(f"--model_file: {program} needs Paddle 3: export a model.pdmodel")
     try:
-        if program.suffix == ".pdmodel":
-            description = core.ProgramDesc(program.read_bytes())
-            block = description.block(0)
-            feeds = [block.op(i) for i in range(block.op_size()) if block.op(i).type() == "feed"]
-            (shape,) = [block.find_var(op.output("Out")[0].encode()).shape() for op in feeds]
-        else:
-            if not hasattr(core, "pir"):
-                raise UserError(f"--model_file: {program} needs Paddle 3: export a model.pdmodel")
-            operators = json.loads(program.read_bytes())["program"]["regions"][0]["blocks"][0]["ops"]
-            (data,) = [op for op in operators if op["#"].endswith(".data")]
-            (shape,) = [a["AT"]["D"] for a in data["A"] if a["N"] == "shape"]
-        return int(shape[1])
+        read = _read_pdmodel if program.suffix == ".pdmodel" else _read_json
+        channels, weights = read(program.read_bytes())
     except (ValueError, TypeError, LookupError, RuntimeError):
         raise UserError(f"--model_file: {program} is broken, or no model of one image input") from None
+    # Each array is 20 bytes, a description of its type and dimensions, and its numbers, here float32.
+    size = sum(22 + sum(1 + -(-max(n.bit_length(), 1) // 7) for n in dims) + 4 * math.prod(dims) for dims in weights)
+    if size != params.stat().st_size:
+        raise UserError(f"--params_file: {params} is truncated, or holds other weights than {program} needs")
+    return channels
+
+
+def _read_pdmodel(data):
+    from paddle.base import core
+
+    description = core.ProgramDesc(data)
+    block = description.block(0)
+    feeds = [block.op(i) for i in range(block.op_size()) if block.op(i).type() == "feed"]
+    (shape,) = [block.find_var(op.output("Out")[0].encode()).shape() for op in feeds]
+    stored = [v for v in block.all_vars() if v.persistable() and v.name() not in ("feed", "fetch")]
+    return shape[1], [v.shape() for v in stored]
+
+
+def _read_json(data):
+    operators = json.loads(data)["program"]["regions"][0]["blocks"][0]["ops"]
+    (entry,) = [op for op in operators if op["#"].endswith(".data")]
+    (shape,) = [attribute["AT"]["D"] for attribute in entry["A"] if attribute["N"] == "shape"]
+    return shape[1], [op["O"]["TT"]["D"][1] for op in operators if op["#"] == "p"]
 
 
 def read_record(program, params):
@@ -519,6 +539,9 @@ class Runner:
         self.times.stamp()
         y = self.engine(x)
         self.times.stamp()
+        if not np.isfinite(y).all():
+            names = ", ".join(str(job.path) for job, _ in batch)
+            raise UserError(f"{names}: the result holds NaN or infinite pixels")
         if channels < takes:
             y = y.mean(axis=1, keepdims=True)
         y = y.reshape(len(batch), channels, height, width).transpose(0, 2, 3, 1)

@@ -1,0 +1,340 @@
+"""What benchmarks/run.py measures, each in a process of its own: one line of JSON with the numbers.
+
+    python benchmarks/measures.py subsampler '{"rounds": 5}'
+
+A function takes the values in the JSON text and returns numbers or lists of them; times are seconds.
+"""
+
+import contextlib
+import io
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+SIGMA = "gauss25"
+
+
+def timed(function, *arguments):
+    """The seconds of one call."""
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def repeated(function, times, clock=time.perf_counter):
+    """The seconds of one call, on average over some."""
+    start = clock()
+    for _ in range(times):
+        function()
+    return (clock() - start) / times
+
+
+def in_turn(functions, rounds, times=5):
+    """CPU seconds of each function, which must stay on one thread, in turn A B A B, the first round not counted."""
+    found = {name: [] for name in functions}
+    for i in range(rounds + 1):
+        for name, function in functions.items():
+            seconds = repeated(function, times, time.thread_time)
+            if i:
+                found[name].append(seconds)
+    return found
+
+
+def used():
+    """CPU seconds of this process and of those that it has started and seen end."""
+    parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in parts)
+
+
+def status(key):
+    """A memory figure of this process in bytes; VmHWM starts anew with each program, unlike ru_maxrss."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+
+# --- Preparing images ------------------------------------------------------------------------------------------
+
+
+def dataset_tool(source, target, workers):
+    """Our tool on a folder; the imports are not in the time."""
+    import dataset_tool
+
+    arguments = ["--input_dir", source, "--save_dir", target, "--workers", workers]
+    before = used()
+    return timed(dataset_tool.main, arguments), used() - before, _count(target)
+
+
+def dataset_published(source, target):
+    """As published: each image is opened, filtered by size, converted and saved, one after the other."""
+    from PIL import Image
+
+    def convert():
+        Path(target).mkdir()
+        for path in sorted(Path(source).rglob("*")):
+            if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".bmp"):
+                continue
+            with Image.open(path) as image:
+                if min(image.size) >= 256 and max(image.size) <= 512:
+                    image.convert("RGB").save(Path(target, path.name), quality=100, subsampling=0)
+
+    before = used()
+    return timed(convert), used() - before, _count(target)
+
+
+def _count(folder):
+    return sum(path.is_file() for path in Path(folder).glob("[!.]*"))
+
+
+# --- Sub-sampler -----------------------------------------------------------------------------------------------
+
+
+def subsampler(rounds, size=256):
+    """Drawing and splitting a batch of four, against the published algorithm written plainly."""
+    import paddle
+    import paddle.nn.functional as F
+
+    from methods import PUBLISHED_PAIRS, draw_picks, picks_of_published, subimages
+
+    count, channels, cells = 4, 3, size // 2
+    image = paddle.rand([count, channels, size, size])
+    rng = np.random.default_rng(0)
+    pairs = paddle.to_tensor(PUBLISHED_PAIRS)
+
+    def draw_masks(index):
+        picked = paddle.gather(pairs, index) + 4 * paddle.arange(index.shape[0]).unsqueeze(1)
+        zeros = paddle.zeros([4 * index.shape[0]], "int64")
+        ones = paddle.ones([index.shape[0]], "int64")
+        return [paddle.scatter(zeros, picked[:, i], ones).astype("bool") for i in (0, 1)]
+
+    def select(mask):
+        parts = []
+        for channel in range(channels):
+            cell = F.unfold(image[:, channel : channel + 1], 2, strides=2)  # [N, 4, cells^2]
+            chosen = paddle.masked_select(cell.transpose([0, 2, 1]).reshape([-1]), mask)
+            parts.append(chosen.reshape([count, 1, cells, cells]))
+        return paddle.concat(parts, axis=1)
+
+    def plain():
+        return [select(mask) for mask in draw_masks(paddle.randint(0, 8, [count * cells * cells]))]
+
+    def ours():
+        picks = np.stack([draw_picks(rng, size, size) for _ in range(count)])
+        return subimages(image, paddle.to_tensor(picks))
+
+    # Both do the same: equal results for equal draws.
+    index = rng.integers(0, 8, (count, cells, cells))
+    picks = np.stack([picks_of_published(one) for one in index])
+    expected = [select(mask) for mask in draw_masks(paddle.to_tensor(index.reshape(-1)))]
+    for a, b in zip(subimages(image, paddle.to_tensor(picks)), expected, strict=True):
+        assert bool((a == b).all())
+    return in_turn({"ours": ours, "plain": plain}, rounds)
+
+
+# --- Training --------------------------------------------------------------------------------------------------
+
+
+def _training(folder, batch, patch, precision, *flags):
+    """What train.py trains with, ready for its first step."""
+    import devices
+    import train
+
+    flags = ["--data_dir", folder, "--batchsize", batch, "--patchsize", patch, "--precision", precision, *flags]
+    options = train.get_parser().parse_args(flags)
+    return train.Training(options, devices.prepare(options)), options
+
+
+def loading(folder, batch, patch, precision, rounds, steps):
+    """Loader alone, loop with a prepared batch, loop that loads: from JPEG each time, and from the cache."""
+    import dataset
+    from methods import Neighbor2Neighbor
+    from noise import parse_noise
+
+    training, options = _training(folder, batch, patch, precision)
+    method = Neighbor2Neighbor()
+    loaders = {}
+    for name, cache in (("JPEG", 0), ("cached", 8 << 30)):
+        patches = dataset.TrainingImages(folder, parse_noise(SIGMA), 3, patch, options.seed, cache_bytes=cache)
+        loaders[name] = dataset.Batches(patches, batch, options.seed, workers=options.workers)
+        if cache:
+            for index in range(len(patches)):
+                patches.sample(0, index)
+    ready = loaders["cached"].batch(0)
+
+    def step(one):
+        training.train_on(method, one, 1e-4, 1.0)[0].item()
+
+    found = {f"{name} {what}": [] for name in loaders for what in ("alone", "wait", "loop")} | {"step": []}
+    position = 0
+    for i in range(rounds + 1):
+        measured = {"step": repeated(lambda: step(ready), steps)}
+        for name, loader in loaders.items():
+            position += 1000
+            # Alone: from nothing ready to the last batch, as fast as the threads can.
+            stream = loader.starting_at(position)
+            count = 4 * steps
+            measured[f"{name} alone"] = repeated(stream.__next__, count)
+            stream.close()
+            # In the loop, once the first batches lie ready, as after the first step of a training.
+            stream = loader.starting_at(position)
+            step(next(stream))
+            waited, start = 0.0, time.perf_counter()
+            for _ in range(steps):
+                before = time.perf_counter()
+                one = next(stream)
+                waited += time.perf_counter() - before
+                step(one)
+            measured[f"{name} loop"] = (time.perf_counter() - start) / steps
+            measured[f"{name} wait"] = waited / steps
+            stream.close()
+        if i:
+            for name, seconds in measured.items():
+                found[name].append(seconds)
+    return found
+
+
+def around(folder, precision, rounds, batch=4, patch=256):
+    """The parts of the published step that are no convolutions, and the step itself."""
+    import paddle
+
+    from methods import Neighbor2Neighbor, draw_picks, subimages
+    from noise import parse_noise
+
+    training, options = _training(folder, batch, patch, precision)
+    model, method = parse_noise(SIGMA), Neighbor2Neighbor()
+    rng = np.random.default_rng(0)
+    clean = rng.random((batch, 3, patch, patch), np.float32)
+
+    class Step:  # what dataset.Batch is
+        noisy = model.add(clean, rng)
+        picks = np.stack([draw_picks(rng, patch, patch) for _ in range(batch)])
+
+    noisy, picks = paddle.to_tensor(Step.noisy), paddle.to_tensor(Step.picks)
+    # In the network's place: results that are there already, and that the loss is differentiated to.
+    results = {side: paddle.rand([batch, 3, side, side]) for side in (patch, patch // 2)}
+    results[patch // 2].stop_gradient = False
+    training.train_on(method, Step, 1e-4, 1.0)
+    for parameter in training.network.parameters():
+        parameter.grad = paddle.full_like(parameter, 1e-3)
+
+    def losses():
+        loss = method(lambda x: results[x.shape[2]], noisy, picks, 1.0)[0]
+        loss.backward()
+        loss.item()
+        results[patch // 2].clear_grad()
+
+    functions = {
+        "noise": lambda: [model.add(image, rng) for image in clean],
+        "picks": lambda: np.stack([draw_picks(rng, patch, patch) for _ in range(batch)]),
+        "to tensors": lambda: (paddle.to_tensor(Step.noisy), paddle.to_tensor(Step.picks)),
+        "sub-images": lambda: subimages(noisy, picks),
+        "losses": losses,  # with the sub-images of both passes, forward and backward
+        "optimizer": training.optimizer.step,
+        "average": training._average,
+    }
+    # The step clears the gradients, so it uses a training of its own.
+    whole, _ = _training(folder, batch, patch, precision)
+    found = {name: [] for name in [*functions, "step"]}
+    for i in range(rounds + 1):
+        seconds = {name: repeated(function, 3) for name, function in functions.items()}
+        seconds["step"] = timed(lambda: whole.train_on(method, Step, 1e-4, 1.0)[0].item())
+        if i:
+            for name, value in seconds.items():
+                found[name].append(value)
+    return found
+
+
+# --- Denoising -------------------------------------------------------------------------------------------------
+
+
+def _denoiser(engine_name, precision, n_feature=48):
+    import paddle
+
+    import engine
+    from arch_unet import build_network
+    from denoising import Denoiser
+
+    paddle.seed(0)
+    network = build_network(n_feature=n_feature)
+    network.eval()
+    network.ops, _ = engine.choose(engine_name, precision)
+    return Denoiser(network)
+
+
+def val_and_predict(validation, image, target, engine_name, precision, limit, warm):
+    """Seconds per megapixel of what val.py and predict.py do with one set and one file."""
+    import dataset
+    import images
+    import predict
+    from denoising import evaluate
+    from noise import parse_noise
+
+    denoiser = _denoiser(engine_name, precision)
+    one = dataset.find_validation_sets(validation)[0][0]
+    noise = parse_noise(SIGMA)
+    for _ in range(1 + warm):
+        scores = evaluate(denoiser, one, noise, repeats=1, limit=limit)
+    megapixels = np.prod(images.image_size(image)) / 1e6
+    for _ in range(1 + warm):
+        seconds = timed(predict.denoise_file, denoiser, image, Path(target))
+    return {"val.py": scores.seconds / scores.megapixels, "predict.py": seconds / megapixels}
+
+
+def working_memory(engine_name, precision, side):
+    """Peak bytes of one pass per pixel of its window, beyond what the process had before."""
+    import denoising
+
+    denoiser = _denoiser(engine_name, precision)
+    small, window = (np.zeros((1, 3, size, size), np.float32) for size in (64, side))
+    denoiser.run_batch(small)
+    window += 0.5  # memory that is really there, so that it does not count
+    before = status("VmRSS")
+    denoiser.run_batch(window)
+    measured = (status("VmHWM") - before) / side**2
+    budget = min(denoising.TILE_BYTES, denoising.free_memory() // 2)
+    return {"measured": measured, "planned": budget / denoiser._window_pixels()}
+
+
+def predict_memory(weights, image, folder, flags):
+    """Peak memory of `predict.py` as a whole, and its time."""
+    import predict
+
+    before = status("VmHWM")
+    arguments = ["--image_path", image, "--model_path", weights, "--save_dir", folder, "--overwrite", *flags]
+    seconds = timed(predict.main, arguments)
+    return {"peak": status("VmHWM"), "start": before, "seconds": seconds}
+
+
+def make_weights(path, n_feature):
+    """A network as it is before training: its work is the same."""
+    import checkpoint
+
+    network = _denoiser("paddle", "fp32", n_feature).network
+    checkpoint.save_network(path, checkpoint.network_state(network), {**network.options, "noisetype": SIGMA})
+
+
+def engines():
+    """Which ways to compute this machine has, and the versions."""
+    import cli  # isort: skip  (before Paddle: it quiets its import)
+    import cv2
+    import PIL
+
+    import devices
+    import engine
+
+    found = ["paddle fp32"]
+    for precision in ("fp32", "bf16"):
+        with contextlib.suppress(cli.UserError):
+            engine.choose("onednn", precision)
+            found.insert(0, f"onednn {precision}")
+    return {"engines": found, "versions": devices.versions() | {"pillow": PIL.__version__, "opencv": cv2.__version__}}
+
+
+if __name__ == "__main__":
+    # What the scripts print is not wanted here.
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = globals()[sys.argv[1]](**json.loads(sys.argv[2]))
+    print(json.dumps(result))

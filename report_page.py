@@ -103,8 +103,7 @@ class HtmlReport:
             "plot": _psnr_plot(rows),
             "set_options": "".join(f'<option value="{name}">{name}</option>' for name in names),
             "images": "\n".join(
-                _image_row(number, row, self._shown.get(row["key"]))
-                for number, row in enumerate(rows)
+                _image_row(number, row, self._shown.get(row["key"])) for number, row in enumerate(rows)
             ),
             "settings": _settings_lists(self._settings),
         }
@@ -240,8 +239,7 @@ def _settings_lists(settings):
     lists = []
     for title, group in groups.items():
         pairs = "\n".join(
-            f"<dt>{_text(key)}</dt><dd>{_text('-' if value is None else value)}</dd>"
-            for key, value in group.items()
+            f"<dt>{_text(key)}</dt><dd>{_text('-' if value is None else value)}</dd>" for key, value in group.items()
         )
         if pairs:
             lists.append(f"<div><h3>{_text(title)}</h3><dl>\n{pairs}\n</dl></div>")
@@ -278,9 +276,7 @@ def _psnr_plot(rows):
     x = left + pitch
     for set_name, members in sets.items():
         middle = x + pitch * (len(members) - 1) / 2
-        label = (
-            f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{_text(set_name)}</text>'
-        )
+        label = f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{_text(set_name)}</text>'
         parts.append(label)
         for psnr, psnr_noisy, number, name in sorted(members):
             at, y, y_noisy = round(x, 1), y_of(psnr), y_of(psnr_noisy)

@@ -63,9 +63,7 @@ class RunLog:
         """Numbers by name, such as {"train/loss": 0.1}, to metrics.csv and TensorBoard."""
         if self._enabled:
             values = {name: float(value) for name, value in values.items()}
-            self._metrics.write(
-                _csv_text((step, name, f"{value:.9g}") for name, value in values.items())
-            )
+            self._metrics.write(_csv_text((step, name, f"{value:.9g}") for name, value in values.items()))
             self._metrics.flush()
             self._events.scalars(step, values)
 

@@ -53,9 +53,7 @@ def test_run_log_leaves_log_csv_and_events(tmp_path, capsys):
         log.image("val/grey", np.full((4, 5), 7, np.uint8), 10)
     assert capsys.readouterr().out == "0001 00010 Loss1=0.5, größer\n"
     assert (tmp_path / "train.log").read_text("utf-8") == "0001 00010 Loss1=0.5, größer\n"
-    assert (tmp_path / "metrics.csv").read_text() == (
-        'step,name,value\n10,train/loss,0.100000001\n10,"a,b",2\n'
-    )
+    assert (tmp_path / "metrics.csv").read_text() == ('step,name,value\n10,train/loss,0.100000001\n10,"a,b",2\n')
     assert reporting.read_metrics(tmp_path) == {
         "train/loss": [(10, 0.100000001)],
         "a,b": [(10, 2.0)],
@@ -217,9 +215,7 @@ def picture(seed, height=40, width=60, channels=3):
 @pytest.fixture
 def report(tmp_path):
     """A page with a hostile set, a grey one of three repeats, and one without pictures."""
-    page = HtmlReport(
-        tmp_path / "report", "A & B", {"model": "<x>", "Versions": {"numpy": "2"}}, pictures=10
-    )
+    page = HtmlReport(tmp_path / "report", "A & B", {"model": "<x>", "Versions": {"numpy": "2"}}, pictures=10)
     results = []
     for set_name, names, repeats, channels in (
         ("<b>&'\"", HOSTILE, 1, 3),
@@ -265,11 +261,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
     def all(self, wanted, **attributes):
-        return [
-            found
-            for tag, found in self.tags
-            if tag == wanted and attributes.items() <= found.items()
-        ]
+        return [found for tag, found in self.tags if tag == wanted and attributes.items() <= found.items()]
 
 
 def test_page_holds_all_images_and_needs_nothing_else(report):
@@ -280,16 +272,12 @@ def test_page_holds_all_images_and_needs_nothing_else(report):
     sources = [image["src"] for image in page.all("img")]
     assert len(sources) == 5 * (len(HOSTILE) + 10)
     assert {image["loading"] for image in page.all("img")} == {"lazy"}
-    assert sorted(set(sources)) == sorted(
-        f"images/{name}" for name in os.listdir(f"{folder}/images")
-    )
+    assert sorted(set(sources)) == sorted(f"images/{name}" for name in os.listdir(f"{folder}/images"))
     assert sorted(os.listdir(folder)) == ["images", "index.html"]
     for tag, attributes in page.tags:
         for name in ("src", "href", "data-noisy", "data-denoised", "data-clean"):
             address = attributes.get(name)
-            assert (
-                address is None or address == "data:," or address[0] == "#" or address in sources
-            ), tag
+            assert address is None or address == "data:," or address[0] == "#" or address in sources, tag
     with open(report, encoding="utf-8") as file:
         assert not re.search(r"//\w", file.read())
 
@@ -297,9 +285,7 @@ def test_page_holds_all_images_and_needs_nothing_else(report):
 def test_names_are_shown_and_do_nothing(report):
     page = Page(report)
     assert len(page.all("script")) == 1
-    assert not [
-        tag for tag, attributes in page.tags if any(name[:2] == "on" for name in attributes)
-    ]
+    assert not [tag for tag, attributes in page.tags if any(name[:2] == "on" for name in attributes)]
     names = [body["data-name"] for body in page.all("tbody")[1 : 1 + len(HOSTILE)]]
     assert names[:3] == HOSTILE[:3]
     assert names[3:] == [
@@ -406,8 +392,6 @@ def test_page_sorts_filters_and_slides_in_a_browser(report, tmp_path):
 def test_pictures_are_painted_in_a_browser(report, tmp_path):
     browse(report, "#set=grey", "--window-size=1000,1200", f"--screenshot={tmp_path / 'page.png'}")
     screenshot = cv2.imread(str(tmp_path / "page.png"))
-    clean = cv2.imread(
-        os.path.join(os.path.dirname(report), f"images/{len(HOSTILE):05d}-clean.png")
-    )
+    clean = cv2.imread(os.path.join(os.path.dirname(report), f"images/{len(HOSTILE):05d}-clean.png"))
     error = cv2.matchTemplate(screenshot, clean, cv2.TM_SQDIFF).min() / clean.size
     assert error < 1  # the picture is there, pixel for pixel

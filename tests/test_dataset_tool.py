@@ -400,9 +400,7 @@ def test_zip_and_tar_give_what_the_folder_gives(tmp_path, source):
     images_of_folder = {name: data for name, data in tree(tmp_path / "folder").items() if name[0] != "."}
     for kind in ("zip", "tar"):
         run(tmp_path / f"in.{kind}", tmp_path / kind, "--workers", 2)
-        assert {
-            name: data for name, data in tree(tmp_path / kind).items() if name[0] != "."
-        } == images_of_folder
+        assert {name: data for name, data in tree(tmp_path / kind).items() if name[0] != "."} == images_of_folder
     run(source, tmp_path / "out.zip")
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert {name: archive.read(name) for name in archive.namelist() if name[0] != "."} == images_of_folder
@@ -532,9 +530,7 @@ def test_validation_sets_are_put_into_place(tmp_path, capsys):
     assert "BSD300 has 100 images" in capsys.readouterr().err
     (target / "Kodak/kodim01.png").write_bytes(jpeg)
     with pytest.raises(UserError, match="--overwrite"):
-        dataset_tool.main(
-            ["--validation_set", "Kodak", "--input_dir", tmp_path / "kodak", "--save_dir", target]
-        )
+        dataset_tool.main(["--validation_set", "Kodak", "--input_dir", tmp_path / "kodak", "--save_dir", target])
     (tmp_path / "cut.tgz").write_bytes((tmp_path / "BSDS300-images.tgz").read_bytes()[:-200])
     with pytest.raises(UserError, match="--input_dir"):
         dataset_tool.main(

@@ -111,6 +111,20 @@ def test_what_a_format_cannot_hold_is_refused_with_those_that_can(tmp_path, name
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "length"), [("a.png", 1_000_001), ("a.jpg", 65_536), ("a.webp", 16_384)])
+def test_what_an_encoder_refuses_is_told(name, length):
+    with pytest.raises(UserError, match=f"{name}: cannot be written as"):
+        images.encode(name, np.zeros((length, 1, 3), np.uint8))
+
+
+def test_a_stack_of_several_types():
+    pages = [noise("uint16", 8, 9, 1), noise("float32", 5, 6, 3)]
+    like = images.Picture(pages, format="TIFF")
+    for page, again in zip(pages, read(images.encode("a.tif", pages, like=like)).pages, strict=True):
+        assert again.dtype == page.dtype
+        np.testing.assert_array_equal(again, page)
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     images.write_image(path, BLOCKS)
@@ -197,14 +211,10 @@ def test_tiff_lzw_of_16_bits_and_float():
 
 def test_tiff_white_is_zero():
     pixels = noise("uint8", 8, 9)
-    np.testing.assert_array_equal(
-        read(tiff(pixels, photometric="miniswhite")).pages[0][..., 0], 255 - pixels
-    )
+    np.testing.assert_array_equal(read(tiff(pixels, photometric="miniswhite")).pages[0][..., 0], 255 - pixels)
 
 
-@pytest.mark.parametrize(
-    "options", [{"imagej": True}, {"ome": True}, {}, {"imagej": True, "truncate": False}]
-)
+@pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True}, {}, {"imagej": True, "truncate": False}])
 def test_tiff_stacks_keep_description_and_pixel_size(tmp_path, options):
     stack = noise("uint16", 6, 20, 30)
     metadata = {"axes": "ZYX", "unit": "um", "spacing": 0.3}

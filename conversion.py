@@ -1,0 +1,185 @@
+"""From a source's file to training images: the size filter, RGB, crops, noise, and their names."""
+
+import collections
+import hashlib
+import itertools
+import re
+from pathlib import PurePosixPath
+
+import numpy as np
+
+import images
+import raw_frames
+from archives import Skip
+from cli import UserError
+from noise import parse_noise
+
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+
+
+# --- Names ----------------------------------------------------------------------------------------
+
+
+def plan_names(names, options):
+    """Gives each file the stem of its output: its own, with its folders in front where two meet."""
+    possible = {name: _possible_suffixes(name, options) for name in names}
+
+    def claims(name, stem):
+        return {(stem.casefold(), suffix) for suffix in possible[name]}
+
+    wanted = collections.Counter(itertools.chain.from_iterable(claims(name, _stem(name)) for name in names))
+    plain = {stem for stem, _ in wanted}
+
+    stems, taken = {}, set()
+    for name in names:
+        stem = _stem(name)
+        if any(wanted[claim] > 1 for claim in claims(name, stem)):
+            stem = "__".join((*PurePosixPath(name).parts[:-1], stem))
+        # The pieces of another file may come to be called like this one.
+        piece = re.fullmatch(r"(.+)_[sp]\d{3,}", stem)
+        meets_piece = piece and piece[1].casefold() in plain
+        if claims(name, stem) & taken or meets_piece or len(stem.encode(errors="surrogateescape")) > 200:
+            stem = f"{stem[:60]}_{_digest(name).hex()[:12]}"
+        taken |= claims(name, stem)
+        stems[name] = stem
+    return stems
+
+
+def _stem(name):
+    path = PurePosixPath(name)
+    camera = raw_frames.camera(name) if path.suffix.lower() == ".mat" else None
+    # SIDD tells the camera, and with it the Bayer phase, by the folder alone.
+    return f"{path.parent.name}__{path.stem}" if camera and not raw_frames.camera(path.name) else path.stem
+
+
+def _possible_suffixes(name, options):
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix == ".mat" or (options.noise != "none" and options.format != "png"):
+        return (".npy",)
+    if suffix in JPEG_SUFFIXES and options.format in ("keep", "copy"):
+        return (suffix,)
+    return (".png", ".npy") if options.format != "jpeg" else (".png", ".npy", ".jpg")
+
+
+def _output_suffix(name, dtype, options):
+    suffix = PurePosixPath(name).suffix
+    if dtype == np.float32:
+        return ".npy"
+    if dtype == np.uint8 and suffix.lower() in JPEG_SUFFIXES and options.format in ("keep", "copy"):
+        return suffix
+    return ".jpg" if dtype == np.uint8 and options.format == "jpeg" else ".png"
+
+
+def _digest(name):
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+
+
+# --- One file in, any number of named byte strings out --------------------------------------------
+
+
+def convert(entry, stem, options):
+    """Yields (file name, bytes, pixels) for each image made from one file.
+
+    Raises:
+        Skip: it is left out. An unreadable source is told so from an unwritable target.
+    """
+    try:
+        yield from _convert(entry, stem, options)
+    except UserError as error:
+        # The file's name is told already.
+        told = str(error).removeprefix(f"{entry.container}: ").removeprefix(f"{entry.name}: ")
+        raise Skip("unreadable", told) from error
+
+
+def _convert(entry, stem, options):
+    suffix = PurePosixPath(entry.name).suffix.lower()
+    if suffix == ".mat":
+        pieces = _crops(raw_frames.read_frame(entry), raw_frames.crop_starts, raw_frames.CROP)
+    elif suffix in images.IMAGE_SUFFIXES:
+        pieces = _image_pieces(entry, options)
+    else:
+        raise Skip("no image by its name")
+    noise = parse_noise(options.noise)
+    made = False
+    for mark, pixels, verbatim in pieces:
+        made = True
+        if options.noise != "none":
+            number = int.from_bytes(_digest(entry.name + mark)[:8], "big")
+            pixels = noise.add(images.to_01(pixels), np.random.default_rng([options.seed, number]))
+            verbatim = None
+            if options.format == "png" and suffix != ".mat":
+                pixels = images.from_01(pixels, np.uint8)
+        name = stem + mark + _output_suffix(entry.name, pixels.dtype, options)
+        yield name, verbatim or images.encode(name, pixels, quality=100), pixels
+    if not made:
+        raise Skip("no page of the wanted size")
+
+
+def _image_pieces(entry, options):
+    """Yields (mark, HWC pixels, the file's bytes if they can serve as they are)."""
+    # The header alone tells the size of most files that are left out: on disk, no more is read.
+    data = None if entry.place is None else entry.read()
+    _check_size(images.image_size(entry.container if data is None else entry.name, data), options)
+    data = entry.read() if data is None else data
+    picture = images.read_image(entry.name, data)
+    for index, page in enumerate(picture.pages):
+        mark = f"_p{index + 1:03d}" if len(picture.pages) > 1 else ""
+        try:
+            _check_size(page.shape[:2], options)
+        except Skip:
+            continue
+        pixels = _to_channels(page, picture.alpha and picture.alpha[index], options.n_channel)
+        if max(page.shape[:2]) > options.max_size:
+            yield from _crops(pixels, lambda length: _tiles(length, options.crop), options.crop, mark)
+        else:
+            same = pixels is page and not mark and _usable_as_it_is(entry.name, picture, options)
+            yield mark, pixels, data if same else None
+
+
+def _check_size(height_width, options):
+    height, width = height_width
+    if min(height, width) < options.min_size:
+        raise Skip(f"smaller than {options.min_size} pixels a side", f"{width} x {height}")
+    if max(height, width) > options.max_size and not options.crop:
+        raise Skip(f"larger than {options.max_size} pixels a side", f"{width} x {height}")
+
+
+def _usable_as_it_is(name, picture, options):
+    """Whether the file holds the very pixels that would be written, in the format it would get.
+
+    A PNG is the same before and after; a JPEG is not, and the published training set is made of
+    re-encoded ones, so copying JPEG has to be asked for.
+    """
+    is_jpeg = PurePosixPath(name).suffix.lower() in JPEG_SUFFIXES
+    if not picture.plain or options.format == "jpeg":
+        return False
+    if picture.format == "JPEG":
+        return is_jpeg and options.format == "copy"
+    return picture.format == "PNG" and (not is_jpeg or options.format == "png")
+
+
+def _to_channels(page, alpha, n_channel):
+    """Lays transparent pixels over white, and gives grey or RGB."""
+    if page.shape[2] not in (1, 3):
+        raise Skip("neither grey nor RGB", f"{page.shape[2]} channels")
+    if alpha is not None:
+        opacity = images.to_01(alpha)[..., None]
+        if opacity.min() < 1:
+            page = images.from_01(images.to_01(page) * opacity + (1 - opacity), page.dtype)
+    if page.shape[2] == n_channel:
+        return page
+    return np.repeat(page, 3, axis=2) if n_channel == 3 else images.to_grey(page)
+
+
+def _crops(pixels, starts, side, mark=""):
+    """Yields pieces, as _image_pieces does, at each of the starts along both axes."""
+    height, width = pixels.shape[:2]
+    for index, (top, left) in enumerate(itertools.product(starts(height), starts(width)), 1):
+        yield f"{mark}_s{index:03d}", pixels[top : top + side, left : left + side], None
+
+
+def _tiles(length, side):
+    """Starts of the tiles along one axis: they do not overlap, and lie in the middle."""
+    count = max(1, length // side)
+    first = max(0, length - count * side) // 2
+    return range(first, first + count * side, side)

@@ -1,0 +1,107 @@
+"""Pixels in memory: what a file of any format holds, and the types, sizes and range it may come in."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cli import UserError
+
+MAX_PIXELS = 1 << 29  # of one page; beyond the largest cameras and most stitched panoramas
+# What unpacks to more than this, and to more than so many times its own size, is a bomb.
+BOMB_BYTES, BOMB_RATIO = 1 << 29, 200
+
+ORIENTATION = 274  # the tag of EXIF and TIFF that says how the camera was held
+
+
+@dataclass
+class Picture:
+    """What a file holds: pixels, turned upright, and what is handed on to a file made from them."""
+
+    pages: list  # of HWC arrays; one, unless the file is a stack
+    alpha: list | None = None  # one H x W array per page, of the same type: kept, never denoised
+    format: str = ""  # "PNG", "JPEG", "TIFF", "NPY", ...
+    exif: bytes = b""  # without its rotation tag, which has been obeyed
+    icc: bytes = b""
+    dpi: tuple | None = None
+    plain: bool = False  # 8-bit grey or RGB in the file too, and upright: any decoder gives these pixels
+    tiff: dict = field(default_factory=dict)  # descriptions, pixel size, tags, compression
+
+
+def check_size(path, data, shapes, itemsize):
+    """Refuses what would fill the memory, before it is decoded; `shapes` are those of all pages."""
+    total = itemsize * sum(math.prod(shape) for shape in shapes)
+    # A page's height and width are among the three largest of its dimensions; the rest are few.
+    pixels = max((math.prod(sorted(shape)[-2:]) for shape in shapes), default=0)
+    if pixels > MAX_PIXELS or (total > BOMB_BYTES and total > BOMB_RATIO * len(data)):
+        raise UserError(f"{path}: would unpack to {pixels / 1e6:.0f} megapixels, {total / 1e9:.1f} GB: refused")
+    if total == 0:
+        raise UserError(f"{path}: holds no pixels")
+
+
+def known_dtype(array, path):
+    """Returns the array as uint8, uint16 or float32, or refuses it."""
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "b":
+        return array.astype(np.uint8) * np.uint8(255)
+    if kind == "f" and size <= 8:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            return np.ascontiguousarray(array, np.float32)
+    if size == 2 and (kind == "u" or (kind == "i" and array.min() >= 0)):
+        return np.ascontiguousarray(array, np.uint16)
+    if kind == "u" and size == 1:
+        return np.ascontiguousarray(array)
+    negative = " with negative values" if array.dtype == np.int16 else ""
+    raise UserError(f"{path}: {array.dtype}{negative} has no agreed white: save it as uint8, uint16 or float32")
+
+
+def swap_bgr(array):
+    """OpenCV's channel order to RGB as HWC, or the same way back; other numbers of channels stay."""
+    if array.ndim == 2:
+        return array[..., None]
+    return array[..., [2, 1, 0, 3][: array.shape[2]]] if array.shape[2] in (3, 4) else array
+
+
+def upright(picture, orientation):
+    """Turns the pixels as the rotation tag of EXIF and TIFF asks."""
+    if orientation not in range(2, 9):
+        return picture
+    down = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    across = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+
+    def turned(arrays):
+        swapped = (array.swapaxes(0, 1) if orientation >= 5 else array for array in arrays)
+        return [np.ascontiguousarray(array[down, across]) for array in swapped]
+
+    picture.plain = False
+    picture.pages = turned(picture.pages)
+    picture.alpha = picture.alpha and turned(picture.alpha)
+    if orientation >= 5 and picture.dpi:
+        picture.dpi = picture.dpi[::-1]
+    return picture
+
+
+def to_01(array):
+    """Maps uint8 and uint16 to float32 in 0..1; float passes, 0..1 being its display range."""
+    if array.dtype.kind == "u":
+        result = array.astype(np.float32)
+        result /= np.iinfo(array.dtype).max
+        return result
+    return array.astype(np.float32, copy=False)
+
+
+def from_01(array_01, dtype):
+    """The way back: integers are rounded half up and clipped, float32 is left as it is."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        return array_01.astype(dtype, copy=False)
+    top = np.iinfo(dtype).max
+    result = array_01 * np.float32(top)
+    result += np.float32(0.5)
+    return np.clip(np.floor(result, out=result), 0, top, out=result).astype(dtype)
+
+
+def to_grey(array):
+    """Luma of Rec. 601 as H x W x 1, rounded to the image's own type."""
+    luma = to_01(array) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return from_01(luma[..., None], array.dtype)

@@ -1,0 +1,201 @@
+"""TIFF: pages of any size, planes, odd colours; and what other software stores beside the pixels.
+
+tifffile decodes; what it leaves to a package that is seldom there, OpenCV does.
+"""
+
+import io
+import struct
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import Image
+
+from cli import UserError
+from pixels import ORIENTATION, Picture, check_size, known_dtype, swap_bgr, upright
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TEXT = (271, 272, 305, 306, 315, 33432)  # Make, Model, Software, DateTime, Artist, Copyright
+# What ImageJ and map software store beside the pixels: labels, look-up tables, place on the globe.
+EXTRA = (50838, 50839, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def size(file):
+    """Returns (height, width) of an open file's first page."""
+    with tifffile.TiffFile(file, is_ome=False) as tif:
+        return tif.pages.first.shaped[2:4]
+
+
+def decode(data, path):
+    """Returns all pages as a Picture; thumbnails and overviews are left out."""
+    _follow_chain(data)
+    # Not as OME: its XML may name other files, which tifffile would open. The XML itself is kept.
+    with tifffile.TiffFile(io.BytesIO(data), is_ome=False) as tif:
+        first = tif.pages.first
+        # A frame of a stack is a full page.
+        chosen = [page for page in (page.aspage() for page in tif.pages) if page is first or not page.is_reduced]
+        # ImageJ describes only the first page of a large stack; the others just follow it.
+        only_first = len(tif.pages) == 1 and len(tif.series) == 1 and tif.series[0].size > first.size
+        if only_first:
+            chosen *= tif.series[0].size // first.size
+        check_size(path, data, [page.shaped for page in chosen], first.dtype.itemsize)
+        if only_first:
+            blocks, by_opencv = tif.series[0].asarray().reshape(-1, *first.shaped), False
+        else:
+            blocks, by_opencv = _decode_pages(data, chosen, path)
+        pages, alphas, descriptions = [], [], []
+        for page, block in zip(chosen, blocks, strict=True):
+            # (planes, depth, height, width, samples): a volume in one page is several images.
+            for plane in np.moveaxis(block, 0, -2).reshape(*block.shape[1:4], -1):
+                colour, alpha = _colours(page, plane, by_opencv, path)
+                pages.append(known_dtype(colour, path))
+                alphas.append(alpha)
+                descriptions.append(page.description)
+        transparent = all(alpha is not None for alpha in alphas)
+        picture = Picture(
+            pages=pages,
+            alpha=[known_dtype(alpha, path) for alpha in alphas] if transparent else None,
+            format="TIFF",
+            **_metadata(first, descriptions),
+        )
+        return upright(picture, _tag(first, ORIENTATION, 1))
+
+
+def _follow_chain(data):
+    """Follows the chain of pages to its end: tifffile takes a torn chain for a short one."""
+    order, big = "<" if data[:2] == b"II" else ">", data[2] == 43 or data[3] == 43
+    count_form, offset_form, entry_size = ("Q", "Q", 20) if big else ("H", "I", 12)
+    (offset,) = struct.unpack_from(order + offset_form, data, 8 if big else 4)
+    seen = set()
+    while offset and offset not in seen:
+        seen.add(offset)
+        (count,) = struct.unpack_from(order + count_form, data, offset)
+        following = offset + struct.calcsize(order + count_form) + count * entry_size
+        (offset,) = struct.unpack_from(order + offset_form, data, following)
+
+
+def _decode_pages(data, chosen, path):
+    """Decodes to blocks of (planes, depth, height, width, samples); says whether OpenCV did it."""
+    try:
+        return [page.asarray().reshape(page.shaped) for page in chosen], False
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+    # LZW, JPEG and fax need a large package that is seldom there; OpenCV reads the usual layouts.
+    ok, arrays = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    wanted = {page.index for page in chosen}
+    arrays = [swap_bgr(array) for index, array in enumerate(arrays) if index in wanted]
+    if not ok or len(arrays) != len(chosen) or not all(map(_same_layout, chosen, arrays)):
+        name = getattr(chosen[0].compression, "name", chosen[0].compression)
+        raise UserError(f"{path}: {name} compression of this layout needs `pip install imagecodecs`")
+    return [array[None, None] for array in arrays], True
+
+
+def _same_layout(page, array):
+    """Whether OpenCV has kept the samples as they are, or turned a palette into colours."""
+    channels = 3 if page.photometric == 3 else page.samplesperpixel
+    return (
+        array.shape == (page.imagelength, page.imagewidth, channels)
+        and array.dtype.itemsize == max(1, page.bitspersample // 8)
+        and page.photometric in (0, 1, 2, 3, 6)
+    )
+
+
+def _colours(page, plane, by_opencv, path):
+    """Returns grey, RGB or N channels, and alpha or None."""
+    photometric = page.photometric
+    if photometric == 0 and not by_opencv:  # white is zero
+        plane = ~plane if plane.dtype.kind in "bu" else plane.max() - plane
+    elif photometric == 3 and not by_opencv:
+        plane = (page.colormap.T[plane[..., 0]] >> 8).astype(np.uint8)
+    elif photometric == 5 and plane.dtype == np.uint8 and plane.shape[-1] == 4:
+        plane = np.asarray(Image.fromarray(plane, "CMYK").convert("RGB"))
+    elif photometric not in (0, 1, 2, 3, 6, 32803, 34892):
+        raise UserError(f"{path}: colours of kind {getattr(photometric, 'name', photometric)} are not read")
+    # 1 is associated (premultiplied), 2 unassociated; others are channels of data.
+    if plane.shape[-1] > 1 and any(kind in (1, 2) for kind in page.extrasamples[-1:]):
+        return plane[..., :-1], plane[..., -1]
+    return plane, None
+
+
+def _tag(page, code, default=None):
+    tag = page.tags.get(code)
+    return default if tag is None else tag.value
+
+
+def _metadata(first, descriptions):
+    exif = Image.Exif()
+    for code in TEXT:
+        value = _tag(first, code)
+        if isinstance(value, str) and value.strip():
+            exif[code] = value
+    unit = int(_tag(first, 296, 2))
+    ratios = [value for value in (_tag(first, 282), _tag(first, 283)) if isinstance(value, tuple) and value[1]]
+    resolution = tuple(value[0] / value[1] for value in ratios)
+    resolution = resolution if len(resolution) == 2 and all(0 < value < 1e9 for value in resolution) else None
+    inches = {2: 1.0, 3: 2.54}.get(unit)
+    extra = [first.tags[code] for code in EXTRA if code in first.tags]
+    icc = _tag(first, 34675)
+    return {
+        "exif": exif.tobytes() if len(exif) else b"",
+        "icc": icc if isinstance(icc, bytes) and first.photometric not in (3, 5) else b"",
+        "dpi": tuple(value * inches for value in resolution) if resolution and inches else None,
+        "tiff": {
+            "descriptions": descriptions,
+            "resolution": resolution,
+            "resolutionunit": unit if unit in (1, 2, 3) else 1,
+            "extratags": [(tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in extra],
+            "compressed": first.compression != 1,
+            "alpha": int(first.extrasamples[-1]) if first.extrasamples else 2,
+        },
+    }
+
+
+# --- Writing --------------------------------------------------------------------------------------
+
+
+def encode(pages, like):
+    """Returns a file's bytes.
+
+    Args:
+        pages: HWC arrays; if `like` has transparency, it is their last channel.
+        like: the Picture that they were made from, whose metadata is handed on.
+    """
+    kept = like.tiff or {"compressed": like.format not in ("NPY", "")}
+    extratags = list(kept.get("extratags", []))
+    if like.exif:
+        exif = Image.Exif()
+        exif.load(like.exif)
+        texts = [(code, str(exif[code]).encode() + b"\0") for code in TEXT if code in exif]
+        extratags += [(code, 2, len(text), text, True) for code, text in texts]
+    options = {"metadata": None, "software": False, "iccprofile": like.icc or None, "extratags": extratags}
+    if kept.get("resolution"):
+        options |= {"resolution": kept["resolution"], "resolutionunit": kept["resolutionunit"]}
+    elif like.dpi:
+        options |= {"resolution": like.dpi, "resolutionunit": 2}
+    compressed = bool(kept.get("compressed"))
+    descriptions = kept.get("descriptions") or [""]
+    if len(descriptions) != len(pages):
+        descriptions = [descriptions[0]] + [""] * (len(pages) - 1)
+    alpha = [kept.get("alpha", 2)] if like.alpha else []
+    file = io.BytesIO()
+    total = sum(page.nbytes for page in pages)
+    with tifffile.TiffWriter(file, bigtiff=total > (4 << 30) - (64 << 20)) as writer:
+        for page, text in zip(pages, descriptions, strict=True):
+            several = page.shape[2] > 1
+            channels = page.shape[2] - len(alpha)
+            writer.write(
+                page if several else page[..., 0],
+                photometric="rgb" if channels == 3 else "minisblack",
+                planarconfig="contig" if several else None,
+                extrasamples=[0] * (channels - (3 if channels == 3 else 1)) + alpha,
+                description=text.encode() if text else None,
+                compression="zlib" if compressed else None,
+                predictor=compressed and page.dtype.kind == "u",
+                contiguous=False,
+                **options,
+            )
+    return file.getvalue()

@@ -12,6 +12,7 @@ again. `--format json` writes Paddle 3's own program format, `model.json`; `mode
 both Paddle versions and is faster under oneDNN.
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -24,9 +25,7 @@ import numpy as np
 
 import cli
 from cli import UserError
-
-# Paddle's C++ side logs each step of an export; errors remain.
-os.environ.setdefault("GLOG_minloglevel", "2")
+from runtimes import PaddleEngine
 
 PROGRAM = {"pdmodel": "model.pdmodel", "json": "model.json"}
 PARAMS, FACTS = "model.pdiparams", "deploy.json"
@@ -63,7 +62,7 @@ def main(argv=None):
     source = weights_digest(network)
     check_replaceable(folder, source, options.overwrite)
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary, _full_disk_named(folder):
         temporary = Path(temporary)
         program = export(network, temporary, options.format)
         difference = 0.0
@@ -88,6 +87,15 @@ def main(argv=None):
         put_in_place(temporary, folder, program.name)
     print(f"{folder / program.name}\n{folder / PARAMS}")
     return 0
+
+
+@contextlib.contextmanager
+def _full_disk_named(folder):
+    """Errors while writing, most of which name no file, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--save_dir: cannot write to {folder}: {error.strerror or error}") from None
 
 
 # --- Exporting ----------------------------------------------------------------------------------------------
@@ -163,25 +171,17 @@ def noisy_pictures(batch, channels, height, width):
 def largest_difference(network, program, params, onednn):
     """Loads an export into Paddle Inference and compares it with the network."""
     import paddle
-    from paddle import inference
 
-    config = inference.Config(str(program), str(params))
-    config.disable_gpu()
-    config.disable_glog_info()
-    config.enable_mkldnn() if onednn else config.disable_mkldnn()
-    if program.suffix == ".json":
-        # Paddle 3.3 crashes in this pass when a leaky ReLU follows a convolution.
-        config.delete_pass("conv_activation_onednn_fuse_pass")
-    predictor = inference.create_predictor(config)
-    entry = predictor.get_input_handle(predictor.get_input_names()[0])
+    options = argparse.Namespace(
+        use_gpu=False, use_tensorrt=False, enable_mkldnn=onednn, ir_optim=True, precision="fp32", cpu_threads=1
+    )  # fmt: skip
+    engine = PaddleEngine(program, params, options)
     worst = 0.0
     for batch, height, width in SIZES:
         x = noisy_pictures(batch, network.options["n_channel"], height, width)
         with paddle.no_grad():
             expected = network(paddle.to_tensor(x)).numpy()
-        entry.copy_from_cpu(x)
-        predictor.run()
-        result = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+        result = engine(x)
         if result.shape != expected.shape:
             return float("inf")
         # np.maximum hands NaN on, which max() may drop.

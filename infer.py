@@ -4,10 +4,10 @@ r"""Denoises images with an exported model on Paddle Inference; measures speed, 
         --input_file=validation/BSD300/test --save_dir output/inference_img --batch_size=2 \
         --use_gpu=False --enable_mkldnn=True --cpu_threads=2 --precision=fp32 --enable_benchmark=True
 
-It needs neither the training code nor the checkpoint: runtimes.py, images.py, tiff_files.py, metrics.py,
-noise.py, cli.py and benchmark_log.py, and what export_model.py wrote. What is asked for is what runs: device, threads,
-oneDNN and precision are read back from the predictor and from oneDNN itself, and whatever Paddle
-would replace in silence is refused.
+It needs neither the training code nor the checkpoint: what travels is this file, runtimes.py, benchmark_log.py,
+images.py, pixels.py, tiff_files.py, metrics.py, noise.py, cli.py, and what export_model.py wrote. What is asked for
+is what runs: device, threads, oneDNN and precision are read back from the predictor and from oneDNN itself, and
+whatever Paddle would replace in silence is refused.
 
 Images of one size share a batch, whatever their order; none is padded to fit others, because that
 would change its borders. Results are NAME_denoise.png (NPY and TIFF keep their format), and none

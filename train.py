@@ -307,7 +307,8 @@ def train(options):
 
             # Log: the only place that reads the losses.
             epoch, iteration = step // plan.steps_per_epoch + 1, step % plan.steps_per_epoch
-            if iteration % options.log_iters == 0:
+            # As published within an epoch; epochs that are shorter than the interval count through.
+            if (iteration if plan.steps_per_epoch >= options.log_iters else step) % options.log_iters == 0:
                 values = [distributed.mean(value.item()) for value in (loss1, loss2, loss)]
                 if not np.isfinite(values).all():
                     where = f"at step {step} (--lr {options.lr})"

@@ -333,7 +333,10 @@ def test_what_a_killed_build_left_is_not_loaded(tmp_path):
             "'{}' failed: x.cc:1: error: bad",
         ),
         ("echo 1.0", "'{}' made nothing"),
-        ("for last; do :; done; test $last = --version || echo garbage > $last", "what the compiler made cannot be loaded"),
+        (
+            "for last; do :; done; test $last = --version || echo rubbish > $last",
+            "what the compiler made cannot be loaded",
+        ),
         (None, "there is no compiler '{}'"),
     ],
 )

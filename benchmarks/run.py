@@ -358,9 +358,9 @@ def heading(arguments, versions, busy):
     load = ""
     if busy > 0.3:
         load = (
-            f"\nThe machine was shared: its load was {busy:.1f} before the start. The seconds are longer than they would be and"
-            "\nthe ranges wide. The ratios hold where both sides took turns, but not for what needs a core of its own: a second"
-            "\nworker, and a loader beside a step that uses all cores.\n"
+            f"\nThe machine was shared: its load was {busy:.1f} before the start. The seconds are longer than they"
+            "\nwould be, the ranges wide. The ratios hold where both sides took turns, but not for what needs a core"
+            "\nof its own: a second worker, and a loader beside a step that uses all cores.\n"
         )
     told = ", ".join(f"{name} {version[:12]}" for name, version in versions.items())
     return f"""# Benchmarks

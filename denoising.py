@@ -21,7 +21,7 @@ from cli import UserError
 from dataset import clean_images
 from metrics import psnr, ssim
 
-TILE_BYTES = 3 << 30  # at most this much working memory is planned for one tile
+TILE_BYTES = 4 << 30  # at most this much working memory is planned for one tile
 VALIDATION_SEED = 101  # published
 
 
@@ -81,10 +81,14 @@ class Denoiser:
         result = np.empty_like(hwc)
         padded_height, padded_width = _round_up(height, step), _round_up(width, step)
         rows, columns = plan_tiles(padded_height, padded_width, step, margin, self._window_pixels())
+        window_height = min(rows + 2 * margin, padded_height)
+        window_width = min(columns + 2 * margin, padded_width)
         for top in range(0, height, rows):
             for left in range(0, width, columns):
-                y0, y1 = max(top - margin, 0), min(top + rows + margin, padded_height)
-                x0, x1 = max(left - margin, 0), min(left + columns + margin, padded_width)
+                # All windows have one size, moved inwards at the borders: the memory of one serves the next.
+                y0 = min(max(top - margin, 0), padded_height - window_height)
+                x0 = min(max(left - margin, 0), padded_width - window_width)
+                y1, x1 = y0 + window_height, x0 + window_width
                 window = _reflected(_reflected(hwc, y0, y1, axis=0), x0, x1, axis=1)
                 window = images.to_01(window)
                 if channels < self.n_channel:
@@ -104,7 +108,7 @@ class Denoiser:
         if self.tile:
             return self.tile**2
         budget = min(TILE_BYTES, free_memory() // 2)
-        return max(budget // self.network.bytes_per_pixel, self.network.multiple**2)
+        return max(budget // self.network.ops.bytes_per_pixel, self.network.multiple**2)
 
     # --- Running ---
 

@@ -21,6 +21,7 @@ class EngineOps:
 
     def __init__(self, precision="fp32"):
         self.half = precision == "bf16"
+        self.bytes_per_pixel = 1200 if self.half else 2300  # working memory of one pass of the default network
 
     def enter(self, image):
         return _run("denoise_enter", image, self.half)
@@ -88,6 +89,10 @@ def _is_correct():
 
 
 def _run(operator, *arguments):
+    # Paddle records a custom operator for backward even under no_grad, and with it keeps every activation of the
+    # pass: what is detached leaves nothing to record.
+    if not paddle.is_grad_enabled():
+        arguments = [a.detach() if isinstance(a, paddle.Tensor) else a for a in arguments]
     # Paddle 3 has it at the first place, 2.6 at the second.
     if hasattr(paddle._C_ops, "_run_custom_op"):
         return paddle._C_ops._run_custom_op(operator, *arguments)[0]

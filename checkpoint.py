@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import zipfile
+from typing import ClassVar
 
 import numpy as np
 
@@ -75,8 +76,14 @@ def _latin1(text, encoding="latin1"):
     return text.encode("latin1")
 
 
+def _empty_dict(*arguments):
+    if arguments:
+        raise pickle.UnpicklingError("a dict that is made of arguments")
+    return {}
+
+
 _GRANTED = {
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): _empty_dict,
     ("builtins", "tuple"): tuple,
     ("__builtin__", "tuple"): tuple,
     ("_codecs", "encode"): _latin1,
@@ -88,18 +95,46 @@ for _numpy in ("numpy.core", "numpy._core"):
     _GRANTED[_numpy + ".multiarray", "scalar"] = _scalar
     _GRANTED[_numpy + ".numeric", "_frombuffer"] = _array_from_buffer
 
+# What dicts of arrays and text are written with, by any protocol and numpy. Left out are, above all, objects by
+# other ways than `find_class`, and integers of any length.
+_OPCODES = (
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
+    "BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT "
+    "SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
+).split()
 
-class _TensorsOnly(pickle.Unpickler):
-    """An unpickler whose world holds arrays, dicts, tuples and text, and nothing that acts."""
+
+class _TensorsOnly(pickle._Unpickler):
+    """An unpickler whose world holds arrays, dicts, tuples and text, and nothing that acts.
+
+    The one in Python rather than the one in C, because that one can be told which opcodes exist.
+    """
+
+    dispatch: ClassVar[dict] = {
+        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES)
+    }
 
     def find_class(self, module, name):
         try:
             return _GRANTED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:80]!r}") from None
 
-    def persistent_load(self, pid):
-        raise pickle.UnpicklingError("it refers to data outside the file")
+    def load_setitems(self):
+        items = self.pop_mark()
+        # Any other key would be hashed, and hashing tuples of tuples of ... takes forever.
+        if not all(type(key) is str for key in items[::2]):
+            raise pickle.UnpicklingError("it holds a dict whose keys are no text")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def load_setitem(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        if type(key) is not str:
+            raise pickle.UnpicklingError("it holds a dict whose keys are no text")
+        self.stack[-1][key] = value
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.SETITEM[0]] = load_setitem
 
 
 def read_state(path):

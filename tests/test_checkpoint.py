@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+import time
 
 import numpy as np
 import paddle
@@ -67,6 +68,18 @@ def test_a_malicious_file_is_refused_and_nothing_runs(tmp_path):
     # The attack is a real one: the ordinary unpickler runs it.
     pickle.loads(next(attacks(str(mark))))["enc_conv0.weight"].close()
     assert mark.exists()
+
+
+def test_files_that_would_keep_the_reader_busy_are_refused_at_once(tmp_path):
+    path = tmp_path / "a.pdparams"
+    # A tuple of two tuples of two tuples ...: small on disk, but its hash takes 2**60 steps.
+    nested = b"\x80\x04})\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(60)) + b"K\x01s."
+    for data in (nested, b"\x80\x04" + b"(" * 100_000 + b".", b"\x80\x04\x8b\xff\xff\xff\x7f."):
+        path.write_bytes(data)
+        start = time.perf_counter()
+        with pytest.raises(UserError, match=r"a\.pdparams"):
+            checkpoint.read_state(path)
+        assert time.perf_counter() - start < 5
 
 
 def test_every_truncation_and_many_corruptions_end_in_one_line(tmp_path):

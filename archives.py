@@ -253,7 +253,9 @@ class ZipTarget:
 
     def _put(self, name, data):
         # A fixed date: the same images make the same zip.
-        self.archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+        self.archive.writestr(
+            zipfile.ZipInfo(name.encode("utf-8", "backslashreplace").decode(), (1980, 1, 1, 0, 0, 0)), data
+        )
 
 
 # --- Validation sets ------------------------------------------------------------------------------

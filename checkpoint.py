@@ -156,7 +156,11 @@ def read_state(path):
         raw = _TensorsOnly(io.BytesIO(data)).load()
         if not isinstance(raw, dict):
             raise pickle.UnpicklingError(f"it holds a {type(raw).__name__}")
-        return {name: _plain(value) for name, value in raw.items() if name != "StructuredToParameterName@@"}
+        state = {name: _plain(value) for name, value in raw.items() if name != "StructuredToParameterName@@"}
+        # Many arrays may share one buffer of the file: small on disk, endless in memory.
+        if sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray)) > len(data):
+            raise pickle.UnpicklingError("its arrays are larger than the file")
+        return state
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused, it is no file of tensors only: {error}") from None
     except MemoryError:
@@ -210,22 +214,17 @@ def save_network(path, state, options):
     write_state(path, {**state, OPTIONS_KEY: json.dumps(options)})
 
 
-def load_network(path, **wanted):
+def load_network(path):
     """Rebuilds the network that a weights file holds, in evaluation mode.
-
-    `wanted` are options that the caller insists on (say n_channel=3); None means no opinion.
 
     Returns:
         The network and the options saved with it (for files of other origin: what their shapes tell).
 
     Raises:
-        UserError: the file is broken, not ours, or of another network than wanted.
+        UserError: the file is broken, or holds no network of ours.
     """
     state = read_state(path)
     options = _saved_options(path, state)
-    for name, value in wanted.items():
-        if value is not None and options[name] != value:
-            raise UserError(f"{path}: holds a network of {name}={options[name]}, --{name} says {value}")
     network = build_network(options["arch"], options["n_channel"], options["n_feature"], options["n_head"])
     set_weights(network, state, path)
     network.eval()
@@ -240,13 +239,16 @@ def set_weights(network, state, path):
     if missing or surplus:
         first = f"it lacks {missing[0]}" if missing else f"it also has {surplus[0]}"
         raise UserError(f"{path}: holds another network: {first}")
+    weights = {}
     for name, shape in expected.items():
         array = state[name]
         if not isinstance(array, np.ndarray) or array.shape != shape:
             raise UserError(f"{path}: holds another network: {name} is {np.shape(array)}, not {shape}")
-        if not np.isfinite(array).all():
+        with np.errstate(over="ignore"):
+            weights[name] = array.astype(np.float32)
+        if not np.isfinite(weights[name]).all():
             raise UserError(f"{path}: {name} holds NaN or infinite weights")
-    network.set_state_dict({name: state[name].astype(np.float32) for name in expected})
+    network.set_state_dict(weights)
 
 
 def _saved_options(path, state):
@@ -265,6 +267,8 @@ def _saved_options(path, state):
         believable = all(type(n) is int and 0 < n and n * n <= numbers for n in sizes)
         if options["arch"] not in NETWORKS or not believable:
             raise ValueError
-    except (KeyError, ValueError, TypeError, AttributeError):
+        if not isinstance(options.get("noisetype", ""), str):
+            raise ValueError
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: holds no network of this project") from None
     return options

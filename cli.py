@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import errno
 import json
+import math
 import os
 import signal
 import sys
@@ -22,6 +23,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 # Paddle's import complains of a missing compiler cache, which nothing here needs: import cli before it.
 warnings.filterwarnings("ignore", message="No ccache found")
 
@@ -30,11 +36,21 @@ class UserError(Exception):
     """A mistake the user can mend: told in one line that names the flag or file, exit code 2."""
 
 
+USERS_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
+)  # fmt: skip
+
+
 def run(main):
     """Runs a script's main and turns its end into an exit code: 0, 1 (some items failed), 2 (user), 130 (Ctrl-C)."""
     # A full pipe or a killed parent ends the script like Ctrl-C does, so that the same clean-up runs.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     name = os.path.basename(sys.argv[0])
+    # A closed stderr is None; file names that are no valid text must not end a run that is nearly done.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
         sys.stdout.flush()
@@ -46,8 +62,10 @@ def run(main):
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         code = 130
+    except MemoryError as error:
+        code = _complain(name, f"more memory is needed than there is: {error}")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in USERS_ERRORS:
             raise
         code = _complain(name, f"{error.filename or 'writing'}: {error.strerror}")
     sys.exit(code)
@@ -122,7 +140,7 @@ def number(kind, low=None, high=None):
             value = None
         below = value is not None and low is not None and value < low
         above = value is not None and high is not None and value > high
-        if value is None or value != value or below or above:
+        if value is None or not math.isfinite(value) or below or above:
             what = "a whole number" if kind is int else "a number"
             bounds = f" from {low}" if low is not None else ""
             bounds += f" to {high}" if high is not None else (" up" if bounds else "")
@@ -166,7 +184,9 @@ def writable_folder(flag, path):
 @contextlib.contextmanager
 def atomic_write(path):
     """Yields a temporary path beside `path`; renamed onto it on success, removed on failure: never half a file."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file, and is not replaced by one")
     # The suffix is kept, because writers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -182,7 +202,7 @@ def atomic_write(path):
 def write_text(path, text):
     """Writes a text file atomically."""
     with atomic_write(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+        Path(temporary).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path, data):
@@ -195,10 +215,26 @@ def new_run_folder(save_model_path, log_name):
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M")
     for number_ in range(1, 1000):
         folder = os.path.join(save_model_path, log_name, stamp + (f"-{number_}" if number_ > 1 else ""))
-        with contextlib.suppress(FileExistsError):
+        try:
             os.makedirs(folder)
             return folder
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise UserError(f"--log_name: cannot make {folder}: {error.strerror}") from None
     raise UserError(f"--save_model_path: no free run folder under {save_model_path}")
+
+
+@contextlib.contextmanager
+def only_process_in(folder):
+    """Keeps a second process from working in the same folder; a killed one leaves no lock behind."""
+    with open(os.path.join(folder, ".lock"), "w") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{folder}: another process is at work there") from None
+        yield
 
 
 # --- Progress -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ batch would.
 """
 
 import concurrent.futures
+import hashlib
 import itertools
 import os
 import threading
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import cli
 import images
 from cli import UserError
 from methods import draw_picks
@@ -76,7 +78,10 @@ class TrainingImages:
         self.noise, self.n_channel, self.patchsize, self.seed = noise, n_channel, patchsize, seed
         self.frozen, self.augment = frozen, augment
         self._cache, self._cache_left, self._lock = {}, cache_bytes, threading.Lock()
-        self.sample(0, 0)  # a folder that does not fit the options is told before training starts
+        self.broken = set()
+        # Frozen noise belongs to an image, wherever it stands in the list: its name is the seed.
+        self.names = [os.path.relpath(path, data_dir) for path in self.paths]
+        self._image(0)  # a folder that does not fit the options is told before training starts
 
     def __len__(self):
         return len(self.paths)
@@ -91,18 +96,32 @@ class TrainingImages:
             raise UserError(f"--data_dir: {path} has {len(picture.pages)} pages; dataset_tool.py splits such files")
         image = as_channels(picture.pages[0], self.n_channel, path)
         if self.frozen:
-            image = self.noise.add(images.to_01(image), generator(self.seed, NOISE, index))
+            digest = hashlib.sha256(os.fsencode(self.names[index])).digest()
+            rng = generator(self.seed, NOISE, int.from_bytes(digest[:8], "big"))
+            image = self.noise.add(images.to_01(image), rng)
         with self._lock:
             if index not in self._cache and image.nbytes <= self._cache_left:
                 self._cache[index] = image
                 self._cache_left -= image.nbytes
         return image
 
+    def _image_or_next(self, index):
+        """The image, or the next one in the list if it is broken: one bad file must not end hours of training."""
+        for place in range(index, index + len(self.paths)):
+            place %= len(self.paths)
+            try:
+                return self._image(place)
+            except UserError as error:
+                if place not in self.broken:
+                    self.broken.add(place)
+                    cli.note(f"{error}; the next image is taken instead")
+        raise UserError("--data_dir: no image can be read any more")
+
     def sample(self, epoch, index):
         """The noisy patch of one image in one epoch, CHW float32, and the picks of its sub-sampler."""
         size = self.patchsize
         rng = generator(self.seed, CROP, epoch, index)
-        image = self._image(index)
+        image = self._image_or_next(index)
         height, width = image.shape[:2]
         if height < size or width < size:
             pad = [(0, max(size - height, 0)), (0, max(size - width, 0)), (0, 0)]
@@ -188,12 +207,19 @@ def find_validation_sets(val_dirs):
     present, absent = [], []
     for published in PUBLISHED_SETS:
         folder = os.path.join(val_dirs, published.folder)
+        if published.name == "Kodak" and not os.path.isdir(folder):
+            folder = os.path.join(val_dirs, "Kodak24")  # as its archives often name it
         found = ValidationSet(published.name, folder, published.repeats, published.origin)
         (present if os.path.isdir(folder) else absent).append(found)
-    taken = {published.folder.split("/")[0] for published in PUBLISHED_SETS}
+    taken = {"Kodak24", *(published.folder.split("/")[0] for published in PUBLISHED_SETS)}
     for entry in sorted(os.scandir(val_dirs), key=lambda entry: entry.name):
         if entry.is_dir() and entry.name not in taken and not entry.name.startswith("."):
-            present.append(ValidationSet(entry.name, entry.path))
+            try:
+                images.find_images("--val_dirs", entry.path)
+            except UserError as error:
+                cli.note(f"{error}; passed over")
+            else:
+                present.append(ValidationSet(entry.name, entry.path))
     names = [entry.name.lower() for entry in os.scandir(val_dirs)]
     if not present and any(name.endswith(tuple(images.IMAGE_SUFFIXES)) for name in names):
         present.append(ValidationSet(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs)))

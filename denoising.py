@@ -9,6 +9,7 @@ import cli  # noqa: F401  isort: skip  (before Paddle: it quiets its import)
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -41,6 +42,8 @@ class Denoiser:
         if not isinstance(network, paddle.nn.Layer):
             network, self.options = load_network(network)
             network.ops = ops or engine.choose()[0]
+        if not 0 <= strength <= 1 or (tile is not None and tile < 1):
+            raise ValueError(f"strength is 0..1 and tile a positive number, not {strength} and {tile}")
         self.network, self.tile, self.strength, self.tta = network, tile, strength, tta
         self.n_channel = network.options["n_channel"]
 
@@ -51,6 +54,7 @@ class Denoiser:
             ValueError: a type, shape or content that is no image for this network.
         """
         image = np.asarray(image)
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
         if image.ndim not in (2, 3) or image.size == 0:
             raise ValueError(f"an image is an array of H x W or H x W x C, not {image.shape}")
         if image.dtype not in (np.uint8, np.uint16, np.float32):
@@ -101,6 +105,8 @@ class Denoiser:
                     denoised = window + np.float32(self.strength) * (denoised - window)
                 if channels < self.n_channel:
                     denoised = denoised.mean(axis=2, keepdims=True)
+                if not np.isfinite(denoised).all():
+                    raise ValueError("the result is not finite: the image's values are too large for the network")
                 result[top:bottom, left:right] = images.from_01(denoised, hwc.dtype)
         return result
 
@@ -108,7 +114,9 @@ class Denoiser:
         if self.tile:
             return self.tile**2
         budget = min(TILE_BYTES, free_memory() // 2)
-        return max(budget // self.network.ops.bytes_per_pixel, self.network.multiple**2)
+        # Smaller windows than this would be little but margin: a hundred times the work.
+        least = (2 * self.network.margin + 256) ** 2
+        return max(budget // self.network.ops.bytes_per_pixel, least)
 
     # --- Running ---
 
@@ -173,10 +181,12 @@ def free_memory():
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
-            with open("/sys/fs/cgroup/memory.current", encoding="ascii") as current:
-                free = min(free, int(limit.read()) - int(current.read()))
-    except (OSError, ValueError, StopIteration):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        # Files in the page cache count as used, but are dropped when memory is asked for.
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(statistics["inactive_file"]))
+    except (OSError, ValueError, KeyError, StopIteration):
         pass  # not Linux, or no limit ("max"): what is known so far
     return max(free, 64 << 20)
 

@@ -130,6 +130,8 @@ def image_size(path, data=None):
             return tiff_files.size(file)
         if magic.startswith(NPY_MAGIC):
             shape, _ = _npy_header(file)
+            if not 2 <= len(shape) <= 4:
+                raise UserError(f"{path}: an array of shape {shape} is no image")
             return shape[-3:-1] if len(shape) > 2 else shape
         with Image.open(file, formats=PILLOW_FORMATS) as image:
             return image.height, image.width

@@ -317,7 +317,7 @@ class Runner:
             truth = images.read_image(job.truth) if job.truth else job.picture
             job.scores = _scores(job, truth.pages, pages)
         if job.target:
-            job.target.parent.mkdir(parents=True, exist_ok=True)
+            cli.writable_folder("--save_dir", job.target.parent)
             images.write_image(job.target, pages, like=job.picture)
         job.picture, job.done = None, {}
 

@@ -68,6 +68,7 @@ class Poisson(NoiseModel):
 
 
 KINDS = {"gauss": Gaussian, "poisson": Poisson}
+MAX_STRENGTH = 1e6  # beyond it, numpy cannot draw Poisson counts
 NUMBER = r"(\d+(?:\.\d+)?)"
 
 
@@ -81,7 +82,7 @@ def parse_noise(text):
         return NoNoise(text)
     match = re.fullmatch(rf"({'|'.join(KINDS)}){NUMBER}(?:_{NUMBER})?", text)
     low, high = (float(match[2]), float(match[3] or match[2])) if match else (0.0, 0.0)
-    if not 0 < low <= high:
+    if not 0 < low <= high <= MAX_STRENGTH:
         raise ValueError(f"unknown noise {text!r}: it is one of {list_of_noise()}")
     return KINDS[match[1]](text, low, high)
 

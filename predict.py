@@ -67,7 +67,7 @@ def denoise_file(denoiser, source, target):
         pages = [denoiser(page) for page in picture.pages]
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
-    target.parent.mkdir(parents=True, exist_ok=True)
+    cli.writable_folder("--save_dir", target.parent)
     images.write_image(target, pages, like=picture)
 
 

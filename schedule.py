@@ -12,10 +12,11 @@ class Schedule:
 
     def __init__(self, options, steps_per_epoch):
         self.options, self.steps_per_epoch = options, steps_per_epoch
-        self.total_steps = options.n_epoch * steps_per_epoch
-        if options.max_steps:
-            self.total_steps = min(self.total_steps, options.max_steps)
-        self.by_epoch = self.total_steps == options.n_epoch * steps_per_epoch and not options.max_minutes
+        # A hundred epochs are the published length; who gives another measure means that one.
+        unlimited = options.n_epoch is None and (options.max_steps or options.max_minutes)
+        self.n_epoch = 10**9 if unlimited else options.n_epoch or 100
+        self.total_steps = min(self.n_epoch * steps_per_epoch, options.max_steps or 10**18)
+        self.by_epoch = self.total_steps == self.n_epoch * steps_per_epoch and not options.max_minutes
 
     def progress(self, step, seconds):
         """0 at the start, 1 at the end."""
@@ -24,12 +25,22 @@ class Schedule:
             done = max(done, seconds / 60 / self.options.max_minutes)
         return min(done, 1.0)
 
+    def snapshot_due(self, step, before, seconds):
+        """Whether the weights are to be saved and scored now.
+
+        Every --n_snapshot epochs; unless that is given, a run that is not one of epochs does so at each tenth.
+        `before` are the seconds at the end of the step before.
+        """
+        if self.by_epoch or self.options.n_snapshot:
+            return step % ((self.options.n_snapshot or 1) * self.steps_per_epoch) == 0
+        return int(self.progress(step, seconds) * 10) > int(self.progress(step - 1, before) * 10)
+
     def ramp(self, step, seconds):
         """How far Lambda has risen: by whole epochs as published, smoothly where the run is not one of epochs."""
         if self.progress(step, seconds) < self.options.reg_start:
             return 0.0
         if self.by_epoch:
-            return (step // self.steps_per_epoch + 1) / self.options.n_epoch
+            return (step // self.steps_per_epoch + 1) / self.n_epoch
         return self.progress(step + 1, seconds)
 
     def learning_rate(self, step, seconds):
@@ -38,10 +49,10 @@ class Schedule:
         warm_up = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
         if options.lr_schedule == "cosine":
             return options.lr * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
-        if self.by_epoch and options.n_epoch >= 10:
+        if self.by_epoch and self.n_epoch >= 10:
             # The published milestones count finished epochs; below ten epochs they would fall before the start.
             epochs = step // self.steps_per_epoch
-            milestones = [int(share * options.n_epoch / 100) - 1 for share in (20, 40, 60, 80)]
+            milestones = [int(share * self.n_epoch / 100) - 1 for share in (20, 40, 60, 80)]
             halvings = sum(epochs >= milestone for milestone in milestones)
         else:
             halvings = min(int(progress * 5), 4)

@@ -18,6 +18,7 @@ psnr.png, epoch_model_NNN.pdparams, best_model.pdparams, last_state.pdparams (to
 
 import cli  # isort: skip  (before Paddle: it quiets its import)
 
+import contextlib
 import hashlib
 import json
 import os
@@ -62,7 +63,7 @@ def get_parser():
         choices=["fresh", "frozen"],
         help="new noise in each epoch, as published; or one realisation per image, as real files have",
     )
-    data.add_argument("--patchsize", type=number(int, 2), default=256, help="side of the training patches, even")
+    data.add_argument("--patchsize", type=number(int, 2, 8192), default=256, help="side of the training patches, even")
     data.add_argument("--augment", action="store_true", help="flip and rotate the patches")
     data.add_argument("--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="loader threads")
     data.add_argument("--cache_gb", type=number(float, 0), help="memory for decoded images; a quarter of the free one")
@@ -72,7 +73,7 @@ def get_parser():
     model.add_argument("--n_channel", type=int, default=3, choices=[1, 3, 4], help="1 grey, 3 RGB, 4 Bayer raw")
     model.add_argument("--pretrained", help="start from these .pdparams weights")
     plan = parser.add_argument_group("schedule")
-    plan.add_argument("--n_epoch", type=number(int, 1), default=100, help="length in epochs")
+    plan.add_argument("--n_epoch", type=number(int, 1, 10**9), help="length in epochs; 100 if no length is given")
     plan.add_argument("--max_steps", type=number(int, 1), help="length in steps, if that is shorter")
     plan.add_argument(
         "--max_minutes", type=number(float, 0.001), help="length in minutes, scoring not counted, if shorter"
@@ -103,12 +104,16 @@ def get_parser():
         help="decay of the averaged weights, which are what is scored and saved; 0: none",
     )
     plan.add_argument("--clip_grad", type=number(float, 0), default=0.0, help="largest gradient norm; 0: unlimited")
-    plan.add_argument("--seed", type=number(int, 0), default=0, help="of all randomness")
+    plan.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of all randomness")
     output = parser.add_argument_group("output")
     output.add_argument("--save_model_path", default="./results", help="where runs are written")
     output.add_argument("--log_name", default="unet_gauss25_b4e100r02", help="name of the run's folder")
     output.add_argument("--log_iters", type=number(int, 1), default=100, help="steps between log lines")
-    output.add_argument("--n_snapshot", type=number(int, 1), default=1, help="epochs between evaluations")
+    output.add_argument(
+        "--n_snapshot",
+        type=number(int, 1),
+        help="epochs between snapshots, 1 unless given; with another length, each tenth of it",
+    )
     output.add_argument("--val_repeats", type=number(int, 1), help="repeats per validation set, instead of its own")
     output.add_argument("--val_images", type=number(int, 1), help="only the first so many images of each set")
     output.add_argument("--save_minutes", type=number(float, 0), default=5, help="minutes between saved states")
@@ -137,10 +142,7 @@ def parse_options(argv):
         return options
     options.run_folder = find_run(options)
     options.state = checkpoint.read_state(os.path.join(options.run_folder, STATE))
-    try:
-        saved = json.loads(options.state["@options"])["training"]
-    except (KeyError, ValueError, TypeError):
-        raise UserError(f"--resume: {options.run_folder}/{STATE} is no state of a training") from None
+    saved = saved_options(parser, options)
     # A namespace that holds marks tells which flags were given.
     mark = object()
     given = parser.parse_args(argv, type(options)(**dict.fromkeys(saved, mark)))
@@ -150,6 +152,24 @@ def parse_options(argv):
         elif getattr(given, name) != value and name not in CHANGEABLE:
             raise UserError(f"--{name}: the run was started with {value}; --resume goes on with that")
     return options
+
+
+def saved_options(parser, options):
+    """The options in a state, checked by the parser as if they had been typed."""
+    try:
+        about = json.loads(options.state["@options"])
+        saved, where = dict(about["training"]), about["where"]
+        flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in saved.items()
+                 if value is not None and value is not False]  # fmt: skip
+        step, best = where["step"], where["best_psnr"]
+        if type(step) is not int or step < 0 or not isinstance(best, float | None):
+            raise ValueError
+        if type(where["images"]) is not str or not 0 <= float(where["seconds"]) < 1e12:
+            raise ValueError
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"--resume: {options.run_folder}/{STATE} is no state of a training") from None
+    checked = vars(parser.parse_args(flags))
+    return {name: checked[name] for name in saved if name in checked}
 
 
 def find_run(options):
@@ -216,6 +236,11 @@ class StopRequest:
         cli.note("stopping after this step; once more to stop at once")
 
 
+def one_process(folder):
+    """The lock of the run's folder, held by the process that writes there."""
+    return cli.only_process_in(folder) if distributed.IS_MAIN else contextlib.nullcontext()
+
+
 # --- The run ------------------------------------------------------------------------------------------------
 
 
@@ -245,8 +270,9 @@ def snapshot(training, sets, noise, folder, log, epoch):
             reporting.append_score(os.path.join(folder, "validation"), one.name, epoch, psnr, ssim)
         means.append(psnr)
     training.averaged.train()
-    if means and (training.best_psnr is None or np.mean(means) > training.best_psnr):
-        training.best_psnr = float(np.mean(means))
+    # Without anything to score on, the newest is taken for the best.
+    if not means or training.best_psnr is None or np.mean(means) > training.best_psnr:
+        training.best_psnr = float(np.mean(means)) if means else None
         if distributed.IS_MAIN:
             training.save_weights(os.path.join(folder, "best_model.pdparams"))
     if distributed.IS_MAIN:
@@ -272,12 +298,15 @@ def train(options):
             "--amp: on a CPU Paddle computes mixed precision in fp32 all the same; --precision bf16 is real"
         )
     training = Training(options, ops)
+    training.images = hashlib.sha256("\0".join(patches.names).encode(errors="surrogateescape")).hexdigest()
     method = Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
 
     # The run folder: a new one, or the old one as it was when the state was saved.
     folder = options.run_folder
     if options.state:
         training.load_state(options.state, os.path.join(folder, STATE))
+        if json.loads(options.state["@options"])["where"]["images"] != training.images:
+            cli.note("the training images have changed: this is no exact continuation")
     elif distributed.IS_MAIN:
         cli.writable_folder("--save_model_path", options.save_model_path)
         folder = cli.new_run_folder(options.save_model_path, options.log_name)
@@ -296,7 +325,7 @@ def train(options):
     window_start, window_step, waited = time.perf_counter(), training.step, 0.0
     last_saved = time.perf_counter()
     stream = batches.starting_at(training.step)
-    with StopRequest() as stop:
+    with StopRequest() as stop, one_process(folder):
         while plan.progress(training.step, training.seconds) < 1 and not stop.signal:
             start = time.perf_counter()
             batch = next(stream)
@@ -327,14 +356,14 @@ def train(options):
                     "schedule/lr": rate, "schedule/Lambda": Lambda, "speed/ips": ips,
                 })  # fmt: skip
                 window_start, window_step, waited = time.perf_counter(), training.step, 0.0
+            before = training.seconds
             training.seconds += time.perf_counter() - start
             training.seconds, stop.signal = distributed.agree(training.seconds, stop.signal)
 
             # Save and score; the clock of the training stands still meanwhile.
             finished = plan.progress(training.step, training.seconds) >= 1
-            done_epochs, rest = divmod(training.step, plan.steps_per_epoch)
-            if finished or (rest == 0 and done_epochs % options.n_snapshot == 0):
-                snapshot(training, sets, noise, folder, log, done_epochs + (rest > 0))
+            if finished or plan.snapshot_due(training.step, before, training.seconds):
+                snapshot(training, sets, noise, folder, log, -(-training.step // plan.steps_per_epoch))
                 window_start, window_step, waited = time.perf_counter(), training.step, 0.0
                 last_saved = -float("inf")
             due = time.perf_counter() - last_saved > 60 * options.save_minutes

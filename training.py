@@ -9,8 +9,10 @@ import paddle
 import checkpoint
 import distributed
 from arch_unet import build_network
+from cli import UserError
 
 STATE = "last_state.pdparams"
+MOMENTS = ("_moment1_0", "_moment2_0", "_beta1_pow_acc_0", "_beta2_pow_acc_0")  # of Adam, as Paddle names them
 
 
 class Training:
@@ -20,7 +22,7 @@ class Training:
         paddle.seed(options.seed)
         self.options = options
         self.network = build_network(options.arch, options.n_channel, options.n_feature)
-        if options.pretrained:
+        if options.pretrained and not options.state:
             checkpoint.set_weights(self.network, checkpoint.read_state(options.pretrained), options.pretrained)
         distributed.broadcast_parameters(self.network)
         self.network.ops = ops
@@ -37,6 +39,7 @@ class Training:
         self.optimizer = paddle.optimizer.Adam(options.lr, parameters=self.network.parameters(), grad_clip=clip)
         self.scaler = paddle.amp.GradScaler(enable=options.amp)
         self.step, self.seconds, self.best_psnr = 0, 0.0, None
+        self.images = ""  # a digest of the training images' names, on which every step depends
 
     def train_on(self, method, batch, rate, ramp):
         """One step; the returned losses stay on the device, because reading them would wait for it."""
@@ -62,14 +65,25 @@ class Training:
             average.scale_(decay)
             average.add_(weight.detach() * (1 - decay))
 
+    def check_finite(self):
+        """Keeps a run that has diverged from writing over the last good state.
+
+        Raises:
+            UserError: a weight is NaN or infinite.
+        """
+        if not all(np.isfinite(weight.numpy()).all() for weight in self.network.parameters()):
+            raise UserError(f"the weights are not finite at step {self.step}: try a smaller --lr, or --clip_grad 1")
+
     def save_weights(self, path):
         """The averaged weights with what rebuilds the network."""
+        self.check_finite()
         about = {name: getattr(self.options, name) for name in ("noisetype", "noise_protocol", "patchsize")}
         options = {**self.network.options, **about, "step": self.step}
         checkpoint.save_network(path, checkpoint.network_state(self.averaged), options)
 
     def save_state(self, folder):
         """Everything that the next step depends on, in one atomic file."""
+        self.check_finite()
         state = {f"network/{name}": array for name, array in checkpoint.network_state(self.network).items()}
         if self.averaged is not self.network:
             averaged = checkpoint.network_state(self.averaged)
@@ -78,7 +92,7 @@ class Training:
         for name, parameter in self._named_moments(moments):
             state[f"adam/{name}"] = np.asarray(moments[parameter].numpy())
         training = {k: v for k, v in vars(self.options).items() if k not in ("state", "run_folder", "resume")}
-        where = {"step": self.step, "seconds": self.seconds, "best_psnr": self.best_psnr}
+        where = {"step": self.step, "seconds": self.seconds, "best_psnr": self.best_psnr, "images": self.images}
         scaler = {k: np.asarray(v).item() for k, v in self.scaler.state_dict().items()} if self.options.amp else {}
         state["@options"] = json.dumps({"training": training, "where": where, "scaler": scaler})
         checkpoint.write_state(os.path.join(folder, STATE), state)
@@ -94,17 +108,24 @@ class Training:
         if self.averaged is not self.network:
             checkpoint.set_weights(self.averaged, parts["average"], path)
         saved = parts["adam"]
+        where = about["where"]
+        expected = len(MOMENTS) * len(parts["network"]) if where["step"] else 0
+        if len(saved) != expected or not all(np.isfinite(array).all() for array in saved.values()):
+            raise UserError(f"{path}: the optimizer's part is missing or broken")
         # Paddle names the moments after parameters, whose names count up within a process: ours are by layer.
         prefixes = {parameter.name: name for name, parameter in self.network.named_parameters()}
         moments = {}
         for parameter, name in prefixes.items():
             for key, array in saved.items():
                 if key.startswith(name + ":"):
+                    suffix = key[len(name) + 1 :]
+                    shape = parts["network"][name].shape if suffix.startswith("_moment") else (1,)
+                    if suffix not in MOMENTS or array.shape != shape:
+                        raise UserError(f"{path}: the optimizer's {key} is of another network")
                     moments[parameter + key[len(name) + 1 :]] = paddle.to_tensor(array)
         self.optimizer.set_state_dict(moments)
         if self.options.amp:
             self.scaler.load_state_dict(about["scaler"])
-        where = about["where"]
         self.step, self.seconds, self.best_psnr = where["step"], where["seconds"], where["best_psnr"]
 
     def _named_moments(self, moments):

@@ -82,6 +82,14 @@ def test_files_that_would_keep_the_reader_busy_are_refused_at_once(tmp_path):
         assert time.perf_counter() - start < 5
 
 
+def test_arrays_that_share_a_buffer_do_not_fill_the_memory(tmp_path):
+    array = np.zeros(100_000, np.float32)
+    path = tmp_path / "a.pdparams"
+    path.write_bytes(pickle.dumps({str(i): array for i in range(50)}, protocol=4))
+    with pytest.raises(UserError, match="larger than the file"):
+        checkpoint.read_state(path)
+
+
 def test_every_truncation_and_many_corruptions_end_in_one_line(tmp_path):
     network = build_network(n_feature=1)
     path = tmp_path / "a.pdparams"
@@ -110,8 +118,6 @@ def test_another_network_is_named(tmp_path, weights):
     checkpoint.write_state(path, other)
     with pytest.raises(UserError, match="no network of this project"):
         checkpoint.load_network(path)
-    with pytest.raises(UserError, match="n_channel=3"):
-        checkpoint.load_network(weights, n_channel=1)
     state = checkpoint.read_state(weights)
     state["nin_c.bias"] = np.array([0, np.nan, 0], np.float32)
     checkpoint.write_state(path, state)

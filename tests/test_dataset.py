@@ -151,3 +151,21 @@ def test_validation_sets_by_name(tmp_path):
 def test_a_folder_without_sets_is_refused(tmp_path):
     with pytest.raises(UserError, match="--val_dirs"):
         dataset.find_validation_sets(str(tmp_path))
+
+
+def test_frozen_noise_stays_when_other_images_come(tmp_path):
+    save(tmp_path / "m.png", scene(64, 64))
+    alone = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=True)
+    save(tmp_path / "a.png", scene(64, 64, seed=1))
+    both = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=True)
+    assert (alone._image(0) == both._image(1)).all()
+
+
+def test_an_image_that_breaks_later_is_passed_over_with_a_note(tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"{name}.png", scene(64, 64, seed=ord(name)))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    patches = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5)
+    for _ in range(2):
+        assert (patches.sample(0, 1)[0] == patches.sample(0, 2)[0]).all()
+    assert capsys.readouterr().err.count("b.png") == 1

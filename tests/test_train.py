@@ -145,9 +145,71 @@ def test_resume_refuses_to_become_another_run(folders, tmp_path):
     assert json.loads(state["@options"])["where"]["step"] == 4
 
 
+CRAFTED = {
+    "no JSON": "[" * 200_000,
+    "a list of options": json.dumps({"training": [1], "where": {}}),
+    "a size of the wrong type": {"training": {"patchsize": "sixty"}},
+    "a huge network": {"training": {"n_feature": 100_000}},
+    "an unknown network": {"training": {"arch": "nope"}},
+    "no length": {"training": {"n_epoch": 0}},
+    "a negative step": {"where": {"step": -5}},
+    "a step that is text": {"where": {"step": "x"}},
+}
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_a_crafted_state_is_one_line(folders, tmp_path, what, capsys):
+    folder = trained(folders, tmp_path, "--max_steps", 2)
+    state = checkpoint.read_state(folder / train.STATE)
+    about = json.loads(state["@options"])
+    change = CRAFTED[what]
+    if isinstance(change, dict):
+        for part, values in change.items():
+            about[part] |= values
+    state["@options"] = change if isinstance(change, str) else json.dumps(about)
+    checkpoint.write_state(folder / train.STATE, state)
+    with pytest.raises((train.UserError, SystemExit)) as refusal:
+        train.main(["--resume", str(folder)])
+    assert refusal.type is train.UserError or refusal.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_state_without_the_optimizer_does_not_pass_for_exact(folders, tmp_path):
+    folder = trained(folders, tmp_path, "--max_steps", 2)
+    state = checkpoint.read_state(folder / train.STATE)
+    checkpoint.write_state(folder / train.STATE, {k: v for k, v in state.items() if not k.startswith("adam/")})
+    with pytest.raises(train.UserError, match="optimizer"):
+        train.main(["--resume", str(folder), "--max_steps", "4"])
+
+
+def test_noisy_images_of_ones_own_train_for_the_time_asked_and_leave_a_best_model(folders, tmp_path):
+    flags_ = ["--noisetype", "none", "--val_dirs", "none", "--max_steps", 450]
+    folder = trained(folders, tmp_path, *flags_)
+    assert (folder / "best_model.pdparams").exists()
+    state = checkpoint.read_state(folder / train.STATE)
+    assert json.loads(state["@options"])["where"]["step"] == 450  # more than a hundred epochs of four steps
+    assert len(list(folder.glob("epoch_model_*.pdparams"))) == 10
+
+
+def test_a_second_process_does_not_work_in_the_same_run(folders, tmp_path):
+    folder = trained(folders, tmp_path, "--max_steps", 2)
+    with train.cli.only_process_in(folder):
+        result = run_script("train.py", "--resume", folder, "--max_steps", 4)
+    assert_user_error(result, folder, "another process")
+
+
+def test_a_run_that_diverged_does_not_write_over_its_last_good_state(folders, tmp_path):
+    more = ["--lr", 1e30, "--max_steps", 30, "--log_iters", 1000, "--save_minutes", 0]
+    result = run_script("train.py", *flags(folders, tmp_path, *more))
+    assert_user_error(result, "not finite", "--lr")
+    state = checkpoint.read_state(run_folder(tmp_path) / train.STATE)
+    assert all(np.isfinite(array).all() for name, array in state.items() if name != "@options")
+
+
 def schedule(**options):
     defaults = {
-        "n_epoch": 100, "max_steps": None, "max_minutes": None, "lr": 1.0, "gamma": 0.5, "lr_schedule": "step",
+        "n_epoch": None, "max_steps": None, "n_snapshot": None, "max_minutes": None,
+        "lr": 1.0, "gamma": 0.5, "lr_schedule": "step",
         "warmup_steps": 0, "reg_start": 0.0,
     }  # fmt: skip
     return Schedule(SimpleNamespace(**{**defaults, **options}), steps_per_epoch=10)

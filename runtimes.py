@@ -225,6 +225,8 @@ def read_record(program, params):
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         digests = dict(record["files"])
+        if type(record.get("options", {})) is not dict or type(record.get("widest", 1)) is not int:
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"--model_file: {path} is broken: export the model again") from None
     for flag, file in (("--model_file", program), ("--params_file", params)):

@@ -245,9 +245,10 @@ void BeforeActivation(const E* y, const E* dy, E* dz, int64_t count, float slope
 template <class E>
 void ParameterGradients(const Geometry& geometry, const E* x, const E* y, const E* dy, E* dz, float* dweights,
                         float* dbias) {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
   constexpr bool fast = true;
 #elif defined(__AVX512F__)
+  // With the matrix tiles of AMX oneDNN's pass in bfloat16 takes a quarter of the time of ours.
   constexpr bool fast = std::is_same<E, float>::value;
 #else
   constexpr bool fast = false;

@@ -1,195 +1,45 @@
 """Weights on disk: written atomically, read without running anything that is in the file.
 
-`.pdparams` files are pickles, and `paddle.load` unpickles them: a crafted one runs code. Here every name that a
-pickle may ask for is mapped to a small recorder class of ours, so that a file can only ever become numbers and
-text. What is written is a plain dict of numpy arrays that `paddle.load` and `set_state_dict` take as well.
+What is written is a plain dict of numpy arrays that `paddle.load` and `set_state_dict` take as well. What is read may
+also be a `.pth` file of PyTorch: the published network has the same names and layouts there.
 """
 
-import io
 import json
 import pickle
-import zipfile
-from typing import ClassVar
 
 import numpy as np
 
+import tensor_files
 from arch_unet import NETWORKS, build_network
 from cli import UserError, atomic_write
 
 OPTIONS_KEY = "@options"  # JSON text beside the weights: what builds the network, how it was trained
-MAX_BYTES = 4 << 30
 
 
 # --- Reading ------------------------------------------------------------------------------------------------
 
 
-class _DType:
-    """Records what a pickled numpy.dtype asks for; only plain numbers are granted."""
-
-    def __init__(self, code, *_):
-        self.code = code if isinstance(code, str) else ""
-        self.order = "<"
-
-    def __setstate__(self, state):
-        self.order = state[1] if state[1] in ("<", ">") else "<"
-
-    def granted(self):
-        if self.code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
-            raise pickle.UnpicklingError(f"an array of type {self.code!r}")
-        return np.dtype(self.order + self.code)
-
-
-class _Array:
-    """Records the pieces of a pickled array; `value` joins them after checking that they agree."""
-
-    def __init__(self, *_):
-        self.pieces = None
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, data = state
-        self.pieces = (data, dtype, shape, "F" if fortran else "C")
-
-    def value(self):
-        if self.pieces is None:
-            raise pickle.UnpicklingError("an array without content")
-        data, dtype, shape, order = self.pieces
-        if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _DType):
-            raise pickle.UnpicklingError("an array that is not made of bytes")
-        array = np.frombuffer(data, dtype.granted())
-        return array.reshape(shape, order=order).copy()
-
-
-def _array_from_buffer(data, dtype, shape, order):
-    array = _Array()
-    array.pieces = (data, dtype, shape, order)
-    return array
-
-
-def _scalar(dtype, data):
-    return _array_from_buffer(data, dtype, (), "C")
-
-
-def _latin1(text, encoding="latin1"):
-    """Protocol 2 writes bytes as text; nothing but that one decoding is granted."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"an encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def _empty_dict(*arguments):
-    if arguments:
-        raise pickle.UnpicklingError("a dict that is made of arguments")
-    return {}
-
-
-_GRANTED = {
-    ("collections", "OrderedDict"): _empty_dict,
-    ("builtins", "tuple"): tuple,
-    ("__builtin__", "tuple"): tuple,
-    ("_codecs", "encode"): _latin1,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-}
-for _numpy in ("numpy.core", "numpy._core"):
-    _GRANTED[_numpy + ".multiarray", "_reconstruct"] = _Array
-    _GRANTED[_numpy + ".multiarray", "scalar"] = _scalar
-    _GRANTED[_numpy + ".numeric", "_frombuffer"] = _array_from_buffer
-
-# What dicts of arrays and text are written with, by any protocol and numpy. Left out are, above all, objects by
-# other ways than `find_class`, and integers of any length.
-_OPCODES = (
-    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
-    "BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT "
-    "SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
-).split()
-
-
-class _TensorsOnly(pickle._Unpickler):
-    """An unpickler whose world holds arrays, dicts, tuples and text, and nothing that acts.
-
-    The one in Python rather than the one in C, because that one can be told which opcodes exist.
-    """
-
-    dispatch: ClassVar[dict] = {
-        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES)
-    }
-
-    def find_class(self, module, name):
-        try:
-            return _GRANTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:80]!r}") from None
-
-    def load_setitems(self):
-        items = self.pop_mark()
-        # Any other key would be hashed, and hashing tuples of tuples of ... takes forever.
-        if not all(type(key) is str for key in items[::2]):
-            raise pickle.UnpicklingError("it holds a dict whose keys are no text")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    def load_setitem(self):
-        value, key = self.stack.pop(), self.stack.pop()
-        if type(key) is not str:
-            raise pickle.UnpicklingError("it holds a dict whose keys are no text")
-        self.stack[-1][key] = value
-
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-    dispatch[pickle.SETITEM[0]] = load_setitem
-
-
 def read_state(path):
-    """Reads a .pdparams file into a dict of float, integer or text values by name.
+    """Reads a .pdparams or .pth file into a dict of arrays, numbers or text by name.
 
     Raises:
         UserError: missing, truncated, no weights file, or one that asks for more than tensors.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: larger than any weights file")
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        raise UserError(f"{path}: a zip archive (a PyTorch file?), not .pdparams weights")
-    try:
-        raw = _TensorsOnly(io.BytesIO(data)).load()
-        if not isinstance(raw, dict):
-            raise pickle.UnpicklingError(f"it holds a {type(raw).__name__}")
-        state = {name: _plain(value) for name, value in raw.items() if name != "StructuredToParameterName@@"}
-        # Many arrays may share one buffer of the file: small on disk, endless in memory.
-        if sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray)) > len(data):
-            raise pickle.UnpicklingError("its arrays are larger than the file")
-        return state
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused, it is no file of tensors only: {error}") from None
-    except MemoryError:
-        raise UserError(f"{path}: refused, it asks for more memory than there is") from None
-    except RecursionError:
-        raise UserError(f"{path}: refused, it is nested without end") from None
-    # A truncated or crafted stream can break the unpickler's opcodes in any of these ways; none of them ran code.
-    except (
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        ImportError,
-    ) as error:
-        raise UserError(f"{path}: truncated or no .pdparams file ({type(error).__name__})") from None
+    state = tensor_files.read(path)
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: refused, it holds a {type(state).__name__} and no weights by name")
+    state.pop("StructuredToParameterName@@", None)
+    # PyTorch's DataParallel puts a word before each name.
+    return {name.removeprefix("module."): _value(value, path) for name, value in state.items()}
 
 
-def _plain(value):
-    """Turns recorders into arrays; Paddle writes each tensor as a tuple (its name, its array)."""
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], _Array):
-        value = value[1]
-    if isinstance(value, _Array):
-        return value.value()
-    if isinstance(value, str | int | float | bool):
+def _value(value, path):
+    """A tensor or its description; Paddle writes each tensor as a tuple (its name, its array)."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
+        return value[1]
+    if isinstance(value, np.ndarray | str | int | float | bool):
         return value
-    raise pickle.UnpicklingError(f"it holds a {type(value).__name__} where a tensor is expected")
+    raise UserError(f"{path}: refused, it holds a {type(value).__name__} where a tensor is expected")
 
 
 # --- Writing ------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import checkpoint
 import distributed
 from arch_unet import build_network
 from cli import UserError
+from optimizers import Optimizer
 
 STATE = "last_state.pdparams"
-MOMENTS = ("_moment1_0", "_moment2_0", "_beta1_pow_acc_0", "_beta2_pow_acc_0")  # of Adam, as Paddle names them
 
 
 class Training:
@@ -35,8 +35,7 @@ class Training:
             self.averaged.eval()
             for parameter in self.averaged.parameters():
                 parameter.stop_gradient = True
-        clip = paddle.nn.ClipGradByGlobalNorm(options.clip_grad) if options.clip_grad else None
-        self.optimizer = paddle.optimizer.Adam(options.lr, parameters=self.network.parameters(), grad_clip=clip)
+        self.optimizer = Optimizer(self.network, options.optimizer, options.lr, options.clip_grad)
         self.scaler = paddle.amp.GradScaler(enable=options.amp)
         self.step, self.seconds, self.best_psnr = 0, 0.0, None
         self.images = ""  # a digest of the training images' names, on which every step depends
@@ -48,10 +47,7 @@ class Training:
             loss, *parts = method(self.network, noisy, picks, ramp)
         self.scaler.scale(loss).backward()
         distributed.average_gradients(self.network.parameters())
-        self.optimizer.set_lr(rate)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.clear_grad()
+        self.optimizer.step(rate, self.scaler)
         self.step += 1
         if self.averaged is not self.network:
             self._average()
@@ -88,9 +84,7 @@ class Training:
         if self.averaged is not self.network:
             averaged = checkpoint.network_state(self.averaged)
             state |= {f"average/{name}": array for name, array in averaged.items()}
-        moments = self.optimizer.state_dict()
-        for name, parameter in self._named_moments(moments):
-            state[f"adam/{name}"] = np.asarray(moments[parameter].numpy())
+        state |= {f"optimizer/{name}": array for name, array in self.optimizer.state().items()}
         training = {k: v for k, v in vars(self.options).items() if k not in ("state", "run_folder", "resume")}
         where = {"step": self.step, "seconds": self.seconds, "best_psnr": self.best_psnr, "images": self.images}
         scaler = {k: np.asarray(v).item() for k, v in self.scaler.state_dict().items()} if self.options.amp else {}
@@ -100,37 +94,15 @@ class Training:
     def load_state(self, state, path):
         """The inverse of `save_state`."""
         about = json.loads(state["@options"])
-        parts = {"network": {}, "average": {}, "adam": {}}
+        parts = {"network": {}, "average": {}, "optimizer": {}}
         for key, array in state.items():
             part, _, name = key.partition("/")
             parts.get(part, {})[name] = array
         checkpoint.set_weights(self.network, parts["network"], path)
         if self.averaged is not self.network:
             checkpoint.set_weights(self.averaged, parts["average"], path)
-        saved = parts["adam"]
         where = about["where"]
-        expected = len(MOMENTS) * len(parts["network"]) if where["step"] else 0
-        if len(saved) != expected or not all(np.isfinite(array).all() for array in saved.values()):
-            raise UserError(f"{path}: the optimizer's part is missing or broken")
-        # Paddle names the moments after parameters, whose names count up within a process: ours are by layer.
-        prefixes = {parameter.name: name for name, parameter in self.network.named_parameters()}
-        moments = {}
-        for parameter, name in prefixes.items():
-            for key, array in saved.items():
-                if key.startswith(name + ":"):
-                    suffix = key[len(name) + 1 :]
-                    shape = parts["network"][name].shape if suffix.startswith("_moment") else (1,)
-                    if suffix not in MOMENTS or array.shape != shape:
-                        raise UserError(f"{path}: the optimizer's {key} is of another network")
-                    moments[parameter + key[len(name) + 1 :]] = paddle.to_tensor(array)
-        self.optimizer.set_state_dict(moments)
+        self.optimizer.set_state(parts["optimizer"], path, started=where["step"] > 0)
         if self.options.amp:
             self.scaler.load_state_dict(about["scaler"])
         self.step, self.seconds, self.best_psnr = where["step"], where["seconds"], where["best_psnr"]
-
-    def _named_moments(self, moments):
-        """Pairs of (layer name:moment, Paddle's key)."""
-        for name, parameter in self.network.named_parameters():
-            for key in moments:
-                if key.startswith(parameter.name + "_"):
-                    yield f"{name}:{key[len(parameter.name) :]}", key

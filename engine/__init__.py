@@ -40,6 +40,12 @@ class EngineOps:
         needs = not x.stop_gradient, not skip.stop_gradient
         return _run("denoise_upsample", x, layer.weight, layer.bias, skip, *needs)
 
+    def orthogonalize(self, matrices):
+        """See optimizers.py. The matrices are replaced."""
+        matrices = [matrix.contiguous() for matrix in matrices]
+        _run("denoise_orthogonalize", matrices)
+        return matrices
+
 
 def choose(engine="auto", precision="fp32"):
     """Returns a network's `ops` and one line that says what was chosen and why.

@@ -69,6 +69,8 @@ int dnnl_primitive_desc_destroy(dnnl_primitive_desc_t);
 int dnnl_primitive_create(dnnl_primitive_t*, const struct dnnl_primitive_desc*);
 int dnnl_primitive_execute(const struct dnnl_primitive*, dnnl_stream_t, int count, const dnnl_exec_arg_t*);
 int dnnl_primitive_destroy(dnnl_primitive_t);
+int dnnl_sgemm(char turn_a, char turn_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
+               const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
 }
 
 namespace onednn {

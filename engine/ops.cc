@@ -8,6 +8,7 @@
 #include "memory.h"
 #include "numbers.h"
 #include "onednn.h"
+#include "orthogonalize.h"
 #include "paddle/phi/api/ext/op_meta_info.h"
 #include "paddle/phi/api/include/tensor_utils.h"
 #include "weights_gradient.h"
@@ -505,6 +506,25 @@ std::vector<Tensor> LeaveBackward(const Tensor& dy, bool half) {
   return {ChannelsLast(dy, half ? DataType::BFLOAT16 : DataType::FLOAT32)};
 }
 
+// --- The optimizer ---------------------------------------------------------------------------------------------
+
+// In place: Paddle knows no operator with as many results as it is given arguments, unless they are the same.
+void OrthogonalizeAll(std::vector<Tensor>& matrices) {
+  Threads threads;
+  for (const Tensor& matrix : matrices) {
+    PD_CHECK(matrix.dtype() == DataType::FLOAT32 && matrix.shape().size() == 2, "A matrix of float32 was expected.");
+  }
+  // The largest first and dealt out like cards, so that the threads end together. (Not schedule(dynamic): Intel's
+  // runtime gives code of another compiler some iterations twice.)
+  std::vector<Tensor*> order;
+  for (Tensor& matrix : matrices) order.push_back(&matrix);
+  std::sort(order.begin(), order.end(), [](Tensor* a, Tensor* b) { return a->numel() > b->numel(); });
+#pragma omp parallel for schedule(static, 1)
+  for (size_t i = 0; i < order.size(); i++) {
+    Orthogonalize(Out<float>(*order[i]), order[i]->shape()[0], order[i]->shape()[1]);
+  }
+}
+
 }  // namespace
 
 extern "C" void denoise_set_threads(int count) { thread_count = count; }
@@ -560,3 +580,9 @@ PD_BUILD_GRAD_OP(denoise_leave)
     .Outputs({paddle::Grad("Image")})
     .Attrs({"half: bool"})
     .SetKernelFn(PD_KERNEL(LeaveBackward));
+
+PD_BUILD_OP(denoise_orthogonalize)
+    .Inputs({paddle::Vec("Matrices")})
+    .Outputs({paddle::Vec("Results")})
+    .SetInplaceMap({{paddle::Vec("Matrices"), paddle::Vec("Results")}})
+    .SetKernelFn(PD_KERNEL(OrthogonalizeAll));

@@ -5,7 +5,7 @@ import re
 
 from conftest import ROOT
 
-SCRIPTS = {"dataset_tool", "train", "val", "predict", "export_model", "infer"}
+SCRIPTS = {"convert_weights", "dataset_tool", "train", "val", "predict", "export_model", "infer"}
 
 
 def order_of_imports():

@@ -81,7 +81,14 @@ def test_training_reduces_the_loss(folders, tmp_path):
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
 
 
-@pytest.mark.parametrize("more", [(), ("--ema", 0, "--noise_protocol", "frozen", "--augment", "--clip_grad", 1)])
+VARIANTS: list[tuple] = [
+    (),
+    ("--ema", 0, "--noise_protocol", "frozen", "--augment", "--clip_grad", 1),
+    ("--optimizer", "muon", "--lr", 1e-3, "--n_feature", 16),
+]
+
+
+@pytest.mark.parametrize("more", VARIANTS)
 def test_killed_and_resumed_equals_never_killed_to_the_bit(folders, tmp_path, more):
     length = ["--n_epoch", 20, "--n_snapshot", 10, "--save_minutes", 0, "--val_images", 1, *more]
     expected = trained(folders, tmp_path / "whole", *length)
@@ -177,7 +184,7 @@ def test_a_crafted_state_is_one_line(folders, tmp_path, what, capsys):
 def test_a_state_without_the_optimizer_does_not_pass_for_exact(folders, tmp_path):
     folder = trained(folders, tmp_path, "--max_steps", 2)
     state = checkpoint.read_state(folder / train.STATE)
-    checkpoint.write_state(folder / train.STATE, {k: v for k, v in state.items() if not k.startswith("adam/")})
+    checkpoint.write_state(folder / train.STATE, {k: v for k, v in state.items() if not k.startswith("optimizer/")})
     with pytest.raises(train.UserError, match="optimizer"):
         train.main(["--resume", str(folder), "--max_steps", "4"])
 
@@ -196,6 +203,11 @@ def test_a_second_process_does_not_work_in_the_same_run(folders, tmp_path):
     with train.cli.only_process_in(folder):
         result = run_script("train.py", "--resume", folder, "--max_steps", 4)
     assert_user_error(result, folder, "another process")
+
+
+def test_a_run_of_adam_does_not_go_on_with_muon(folders, tmp_path):
+    folder = trained(folders, tmp_path, "--max_steps", 2)
+    assert_user_error(run_script("train.py", "--resume", folder, "--optimizer", "muon"), "--optimizer", "adam")
 
 
 def test_a_run_that_diverged_does_not_write_over_its_last_good_state(folders, tmp_path):
@@ -295,7 +307,7 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path, nodes):
     assert float(scores[0][1]) == pytest.approx(float(scores[1][1]), abs=0.05)
 
 
-BAD = [
+BAD: list[tuple[list, list]] = [
     (["--noisetype", "fog3"], ["--noisetype", "gaussA"]),
     (["--n_epochs", 3], ["--n_epochs"]),
     (["--patchsize", -4], ["--patchsize", "-4"]),

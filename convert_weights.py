@@ -1,0 +1,44 @@
+r"""Converts the official PyTorch weights of Neighbor2Neighbor to .pdparams.
+
+Examples:
+  python convert_weights.py --model_path model_gauss25_b4e100r02.pth --save_path gauss25.pdparams
+  python val.py --model_path gauss25.pdparams
+
+The file is read without PyTorch and without running anything in it; every format of `torch.save` is known. All
+scripts take such a file for --model_path and --pretrained as it is: converting makes it loadable by Paddle alone.
+"""
+
+import cli  # isort: skip  (before Paddle: it quiets its import)
+
+import os
+
+import checkpoint
+from cli import UserError
+
+
+def get_parser():
+    """The flags."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--model_path", required=True, help="weights of the published U-Net, as torch.save wrote them")
+    parser.add_argument("--save_path", help=".pdparams file to write; the same name beside the original unless given")
+    parser.add_argument("--overwrite", action="store_true", help="replace --save_path")
+    return parser
+
+
+def main(argv=None):
+    """Converts one file."""
+    options = get_parser().parse_args(argv)
+    cli.existing_file("--model_path", options.model_path)
+    target = options.save_path or os.path.splitext(options.model_path)[0] + ".pdparams"
+    if os.path.exists(target) and not options.overwrite:
+        raise UserError(f"--save_path: {target} exists; --overwrite replaces it")
+    network, about = checkpoint.load_network(options.model_path)
+    checkpoint.save_network(target, checkpoint.network_state(network), about)
+    numbers = sum(parameter.size for parameter in network.parameters())
+    sizes = f"{about['n_channel']} channels, {about['n_feature']} features, {numbers} parameters"
+    print(f"{target}: {about['arch']}, {sizes}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

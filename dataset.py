@@ -132,9 +132,9 @@ class TrainingImages:
         if self.augment:
             patch = np.rot90(patch, rng.integers(4))
             patch = patch[:, ::-1] if rng.integers(2) else patch
-        patch = np.ascontiguousarray(patch.transpose(2, 0, 1))
         if not self.frozen:
             patch = self.noise.add(patch, generator(self.seed, NOISE, epoch, index))
+        patch = np.ascontiguousarray(patch.transpose(2, 0, 1))
         return patch, draw_picks(generator(self.seed, PICKS, epoch, index), size, size)
 
 

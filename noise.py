@@ -3,14 +3,23 @@
     >>> model = parse_noise("gauss5_50")
     >>> noisy = model.add(clean_01, np.random.default_rng(seed))
 
-Images are float32 in 0..1 of any layout; results are not clipped. Fresh strength is drawn at each call for ranges.
+Images are float32 in 0..1, H x W x C with any number of channels, or H x W; values outside 0..1 are accepted. Results
+are float32 and not clipped. Fresh strength is drawn at each call for ranges. docs/noise.md shows them all.
 """
 
+import functools
 import re
+import string
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
+import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cli import UserError
+from pixels import from_01, swap_bgr, to_01
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,12 @@ class NoiseModel:
     high: float = 0.0
     form: ClassVar[str] = ""
     example: ClassVar[str] = ""
+    most: ClassVar[float] = 1e6  # beyond it, numpy cannot draw Poisson counts
+
+    @classmethod
+    def allows(cls, low, high):
+        """Whether these are strengths of this kind; a range may start at 0."""
+        return 0 <= low <= high <= cls.most and high > 0
 
     def add(self, image_01, rng):
         """Returns a corrupted float32 copy; `rng` is a numpy Generator, or a RandomState for published protocols."""
@@ -41,53 +56,240 @@ class NoNoise(NoiseModel):
         return np.array(image_01, np.float32)
 
 
+@dataclass(frozen=True)
+class Chain(NoiseModel):
+    """Several, each applied to what the one before it has made."""
+
+    parts: tuple = ()
+
+    def add(self, image_01, rng):
+        for part in self.parts:
+            image_01 = part.add(image_01, rng)
+        return image_01
+
+
+# --- Each value by itself -----------------------------------------------------------------------------------
+
+
 class Gaussian(NoiseModel):
     """Additive, independent; the strength is the standard deviation on the 0..255 scale."""
 
-    form, example = "gaussA or gaussA_B", "gauss25"
+    form, example = "gaussA", "gauss25"
 
     def add(self, image_01, rng):
-        deviation = self._strength(rng) / 255.0
-        if isinstance(rng, np.random.RandomState):
-            # In float64 and rounded once, which is what the published evaluation does.
-            return np.array(image_01 + rng.normal(size=image_01.shape) * deviation, np.float32)
-        noise = rng.standard_normal(image_01.shape, dtype=np.float32)
-        noise *= np.float32(deviation)
+        noise = _normal(image_01.shape, self._strength(rng) / 255.0, rng)
         noise += image_01
-        return noise
+        return noise.astype(np.float32, copy=False)
 
 
 class Poisson(NoiseModel):
     """Shot noise: counts whose mean is the strength times the image, divided by the strength again."""
 
-    form, example = "poissonA or poissonA_B", "poisson30"
+    form, example = "poissonA", "poisson30"
+
+    @classmethod
+    def allows(cls, low, high):
+        return low > 0 and super().allows(low, high)
 
     def add(self, image_01, rng):
         peak = self._strength(rng)
         return np.array(rng.poisson(np.maximum(peak * image_01, 0.0)) / peak, np.float32)
 
 
-KINDS = {"gauss": Gaussian, "poisson": Poisson}
-MAX_STRENGTH = 1e6  # beyond it, numpy cannot draw Poisson counts
-NUMBER = r"(\d+(?:\.\d+)?)"
+class Speckle(NoiseModel):
+    """Multiplicative: x + x n, where n is Gaussian; at white it is as strong as Gaussian noise of the same number."""
+
+    form, example = "speckleA", "speckle25"
+
+    def add(self, image_01, rng):
+        noise = _normal(image_01.shape, self._strength(rng) / 255.0, rng)
+        noise += 1
+        noise *= image_01
+        return noise.astype(np.float32, copy=False)
+
+
+def _normal(shape, deviation, rng):
+    """Gaussian noise of mean 0."""
+    if isinstance(rng, np.random.RandomState):
+        # In float64, to be rounded once by the caller, which is what the published evaluation does.
+        return rng.normal(size=shape) * deviation
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    noise *= np.float32(deviation)
+    return noise
+
+
+# --- Each pixel by itself, all its channels together --------------------------------------------------------
+
+
+class Bernoulli(NoiseModel):
+    """Each pixel is black with the strength as its probability, and untouched otherwise."""
+
+    form, example, most = "bernoulliP", "bernoulli0.5", 1.0
+
+    def add(self, image_01, rng):
+        result = np.array(image_01, np.float32)
+        result[rng.random(result.shape[:2]) < self._strength(rng)] = 0
+        return result
+
+
+class Impulse(NoiseModel):
+    """Each pixel has, with the strength as its probability, a colour that is drawn uniformly."""
+
+    form, example, most = "impulseP", "impulse0.3", 1.0
+
+    def add(self, image_01, rng):
+        result = np.array(image_01, np.float32)
+        hit = rng.random(result.shape[:2]) < self._strength(rng)
+        result[hit] = rng.random((np.count_nonzero(hit), *result.shape[2:]))
+        return result
+
+
+# --- Pixels together ----------------------------------------------------------------------------------------
+
+LETTERS = string.ascii_letters + string.digits
+FONT_SIZES = range(10, 33)  # in pixels
+MAX_LETTERS = 24  # of one string
+_font_lock = threading.Lock()  # FreeType is not made for two threads at once
+
+
+class Text(NoiseModel):
+    """Strings over the image until they touch the strength's share of its pixels: the last one ends where they do.
+
+    Letters, length, size, colour and place are random, and each place is as likely as any other, the borders too.
+    """
+
+    form, example, most = "textP", "text0.25", 1.0
+
+    def add(self, image_01, rng):
+        result = np.array(image_01, np.float32)
+        pixels = result if result.ndim == 3 else result[..., None]
+        height, width, channels = pixels.shape
+        missing = self._strength(rng) * height * width
+        bare = np.ones((height, width), bool)
+        while missing > 0:
+            # All that is random in one call, the one that Generator and RandomState share.
+            draws = rng.random(4 + MAX_LETTERS + channels)
+            line = _line(draws[4 : 5 + int(draws[0] * MAX_LETTERS)], FONT_SIZES[int(draws[1] * len(FONT_SIZES))])
+            top, rows = _overlap(draws[2], line.shape[0], height)
+            left, columns = _overlap(draws[3], line.shape[1], width)
+            line = line[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+            reached = np.cumsum(np.count_nonzero(bare[rows, columns] & (line > 0), axis=0))  # column by column
+            end = int(np.searchsorted(reached, missing)) + 1
+            line, columns = line[:, :end], slice(columns.start, min(columns.start + end, columns.stop))
+            part = pixels[rows, columns]
+            part += (line * np.float32(1 / 255))[..., None] * (draws[4 + MAX_LETTERS :].astype(np.float32) - part)
+            bare[rows, columns] &= line == 0
+            missing -= reached[min(end, len(reached)) - 1]
+        return result
+
+
+def _overlap(draw, length, extent):
+    """Where a line starts along one axis, outside the image too, and the part of the image that it overlaps."""
+    start = int(draw * (extent + length - 1)) - length + 1
+    return start, slice(max(start, 0), min(start + length, extent))
+
+
+def _line(draws, size):
+    """The mask of a string, uint8, with one letter for each number in 0..1."""
+    letters = [_letters(size)[int(draw * len(LETTERS))] for draw in draws]
+    line = np.zeros((letters[0].shape[0], sum(letter.shape[1] - 2 for letter in letters) + 2), np.uint8)
+    left = 0
+    for letter in letters:
+        area = line[:, left : left + letter.shape[1]]
+        np.maximum(area, letter, out=area)
+        left += letter.shape[1] - 2
+    return line
+
+
+@functools.lru_cache(len(FONT_SIZES))
+def _letters(size):
+    """The masks of all letters, as high as the font and two pixels wider than the step to the next letter.
+
+    Drawn once per size and kept, half a megabyte in all. The font lies within Pillow, so it is the same everywhere.
+    """
+    with _font_lock:
+        font = ImageFont.load_default(size)
+        height = sum(font.getmetrics())
+        masks = []
+        for letter in LETTERS:
+            image = Image.new("L", (round(font.getlength(letter)) + 2, height))
+            ImageDraw.Draw(image).text((1, 0), letter, 255, font)
+            masks.append(np.asarray(image))
+    return masks
+
+
+class Jpeg(NoiseModel):
+    """What JPEG of a quality leaves of the image, clipped to 0..1 and in 8 bits; nothing in it is random but the range.
+
+    Three channels are compressed as RGB with halved chroma, which is common; of any other number, each is a grey image.
+    """
+
+    form, example = "jpegQ", "jpeg30"
+
+    @classmethod
+    def allows(cls, low, high):
+        return 1 <= low <= high <= 100 and low.is_integer() and high.is_integer()
+
+    def add(self, image_01, rng):
+        quality = int(self.low)
+        if self.high > self.low:
+            quality += int(rng.random() * (self.high - self.low + 1))
+        image = from_01(np.asarray(image_01, np.float32), np.uint8)
+        if image.ndim == 3 and image.shape[2] == 3:
+            return to_01(swap_bgr(_through_jpeg(swap_bgr(image), quality)))
+        planes = np.atleast_3d(image).transpose(2, 0, 1)
+        return to_01(np.stack([_through_jpeg(plane, quality) for plane in planes], axis=-1).reshape(image.shape))
+
+
+def _through_jpeg(image, quality):
+    """Encodes and decodes a grey or BGR image."""
+    if max(image.shape) > 65500:
+        raise UserError(f"noise jpeg{quality}: JPEG holds 65500 pixels a side, the image has {max(image.shape)}")
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    ]
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(image), options)
+    return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+
+
+# --- Names --------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "gauss": Gaussian,
+    "poisson": Poisson,
+    "speckle": Speckle,
+    "text": Text,
+    "bernoulli": Bernoulli,
+    "impulse": Impulse,
+    "jpeg": Jpeg,
+}
+NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 
 
 def parse_noise(text):
-    """Turns "gauss25", "gauss5_50", "poisson30", "poisson5_50" or "none" into its model.
+    """Turns "gauss25", "gauss5_50", "text0.25", "poisson30+gauss5", ... or "none" into its model.
 
     Raises:
         ValueError: the text is none of them; the message lists what exists.
     """
     if text == "none":
         return NoNoise(text)
-    match = re.fullmatch(rf"({'|'.join(KINDS)}){NUMBER}(?:_{NUMBER})?", text)
-    low, high = (float(match[2]), float(match[3] or match[2])) if match else (0.0, 0.0)
-    if not 0 < low <= high <= MAX_STRENGTH:
-        raise ValueError(f"unknown noise {text!r}: it is one of {list_of_noise()}")
-    return KINDS[match[1]](text, low, high)
+    parts = []
+    for name in text.split("+"):
+        match = re.fullmatch(rf"({'|'.join(KINDS)}){NUMBER}(?:_{NUMBER})?", name)
+        low, high = (float(match[2]), float(match[3] or match[2])) if match else (0.0, 0.0)
+        if not match or not KINDS[match[1]].allows(low, high):
+            where = f" in {text[:80]!r}" if name != text else ""
+            raise ValueError(f"unknown noise {name[:80]!r}{where}: it is one of {list_of_noise()}")
+        parts.append(KINDS[match[1]](name, low, high))
+    return parts[0] if len(parts) == 1 else Chain(text, parts=tuple(parts))
 
 
 def list_of_noise():
     """What exists, for help texts and refusals."""
     forms = [f"{kind.form} (e.g. {kind.example})" for kind in KINDS.values()]
-    return ", ".join([*forms, "none"]) + "; A_B draws the strength from A to B for each image"
+    rules = "P is at most 1, Q from 1 to 100; A_B draws from A to B for each image; + joins: poisson30+gauss5"
+    return ", ".join([*forms, "none"]) + "; " + rules

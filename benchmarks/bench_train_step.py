@@ -52,9 +52,11 @@ def draw(rng):
     """A batch with its noise and its choice of neighbours: the same work on all sides."""
     from noise import parse_noise  # imports no framework
 
-    clean = np.zeros((BATCH, 3, SIZE, SIZE), np.float32)
+    clean = np.zeros((SIZE, SIZE, 3), np.float32)
     picks = rng.integers(0, 2, (BATCH, 3, SIZE // 2, SIZE // 2), dtype=bool)
-    return parse_noise("gauss25").add(clean, rng), picks
+    model = parse_noise("gauss25")
+    noisy = np.stack([model.add(clean, rng) for _ in range(BATCH)]).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(noisy), picks
 
 
 def paddle_step(who, precision):

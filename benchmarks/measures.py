@@ -206,10 +206,10 @@ def around(folder, precision, rounds, batch=4, patch=256):
     training, options = _training(folder, batch, patch, precision)
     model, method = parse_noise(SIGMA), Neighbor2Neighbor()
     rng = np.random.default_rng(0)
-    clean = rng.random((batch, 3, patch, patch), np.float32)
+    clean = rng.random((batch, patch, patch, 3), np.float32)
 
     class Step:  # what dataset.Batch is
-        noisy = model.add(clean, rng)
+        noisy = np.ascontiguousarray(np.stack([model.add(image, rng) for image in clean]).transpose(0, 3, 1, 2))
         picks = np.stack([draw_picks(rng, patch, patch) for _ in range(batch)])
 
     noisy, picks = paddle.to_tensor(Step.noisy), paddle.to_tensor(Step.picks)

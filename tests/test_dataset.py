@@ -70,6 +70,15 @@ def test_fresh_noise_changes_each_epoch_and_frozen_never(folders, tmp_path):
         assert 24 < deviation < 26
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_noise_sees_pixels_not_planes(tmp_path, frozen):
+    save(tmp_path / "a.png", np.full((64, 64, 3), 100, np.uint8))
+    patches = dataset.TrainingImages(str(tmp_path), parse_noise("bernoulli0.5"), 3, 64, seed=5, frozen=frozen)
+    black = patches.sample(0, 0)[0] == 0
+    assert (black == black[:1]).all()
+    assert 0.4 < black.mean() < 0.6
+
+
 def test_frozen_noise_belongs_to_the_image_not_to_the_crop(folders, tmp_path):
     flat = np.full((70, 70, 3), 100, np.uint8)
     save(tmp_path / "a.png", flat)

@@ -3,22 +3,23 @@
     >>> network = build_network("unet", n_channel=3, n_feature=48)
     >>> denoised = network(noisy)  # NCHW float32, any height and width
 
-A network states *what* is computed in terms of four operations (convolution with activation, pooling,
-upsampling with concatenation, and the way in and out); `network.ops` decides *how*. `PlainOps` uses Paddle's
-layers, runs on every device and is what gets exported. The engine for CPUs puts its own in its place.
+A network states *what* is computed in terms of a few operations (convolution with activation, pooling,
+upsampling with concatenation, normalisation, and the way in and out); `network.ops` decides *how*. `PlainOps` uses
+Paddle's layers, runs on every device and is what gets exported. The engine for CPUs puts its own in its place.
 """
 
 import math
+import warnings
 
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
 
-SLOPE = 0.2  # of every leaky ReLU
+SLOPE = 0.2  # of the published network's leaky ReLU
 
 
 class PlainOps:
-    """Paddle's own layers, NCHW."""
+    """Paddle's own layers, NCHW. (Slopes are numbers here: the export cannot see SLOPE.)"""
 
     bytes_per_pixel = 5100  # working memory of one pass, measured with the default network (make bench)
 
@@ -28,15 +29,25 @@ class PlainOps:
     def leave(self, image):
         return image
 
-    def conv(self, x, layer, act=True):
+    def conv(self, x, layer, slope=0.2):
+        """A convolution and a leaky ReLU; a slope of 1 is none."""
         x = layer(x)
-        return F.leaky_relu(x, SLOPE) if act else x
+        return x if slope == 1.0 else F.leaky_relu(x, slope)
 
     def pool(self, x):
         return F.max_pool2d(x, 2)
 
     def upsample_cat(self, x, layer, skip):
+        """A 2x2 transposed convolution, with `skip` beside its result."""
         return paddle.concat([layer(x), skip], axis=1)
+
+    def enlarge_cat(self, x, skip):
+        """Each pixel four times, with `skip` beside the result."""
+        return paddle.concat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], axis=1)
+
+    def norm(self, x, layer, slope=0.2):
+        """A normalisation and a leaky ReLU."""
+        return F.leaky_relu(layer(x), slope)
 
 
 def reflect_indices(size, multiple):
@@ -73,9 +84,9 @@ class DenoisingNetwork(nn.Layer):
         return y[:, :, :height, :width]
 
 
-def conv(in_channels, out_channels, size=3):
+def conv(in_channels, out_channels, size=3, slope=SLOPE):
     """A convolution with He initialisation for the leaky ReLU that follows, and zero bias."""
-    deviation = math.sqrt(2.0 / (1 + SLOPE**2) / (in_channels * size * size))
+    deviation = math.sqrt(2.0 / (1 + slope**2) / (in_channels * size * size))
     layer = nn.Conv2D(in_channels, out_channels, size, padding=size // 2)
     nn.initializer.Normal(0.0, deviation)(layer.weight)
     nn.initializer.Constant(0.0)(layer.bias)
@@ -157,12 +168,72 @@ class UNet(DenoisingNetwork):
 
         x = conv(conv(x, self.dec_conv1a), self.dec_conv1b)
         x = conv(conv(x, self.nin_a), self.nin_b)
-        return conv(x, self.nin_c, act=False)
+        return conv(x, self.nin_c, slope=1.0)
 
 
-NETWORKS = {"unet": UNet}
+# Paddle says so at each step of a batch normalisation, where nobody had asked for anything else.
+warnings.filterwarnings("ignore", "When training, we now always track global mean and variance")
+
+NORMS = {"none": None, "batch": nn.BatchNorm2D, "instance": nn.InstanceNorm2D}
 
 
-def build_network(name="unet", n_channel=3, n_feature=48, n_head=None):
-    """Builds a network by its name, with freshly initialised weights."""
-    return NETWORKS[name](in_nc=n_channel, out_nc=n_channel, n_feature=n_feature, n_head=n_head)
+class UNetN2N(DenoisingNetwork):
+    """The U-Net of Noise2Noise, Table 2 of its paper: 991,203 parameters at 48 features and 3 channels.
+
+    Nearest-neighbour upsampling, a slope of 0.1 after every convolution but the last, which is linear. With `norm`
+    a normalisation stands between each convolution and its activation, as in pytorch-noise2noise.
+    """
+
+    slope = 0.1
+
+    def __init__(self, in_nc=3, out_nc=3, n_feature=48, norm="none"):
+        n = n_feature
+        super().__init__(arch="unet_n2n", n_channel=out_nc, n_input=in_nc, n_feature=n, norm=norm)
+        widths = {"enc_conv0": (in_nc, n)} | {f"enc_conv{i}": (n, n) for i in range(1, 7)}
+        for level in (5, 4, 3, 2):
+            widths[f"dec_conv{level}a"] = (2 * n if level == 5 else 3 * n, 2 * n)
+            widths[f"dec_conv{level}b"] = (2 * n, 2 * n)
+        wide, narrow = (4 * n + 2) // 3, (2 * n + 2) // 3  # 64 and 32 at the paper's 48
+        widths |= {"dec_conv1a": (2 * n + in_nc, wide), "dec_conv1b": (wide, narrow)}
+        for name, (inputs, outputs) in widths.items():
+            self.add_sublayer(name, conv(inputs, outputs, slope=self.slope))
+            if norm != "none":
+                self.add_sublayer(f"norm_{name}", NORMS[norm](outputs))
+        self.dec_conv1c = conv(narrow, out_nc, slope=1.0)
+        # As in UNet: the first steps need not shrink the output.
+        self.dec_conv1c.weight.set_value(self.dec_conv1c.weight * 0.1)
+
+    def _conv(self, x, name):
+        if self.options["norm"] == "none":
+            return self.ops.conv(x, getattr(self, name), self.slope)
+        x = self.ops.conv(x, getattr(self, name), slope=1.0)
+        return self.ops.norm(x, getattr(self, f"norm_{name}"), self.slope)
+
+    def body(self, x):
+        pools = [x]
+        x = self._conv(x, "enc_conv0")
+        for i in range(1, 6):
+            x = self.ops.pool(self._conv(x, f"enc_conv{i}"))
+            pools.append(x)
+        pools.pop()  # the deepest goes on, it is no skip
+        x = self._conv(x, "enc_conv6")
+        for level in (5, 4, 3, 2, 1):
+            x = self.ops.enlarge_cat(x, pools.pop())
+            x = self._conv(self._conv(x, f"dec_conv{level}a"), f"dec_conv{level}b")
+        return self.ops.conv(x, self.dec_conv1c, slope=1.0)
+
+
+NETWORKS = {"unet": UNet, "unet_n2n": UNetN2N}
+
+
+def build_network(arch="unet", n_channel=3, n_feature=48, n_input=None, **more):
+    """Builds a network with freshly initialised weights.
+
+    Args:
+        arch: one of NETWORKS.
+        n_channel: of the images that come out, and of those that go in unless `n_input` says otherwise.
+        n_feature: its width.
+        n_input: e.g. 9 for a render with albedo and normals.
+        more: what only one of the networks has: `n_head` (unet), `norm` (unet_n2n).
+    """
+    return NETWORKS[arch](in_nc=n_input or n_channel, out_nc=n_channel, n_feature=n_feature, **more)

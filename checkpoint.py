@@ -10,9 +10,10 @@ import pickle
 import numpy as np
 
 import tensor_files
-from arch_unet import NETWORKS, build_network
+from arch_unet import NETWORKS, NORMS, build_network
 from cli import UserError, atomic_write
 
+STRUCTURE = ("arch", "n_channel", "n_input", "n_feature", "n_head", "norm")  # what `build_network` is told
 OPTIONS_KEY = "@options"  # JSON text beside the weights: what builds the network, how it was trained
 
 
@@ -75,7 +76,10 @@ def load_network(path):
     """
     state = read_state(path)
     options = _saved_options(path, state)
-    network = build_network(options["arch"], options["n_channel"], options["n_feature"], options["n_head"])
+    try:
+        network = build_network(**{name: options[name] for name in STRUCTURE if name in options})
+    except TypeError:  # a number that this network does not have
+        raise UserError(f"{path}: holds no network of this project") from None
     set_weights(network, state, path)
     network.eval()
     return network, options
@@ -101,6 +105,27 @@ def set_weights(network, state, path):
     network.set_state_dict(weights)
 
 
+def to_grey(state):
+    """Weights of a U-Net for RGB as a start for grey images: the channels at its ends, taken for one.
+
+    On a grey image it computes what the RGB network gives for that image in all three channels, averaged. Others
+    are returned as they are.
+    """
+    entry, head, last = (state.get(f"{name}.weight") for name in ("enc_conv0", "dec_conv1a", "nin_c"))
+    bias = state.get("nin_c.bias")
+    if not all(isinstance(array, np.ndarray) and array.ndim == 4 for array in (entry, head, last)):
+        return state
+    if entry.shape[1] != 3 or len(last) != 3 or not isinstance(bias, np.ndarray) or bias.shape != (3,):
+        return state
+    image = head[:, -3:].sum(1, keepdims=True)  # the image itself, which the head gets beside the features
+    return state | {
+        "enc_conv0.weight": entry.sum(1, keepdims=True),
+        "dec_conv1a.weight": np.concatenate([head[:, :-3], image], 1),
+        "nin_c.weight": last.mean(0, keepdims=True),
+        "nin_c.bias": bias.mean(keepdims=True),
+    }
+
+
 def _saved_options(path, state):
     """The options in the file, or what the shapes of a published U-Net file tell."""
     text = state.pop(OPTIONS_KEY, None)
@@ -111,11 +136,12 @@ def _saved_options(path, state):
             n_feature, n_channel = state["enc_conv0.weight"].shape[:2]
             n_head = state["nin_c.weight"].shape[1]
             options = {"arch": "unet", "n_channel": n_channel, "n_feature": n_feature, "n_head": n_head}
-        sizes = [options[name] for name in ("n_channel", "n_feature", "n_head")]
+        sizes = [options["n_channel"], options["n_feature"]]
+        sizes += [options[name] for name in ("n_input", "n_head") if options.get(name) is not None]
         # A layer of n features has n * n weights and more: a claim beyond the file's own size is not built.
         numbers = sum(array.size for array in state.values() if isinstance(array, np.ndarray))
         believable = all(type(n) is int and 0 < n and n * n <= numbers for n in sizes)
-        if options["arch"] not in NETWORKS or not believable:
+        if options["arch"] not in NETWORKS or options.get("norm", "none") not in NORMS or not believable:
             raise ValueError
         if not isinstance(options.get("noisetype", ""), str):
             raise ValueError

@@ -48,9 +48,11 @@ class Optimizer:
     """
 
     def __init__(self, network, kind="adam", rate=3e-4, clip_grad=0.0):
-        self.matrices = {name: p for name, p in network.named_parameters() if kind == "muon" and _is_matrix(p)}
+        # What a normalisation counts is among Paddle's parameters, and is not learnt.
+        learnt = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
+        self.matrices = {name: p for name, p in learnt.items() if kind == "muon" and _is_matrix(p)}
         self.momenta = {name: paddle.zeros_like(p) for name, p in self.matrices.items()}
-        self.others = {name: p for name, p in network.named_parameters() if name not in self.matrices}
+        self.others = {name: p for name, p in learnt.items() if name not in self.matrices}
         clip = paddle.nn.ClipGradByGlobalNorm(clip_grad) if clip_grad else None
         self.adam = paddle.optimizer.Adam(rate, parameters=list(self.others.values()), grad_clip=clip)
         self.orthogonalize = getattr(network.ops, "orthogonalize", orthogonalize)

@@ -6,8 +6,8 @@ Examples:
       --save_model_path=./results --log_name=unet_gauss25_b4e100r02 --increase_ratio=2
 
   # Your own noisy images, twenty minutes.
-  python train.py --data_dir=my_noisy_images --noisetype=none --max_minutes=20 --lr=1e-3 --lr_schedule=cosine \
-      --warmup_steps=200 --augment
+  python train.py --data_dir=my_noisy_images --noisetype=none --max_minutes=20 --optimizer=muon --lr=1e-3 \
+      --lr_schedule=cosine --warmup_steps=200 --patchsize=192 --reg_start=0.3 --augment
 
   # Go on where the last run of that name stopped.
   python train.py --resume
@@ -33,7 +33,7 @@ import devices
 import distributed
 import images
 import reporting
-from arch_unet import NETWORKS
+from arch_unet import NETWORKS, NORMS
 from cli import UserError, number
 from denoising import Denoiser, evaluate, free_memory
 from methods import Neighbor2Neighbor
@@ -70,6 +70,9 @@ def get_parser():
     data.add_argument("--cache_gb", type=number(float, 0), help="memory for decoded images; a quarter of the free one")
     model = parser.add_argument_group("model")
     model.add_argument("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
+    model.add_argument(
+        "--norm", default="none", choices=sorted(NORMS), help="normalisation after the convolutions of unet_n2n"
+    )
     model.add_argument("--n_feature", type=number(int, 1, 1024), default=48, help="its width")
     model.add_argument("--n_channel", type=int, default=3, choices=[1, 3, 4], help="1 grey, 3 RGB, 4 Bayer raw")
     model.add_argument("--pretrained", help="start from these .pdparams weights")
@@ -203,6 +206,8 @@ def check_options(options):
             parse_noise(getattr(options, flag) or "none")
         except ValueError as error:
             raise UserError(f"--{flag}: {error}") from None
+    if options.norm != "none" and options.arch != "unet_n2n":
+        raise UserError(f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has")
     if options.parallel and distributed.WORLD_SIZE == 1:
         cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
 

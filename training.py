@@ -21,15 +21,21 @@ class Training:
     def __init__(self, options, ops):
         paddle.seed(options.seed)
         self.options = options
-        self.network = build_network(options.arch, options.n_channel, options.n_feature)
+        structure = {"arch": options.arch, "n_channel": options.n_channel, "n_feature": options.n_feature}
+        if options.arch == "unet_n2n":
+            structure["norm"] = options.norm
+        self.network = build_network(**structure)
         if options.pretrained and not options.state:
-            checkpoint.set_weights(self.network, checkpoint.read_state(options.pretrained), options.pretrained)
+            state = checkpoint.read_state(options.pretrained)
+            if options.n_channel == 1:
+                state = checkpoint.to_grey(state)
+            checkpoint.set_weights(self.network, state, options.pretrained)
         distributed.broadcast_parameters(self.network)
         self.network.ops = ops
         self.network.train()
         self.averaged = self.network
         if options.ema:
-            self.averaged = build_network(options.arch, options.n_channel, options.n_feature)
+            self.averaged = build_network(**structure)
             self.averaged.set_state_dict(self.network.state_dict())
             self.averaged.ops = ops
             self.averaged.eval()
@@ -58,8 +64,7 @@ class Training:
         # A young average forgets faster, so that it does not remember the first weights.
         decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
         for average, weight in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-            average.scale_(decay)
-            average.add_(weight.detach() * (1 - decay))
+            average.lerp_(weight.detach(), 1 - decay)
 
     def check_finite(self):
         """Keeps a run that has diverged from writing over the last good state.

@@ -9,6 +9,7 @@ on first use. Parameters, their gradients and the optimiser stay in float32 and 
 """
 
 import paddle
+from paddle.nn import functional as F
 
 from arch_unet import SLOPE, PlainOps
 from cli import UserError
@@ -29,8 +30,7 @@ class EngineOps:
     def leave(self, image):
         return _run("denoise_leave", image, self.half)
 
-    def conv(self, x, layer, act=True):
-        slope = SLOPE if act else 1.0
+    def conv(self, x, layer, slope=SLOPE):
         return _run("denoise_conv", x, layer.weight, layer.bias, slope, not x.stop_gradient)
 
     def pool(self, x):
@@ -39,6 +39,14 @@ class EngineOps:
     def upsample_cat(self, x, layer, skip):
         needs = not x.stop_gradient, not skip.stop_gradient
         return _run("denoise_upsample", x, layer.weight, layer.bias, skip, *needs)
+
+    def enlarge_cat(self, x, skip):
+        return _run("denoise_enlarge", x, skip)
+
+    def norm(self, x, layer, slope=SLOPE):
+        # Paddle's layers want channels first; they see float32, as the statistics should.
+        y = F.leaky_relu(layer(self.leave(x)), slope)
+        return _run("denoise_enter", y, self.half)
 
     def orthogonalize(self, matrices):
         """See optimizers.py. The matrices are replaced."""

@@ -456,6 +456,71 @@ std::vector<Tensor> UpsampleBackward(const Tensor& x, const Tensor& weights, con
   return {dx, dweights, dbias, dskip};
 }
 
+// The same without weights: each pixel of `x` becomes 2x2, and `skip` is put beside it.
+struct Enlarging {
+  Shape x, skip;
+
+  Enlarging(const Tensor& x_, const Tensor& skip_) : x(x_.shape()), skip(skip_.shape()) {
+    PD_CHECK(skip[0] == x[0] && skip[1] == 2 * x[1] && skip[2] == 2 * x[2] && skip_.dtype() == x_.dtype(),
+             "The image to concatenate must have twice the size, and the same type.");
+  }
+  // Calls function(offsets of a pixel in `x`, and of its 2x2 pixels' upper left one in `skip` and the result).
+  template <class Function>
+  void ForEachCell(Function function) const {
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t n = 0; n < x[0]; n++) {
+      for (int64_t i = 0; i < x[1]; i++) {
+        for (int64_t j = 0; j < x[2]; j++) {
+          int64_t corner = (n * skip[1] + 2 * i) * skip[2] + 2 * j;
+          function(((n * x[1] + i) * x[2] + j) * x[3], corner * skip[3], corner * (x[3] + skip[3]));
+        }
+      }
+    }
+  }
+};
+
+std::vector<Tensor> EnlargeForward(const Tensor& x, const Tensor& skip) {
+  Threads threads;
+  Enlarging sizes(x, skip);
+  int64_t inner = sizes.x[3], outer = sizes.skip[3], channels = inner + outer, width = sizes.skip[2];
+  Tensor y = Empty({sizes.skip[0], sizes.skip[1], width, channels}, x.dtype());
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    const E *from = In<E>(x), *extra = In<E>(skip);
+    E* to = Out<E>(y);
+    sizes.ForEachCell([&](int64_t small, int64_t other, int64_t all) {
+      for (int64_t pixel : {int64_t{0}, int64_t{1}, width, width + 1}) {
+        std::memcpy(to + all + pixel * channels, from + small, inner * sizeof(E));
+        std::memcpy(to + all + pixel * channels + inner, extra + other + pixel * outer, outer * sizeof(E));
+      }
+    });
+  });
+  return {y};
+}
+
+std::vector<Tensor> EnlargeBackward(const Tensor& x, const Tensor& skip, const Tensor& dy) {
+  Threads threads;
+  Enlarging sizes(x, skip);
+  int64_t inner = sizes.x[3], outer = sizes.skip[3], channels = inner + outer, width = sizes.skip[2];
+  Tensor dx = Empty(sizes.x, x.dtype()), dskip = Empty(sizes.skip, x.dtype());
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    const E* from = In<E>(dy);
+    E *to = Out<E>(dx), *extra = Out<E>(dskip);
+    sizes.ForEachCell([&](int64_t small, int64_t other, int64_t all) {
+      const E *top = from + all, *bottom = top + width * channels;
+#pragma omp simd
+      for (int64_t c = 0; c < inner; c++) {
+        Store(to[small + c], (Load(top[c]) + Load(top[channels + c])) + (Load(bottom[c]) + Load(bottom[channels + c])));
+      }
+      for (int64_t pixel : {int64_t{0}, int64_t{1}, width, width + 1}) {
+        std::memcpy(extra + other + pixel * outer, from + all + pixel * channels + inner, outer * sizeof(E));
+      }
+    });
+  });
+  return {dx, dskip};
+}
+
 // --- The way in and out ----------------------------------------------------------------------------------------
 
 // [batch, rows, columns] to [batch, columns, rows]: with the pixels on one side it swaps the place of the channels.
@@ -558,6 +623,12 @@ PD_BUILD_GRAD_OP(denoise_upsample)
     .Outputs({paddle::Grad("X"), paddle::Grad("Weights"), paddle::Grad("Bias"), paddle::Grad("Skip")})
     .Attrs({"needs_dx: bool", "needs_dskip: bool"})
     .SetKernelFn(PD_KERNEL(UpsampleBackward));
+
+PD_BUILD_OP(denoise_enlarge).Inputs({"X", "Skip"}).Outputs({"Y"}).SetKernelFn(PD_KERNEL(EnlargeForward));
+PD_BUILD_GRAD_OP(denoise_enlarge)
+    .Inputs({"X", "Skip", paddle::Grad("Y")})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Skip")})
+    .SetKernelFn(PD_KERNEL(EnlargeBackward));
 
 PD_BUILD_OP(denoise_enter)
     .Inputs({"Image"})

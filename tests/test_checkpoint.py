@@ -129,6 +129,18 @@ def test_another_network_is_named(tmp_path, weights):
         checkpoint.load_network(path)
 
 
+def test_colour_weights_start_a_grey_network(weights):
+    colour, _ = checkpoint.load_network(weights)
+    grey = build_network(n_channel=1, n_feature=4)
+    checkpoint.set_weights(grey, checkpoint.to_grey(checkpoint.network_state(colour)), "a.pdparams")
+    grey.eval()
+    x = paddle.rand([1, 1, 32, 64])
+    expected = colour(x.expand([1, 3, 32, 64])).mean(1, keepdim=True)
+    assert float(abs(grey(x) - expected).max()) < 1e-5
+    state = checkpoint.network_state(grey)
+    assert checkpoint.to_grey(state) is state
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path, weights, monkeypatch):
     path = tmp_path / "a.pdparams"
     path.write_bytes(b"old")

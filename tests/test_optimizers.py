@@ -80,6 +80,15 @@ def test_a_saved_state_goes_on_to_the_bit(kind):
         other.set_state(state, "a.pdparams", started=True)
 
 
+def test_the_counts_of_a_normalisation_are_not_learnt():
+    network = build_network("unet_n2n", n_feature=4, norm="batch")
+    optimizer = Optimizer(network)
+    network(paddle.rand([1, 3, 32, 32])).sum().backward()
+    optimizer.step(1e-3, SCALER)
+    optimizer.set_state(optimizer.state(), "a.pdparams", started=True)
+    assert not [name for name in optimizer.state() if "_mean" in name]
+
+
 def test_a_state_of_the_other_optimizer_is_refused():
     _, _, adam = one_step("adam", some_gradients())
     _, _, muon = one_step("muon", some_gradients())

@@ -1,0 +1,103 @@
+"""What each choice in a training recipe is worth: short trainings that differ in one thing, scored on clean images.
+
+    python benchmarks/recipes.py --data_dir images/ --val_dirs validation/ --save_dir recipes/     # an hour
+    python benchmarks/recipes.py ... --only base muon --steps 200                                  # a look
+
+Prints a table in Markdown. A recipe that already lies in --save_dir is not trained again. Steps are counted, not
+minutes, so that a busy machine changes no result; the seconds of a step are the fastest that were logged.
+"""
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+BASE = (
+    "--noisetype gauss25 --batchsize 8 --patchsize 128 --lr 1e-3 --lr_schedule cosine --warmup_steps 100 "
+    "--reg_start 0.5 --ema 0.999 --workers 1 --val_repeats 1 --log_iters 25"
+)
+# Name, what it shows, the flags that differ, steps in units of the base's: all see about as many pixels.
+RECIPES = [
+    ("adam", "Adam, 8 patches of 128, --lr 1e-3", "--augment", 1),
+    ("adam-lr5e-4", "half the rate", "--augment --lr 5e-4", 1),
+    ("adam-lr2e-3", "twice the rate", "--augment --lr 2e-3", 1),
+    ("adam-step", "the published steps of the rate, from 3e-4", "--augment --lr 3e-4 --lr_schedule step", 1),
+    ("muon", "Muon, 8 patches of 128, --lr 1e-3", "--augment --optimizer muon", 1),
+    ("muon-lr5e-4", "half the rate", "--augment --optimizer muon --lr 5e-4", 1),
+    ("muon-lr2e-3", "twice the rate", "--augment --optimizer muon --lr 2e-3", 1),
+    ("muon-192", "4 patches of 192", "--augment --optimizer muon --batchsize 4 --patchsize 192", 0.89),
+    ("muon-256", "2 patches of 256", "--augment --optimizer muon --batchsize 2 --patchsize 256", 1),
+    ("muon-batch4", "4 patches of 128, twice the steps", "--augment --optimizer muon --batchsize 4", 2),
+    ("muon-reg0", "regulariser from the start", "--augment --optimizer muon --reg_start 0", 1),
+    ("muon-reg75", "regulariser for the last quarter", "--augment --optimizer muon --reg_start 0.75", 1),
+    ("muon-noreg", "no regulariser", "--augment --optimizer muon --Lambda2 0", 1),
+    ("muon-ratio4", "Lambda to 4", "--augment --optimizer muon --increase_ratio 4", 1),
+    ("muon-ema0", "no averaged weights", "--augment --optimizer muon --ema 0", 1),
+    ("muon-upright", "no flips and rotations", "--optimizer muon", 1),
+    ("muon-frozen", "frozen noise", "--augment --optimizer muon --noise_protocol frozen", 1),
+    ("muon-fp32", "float32", "--augment --optimizer muon --precision fp32", 1),
+]
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data_dir", required=True, help="training images")
+    parser.add_argument("--val_dirs", required=True, help="clean validation sets, as train.py takes them")
+    parser.add_argument("--save_dir", required=True, help="where the runs are kept")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of the base recipe (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=[name for name, *_ in RECIPES], help="these recipes alone")
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="of all (default: %(default)s)")
+    return parser
+
+
+def rows_of(folder):
+    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def trained(options, name, flags, steps):
+    """The run folder of a recipe, trained unless it is there already."""
+    done = [path.parent for path in (Path(options.save_dir) / name).glob("*/finished")]
+    if done:
+        return done[0]
+    flags = f"{BASE} --precision {options.precision} --max_steps {steps} {flags}".split()
+    command = [sys.executable, "-W", "ignore", ROOT / "train.py", *flags]
+    command += ["--data_dir", options.data_dir, "--val_dirs", options.val_dirs]
+    command += ["--save_model_path", options.save_dir, "--log_name", name]
+    print(f"{name}: {steps} steps", file=sys.stderr)
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(f"{name}: {result.stderr.strip().splitlines()[-1]}")
+    folder = max((Path(options.save_dir) / name).glob("*/metrics.csv")).parent
+    (folder / "finished").touch()
+    return folder
+
+
+def main():
+    options = get_parser().parse_args()
+    print("| recipe | steps | s a step, then with the regulariser | PSNR at half time | PSNR |\n|---|---|---|---|---|")
+    for name, meaning, flags, share in RECIPES:
+        if options.only and name not in options.only:
+            continue
+        rows = rows_of(trained(options, name, flags, round(options.steps * share)))
+        psnr = [float(row["value"]) for row in rows if row["name"].startswith("psnr/")]
+        batch = int(re.search(r".*--batchsize (\d+)", f"{BASE} {flags}")[1])
+        speeds = {False: [], True: []}  # without the regulariser, and with it
+        for one, Lambda in zip(
+            (row for row in rows if row["name"] == "speed/ips"),
+            (row for row in rows if row["name"] == "loss/reg"), strict=True,
+        ):  # fmt: skip
+            speeds[float(Lambda["value"]) > 0].append(float(one["value"]))
+        seconds = " / ".join(f"{batch / max(found):.3f}" for found in speeds.values() if found)
+        steps = rows[-1]["step"]
+        print(f"| {meaning} | {steps} | {seconds} | {psnr[len(psnr) // 2 - 1]:.2f} | **{psnr[-1]:.2f}** |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+import numpy as np
+import paddle
+import pytest
+from conftest import noisy_scene, run_script, save
+
+import checkpoint
+from arch_unet import NORMS, build_network
+from denoising import Denoiser
+
+
+def parameters(network):
+    return sum(parameter.size for parameter in network.parameters())
+
+
+def test_the_networks_have_the_papers_sizes():
+    assert parameters(build_network("unet")) == 1_259_475  # Neighbor2Neighbor: 1.26 M
+    network = build_network("unet_n2n")
+    assert parameters(network) == 991_203
+    # Noise2Noise, Table 2, layer by layer: name, outputs.
+    table = {
+        **{f"enc_conv{i}": 48 for i in range(7)},
+        **{f"dec_conv{i}{letter}": 96 for i in (5, 4, 3, 2) for letter in "ab"},
+        "dec_conv1a": 64, "dec_conv1b": 32, "dec_conv1c": 3,
+    }  # fmt: skip
+    inputs = {"dec_conv5a": 96, "dec_conv4a": 144, "dec_conv3a": 144, "dec_conv2a": 144, "dec_conv1a": 99}
+    assert {name.split(".")[0] for name in network.state_dict()} == set(table)
+    for name, outputs in table.items():
+        weight = getattr(network, name).weight
+        assert weight.shape[0] == outputs
+        assert weight.shape[1] == inputs.get(name, weight.shape[1])
+
+
+def test_no_two_layers_share_their_weights():
+    network = build_network("unet_n2n", n_feature=4)
+    places = [parameter.numpy().tobytes() for parameter in network.parameters() if parameter.ndim == 4]
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("norm", sorted(NORMS))
+@pytest.mark.parametrize("size", [(32, 64), (37, 45), (1, 3)])
+def test_any_size_and_number_of_inputs(norm, size):
+    network = build_network("unet_n2n", n_channel=3, n_feature=4, n_input=9, norm=norm)
+    network.eval()
+    result = network(paddle.rand([2, 9, *size]))
+    assert result.shape == [2, 3, *size]
+    assert np.isfinite(result.numpy()).all()
+
+
+@pytest.mark.parametrize("norm", sorted(NORMS))
+def test_saved_and_loaded_it_is_the_same(tmp_path, norm):
+    network = build_network("unet_n2n", n_feature=4, norm=norm)
+    for _ in range(3):  # the counts of a batch normalisation are saved, too
+        network(paddle.rand([2, 3, 64, 64]))
+    network.eval()
+    checkpoint.save_network(tmp_path / "a.pdparams", checkpoint.network_state(network), network.options)
+    loaded, options = checkpoint.load_network(tmp_path / "a.pdparams")
+    assert options["norm"] == norm
+    image = paddle.rand([1, 3, 32, 32])
+    assert (loaded(image).numpy() == network(image).numpy()).all()
+
+
+def test_options_of_another_network_are_refused(tmp_path):
+    network = build_network("unet", n_feature=4)
+    for change in ({"norm": "batch"}, {"norm": "nope"}, {"arch": "unet_n2n"}, {"n_input": 10**6}):
+        options = {**network.options, **change}
+        checkpoint.save_network(tmp_path / "a.pdparams", checkpoint.network_state(network), options)
+        with pytest.raises(checkpoint.UserError, match=r"a\.pdparams"):
+            checkpoint.load_network(tmp_path / "a.pdparams")
+
+
+def test_tiles_equal_the_whole():
+    paddle.seed(1)
+    network = build_network("unet_n2n", n_feature=4)
+    network.dec_conv1c.weight.set_value(network.dec_conv1c.weight * 10)
+    network.eval()
+    image = noisy_scene(420, 470).astype(np.float32) / 255
+    assert np.abs(Denoiser(network, tile=400)(image) - Denoiser(network, tile=2000)(image)).max() < 1e-5
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_it_trains_predicts_and_exports(folders, tmp_path, norm):
+    flags = ["--arch", "unet_n2n", "--norm", norm, "--n_feature", 8, "--patchsize", 32, "--batchsize", 2]
+    where = ["--data_dir", folders / "data", "--val_dirs", folders / "val", "--save_model_path", tmp_path / "runs"]
+    run_script("train.py", *flags, *where, "--max_steps", 6, "--log_name", "a", "--lr", 1e-3, ok=0)
+    (weights,) = (tmp_path / "runs").glob("a/*/best_model.pdparams")
+    noisy = save(tmp_path / "noisy.png", noisy_scene(45, 67))
+    run_script("predict.py", "--image_path", noisy, "--model_path", weights, "--save_dir", tmp_path / "out", ok=0)
+    assert list((tmp_path / "out").glob("noisy*"))
+    run_script("export_model.py", "--model_path", weights, "--save_dir", tmp_path / "export", ok=0)
+    run_script(
+        "infer.py", "--use_gpu=False", "--model_file", tmp_path / "export/model.pdmodel",
+        "--params_file", tmp_path / "export/model.pdiparams", "--input_file", tmp_path / "noisy.png",
+        "--save_dir", tmp_path / "inferred", ok=0,
+    )  # fmt: skip
+    assert list((tmp_path / "inferred").glob("*noisy*"))

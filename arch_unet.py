@@ -19,7 +19,7 @@ SLOPE = 0.2  # of the published network's leaky ReLU
 
 
 class PlainOps:
-    """Paddle's own layers, NCHW. (Slopes are numbers here: the export cannot see SLOPE.)"""
+    """Paddle's own layers, NCHW. Slopes are numbers here, because an export cannot see SLOPE."""
 
     bytes_per_pixel = 5100  # working memory of one pass, measured with the default network (make bench)
 

@@ -20,7 +20,7 @@ def get_parser():
     """The flags."""
     parser = cli.Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="weights of the published U-Net, as torch.save wrote them")
-    parser.add_argument("--save_path", help=".pdparams file to write; the same name beside the original unless given")
+    parser.add_argument("--save_path", help=".pdparams file to write (default: the same name beside the original)")
     parser.add_argument("--overwrite", action="store_true", help="replace --save_path")
     return parser
 

@@ -17,7 +17,7 @@ ADAM_MOMENTS = ("_moment1_0", "_moment2_0", "_beta1_pow_acc_0", "_beta2_pow_acc_
 RATE = 10.0  # Muon's rate in units of --lr, which stays Adam's
 MOMENTUM = 0.95
 DECAY = 0.1  # of the weights, per unit of Muon's rate: orthogonal steps never shrink by themselves
-SMALLEST = 32  # rows or columns; below, a matrix has too few directions to gain
+SMALLEST = 16  # inputs or outputs; below, a matrix has too few directions to gain
 
 
 def orthogonalize(matrices):
@@ -116,5 +116,4 @@ class Optimizer:
 
 
 def _is_matrix(parameter):
-    rows = parameter.shape[0]
-    return parameter.ndim == 4 and min(rows, parameter.size // rows) >= SMALLEST
+    return parameter.ndim == 4 and min(parameter.shape[:2]) >= SMALLEST

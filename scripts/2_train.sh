@@ -6,8 +6,8 @@ step "2 Train: Neighbor2Neighbor, Gaussian noise of 25, ${MINUTES:-1.2} minutes"
 "$PYTHON" -u train.py --data_dir "$DATA/train" --val_dirs validation --noisetype gauss25 \
     --save_model_path "$(dirname "$RUN")" --log_name "$(basename "$RUN")" \
     --max_minutes "${MINUTES:-1.2}" --log_iters 100 \
-    --n_feature 24 --batchsize 4 --patchsize 64 --lr 2e-3 --lr_schedule cosine --warmup_steps 50 \
-    --reg_start 0.6 --clip_grad 1 --ema 0.99 --augment
+    --n_feature 24 --batchsize 2 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine --warmup_steps 50 \
+    --reg_start 0.5 --ema 0.99 --augment
 mkdir -p "$(dirname "$MODEL")"
 # The newest run's folder: names are times.
 newest=$(printf '%s\n' "$RUN"/*/ | sort | tail -n 1)

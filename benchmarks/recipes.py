@@ -1,7 +1,7 @@
 """What each choice in a training recipe is worth: short trainings that differ in one thing, scored on clean images.
 
     python benchmarks/recipes.py --data_dir images/ --val_dirs validation/ --save_dir recipes/     # an hour
-    python benchmarks/recipes.py ... --only base muon --steps 200                                  # a look
+    python benchmarks/recipes.py ... --only adam muon --steps 200                                  # a look
 
 Prints a table in Markdown. A recipe that already lies in --save_dir is not trained again. Steps are counted, not
 minutes, so that a busy machine changes no result; the seconds of a step are the fastest that were logged.

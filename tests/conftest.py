@@ -77,6 +77,18 @@ def assert_user_error(result, *words):
         assert str(word) in errors[0], errors[0]
 
 
+def broken_copies(data, step):
+    """A file's bytes cut off at each `step`, and with eight of them changed, 200 times."""
+    rng = np.random.default_rng(0)
+    for length in range(0, len(data) - 1, step):
+        yield data[:length]
+    for _ in range(200):
+        damaged = bytearray(data)
+        for place in rng.integers(0, len(data), 8):
+            damaged[place] = rng.integers(256)
+        yield bytes(damaged)
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """data/ with eight noisy-able images, val/ with one small validation set."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from conftest import assert_user_error, run_script
+from conftest import assert_user_error, broken_copies, run_script
 
 import checkpoint
 import tensor_files
@@ -223,14 +223,7 @@ def test_lists_that_repeat_each_other_are_refused_at_once(tmp_path):
 def test_truncated_and_damaged_files_end_in_one_line(tmp_path, fake_torch, write):
     path = tmp_path / "a.pth"
     write(path, fake_torch, official_state(build_network(n_feature=1)))
-    data = path.read_bytes()
-    rng = np.random.default_rng(0)
-    broken = [data[:length] for length in range(0, len(data) - 1, 501)]
-    for _ in range(200):
-        damaged = bytearray(data)
-        for place in rng.integers(0, len(data), 8):
-            damaged[place] = rng.integers(256)
-        broken.append(bytes(damaged))
+    broken = list(broken_copies(path.read_bytes(), 501))
     refused = 0
     for one in broken:
         path.write_bytes(one)

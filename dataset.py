@@ -19,7 +19,7 @@ import images
 from cli import UserError
 from methods import draw_picks
 
-ORDER, CROP, NOISE, PICKS = range(4)  # one stream of random numbers per purpose
+ORDER, CROP, NOISE, PICKS, TARGET = range(5)  # one stream of random numbers per purpose
 
 
 def generator(seed, purpose, *numbers):
@@ -54,63 +54,86 @@ def pack_bayer(mosaic):
 # --- Training -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One step's work, as numpy arrays."""
-
-    noisy: np.ndarray  # float32 [N, C, P, P], 0..1 is the display range
-    picks: np.ndarray  # bool [N, 3, P/2, P/2]
-
-
 class TrainingImages:
-    """A folder of images, each delivered as a random noisy patch.
+    """A folder of images, each delivered as a random patch: noisy, and what the method compares its denoised one with.
 
     Args:
         data_dir: searched recursively.
         noise: the model that corrupts the images.
+        target: "picks" of the sub-sampler, another "noisy" one, or the "clean" one.
         frozen: whether each image has one noise realisation for good, as a camera's files have.
         augment: whether patches are flipped and rotated by quarter turns.
         cache_bytes: decoded images are kept up to this much memory; the rest are decoded each time.
+        size: only the first so many images.
     """
 
-    def __init__(self, data_dir, noise, n_channel, patchsize, seed, frozen=False, augment=False, cache_bytes=0):
-        self.paths = images.find_images("--data_dir", data_dir)
+    def __init__(
+        self, data_dir, noise, n_channel, patchsize, seed, frozen=False, augment=False, cache_bytes=0, target="picks",
+        size=None,
+    ):  # fmt: skip
         self.noise, self.n_channel, self.patchsize, self.seed = noise, n_channel, patchsize, seed
-        self.frozen, self.augment = frozen, augment
+        self.frozen, self.augment, self.target = frozen, augment, target
         self._cache, self._cache_left, self._lock = {}, cache_bytes, threading.Lock()
         self.broken = set()
+        self.groups = self._find(data_dir)[:size]
         # Frozen noise belongs to an image, wherever it stands in the list: its name is the seed.
-        self.names = [os.path.relpath(path, data_dir) for path in self.paths]
-        self._image(0)  # a folder that does not fit the options is told before training starts
+        self.names = [os.path.relpath(group[0], data_dir) for group in self.groups]
+        self._layers(0, generator(seed, CROP))  # a folder that does not fit the options is told before training starts
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.groups)
 
-    def _image(self, index):
-        """The decoded image, HWC; with frozen noise already noisy, in float32."""
-        if index in self._cache:
-            return self._cache[index]
-        path = self.paths[index]
+    def _find(self, data_dir):
+        """The files of each image."""
+        return [[path] for path in images.find_images("--data_dir", data_dir)]
+
+    def _cached(self, key, make):
+        """What `make` returns, remembered as long as there is room."""
+        if key in self._cache:
+            return self._cache[key]
+        layers = make()
+        size = sum(layer.nbytes for layer in layers)
+        with self._lock:
+            if key not in self._cache and size <= self._cache_left:
+                self._cache[key] = layers
+                self._cache_left -= size
+        return layers
+
+    def _read(self, path):
+        """The decoded image, HWC."""
         picture = images.read_image(path)
         if len(picture.pages) != 1:
             raise UserError(f"--data_dir: {path} has {len(picture.pages)} pages; dataset_tool.py splits such files")
-        image = as_channels(picture.pages[0], self.n_channel, path)
-        if self.frozen:
-            digest = hashlib.sha256(os.fsencode(self.names[index])).digest()
-            rng = generator(self.seed, NOISE, int.from_bytes(digest[:8], "big"))
-            image = self.noise.add(images.to_01(image), rng)
-        with self._lock:
-            if index not in self._cache and image.nbytes <= self._cache_left:
-                self._cache[index] = image
-                self._cache_left -= image.nbytes
-        return image
+        return as_channels(picture.pages[0], self.n_channel, path)
 
-    def _image_or_next(self, index):
+    def _layers(self, index, rng):
+        """The clean image alone, or the corrupted one, and its target if that is another, HWC of one size."""
+        return self._cached(index, lambda: self._make_layers(index))
+
+    def _make_layers(self, index):
+        image = self._read(self.groups[index][0])
+        if not self.frozen:
+            return [image]
+        digest = hashlib.sha256(os.fsencode(self.names[index])).digest()
+        return self._corrupt(images.to_01(image), int.from_bytes(digest[:8], "big"))
+
+    def _corrupt(self, clean, *place):
+        """The noisy image, then what the method wants beside it, of the random numbers of a place."""
+        layers = [self.noise.add(clean, generator(self.seed, NOISE, *place))]
+        if self.target == "clean":
+            layers.append(clean)
+        elif self.target == "noisy":
+            layers.append(self.noise.add(clean, generator(self.seed, TARGET, *place)))
+            known = self.noise.known(clean.shape, generator(self.seed, TARGET, *place))
+            layers += [] if known is None else [known]
+        return layers
+
+    def _layers_or_next(self, index, rng):
         """The image, or the next one in the list if it is broken: one bad file must not end hours of training."""
-        for place in range(index, index + len(self.paths)):
-            place %= len(self.paths)
+        for place in range(index, index + len(self)):
+            place %= len(self)
             try:
-                return self._image(place)
+                return self._layers(place, rng)
             except UserError as error:
                 if place not in self.broken:
                     self.broken.add(place)
@@ -118,24 +141,32 @@ class TrainingImages:
         raise UserError("--data_dir: no image can be read any more")
 
     def sample(self, epoch, index):
-        """The noisy patch of one image in one epoch, CHW float32, and the picks of its sub-sampler."""
-        size = self.patchsize
+        """The noisy patch of one image in one epoch, CHW float32, and what the method compares with."""
         rng = generator(self.seed, CROP, epoch, index)
-        image = self._image_or_next(index)
-        height, width = image.shape[:2]
+        patches = self._patches(self._layers_or_next(index, rng), rng)
+        if len(patches) == 1 and not self.frozen:
+            patches = self._corrupt(patches[0], epoch, index)
+        patches = [np.ascontiguousarray(patch.transpose(2, 0, 1)) for patch in patches]
+        if self.target == "picks":
+            size = self.patchsize
+            patches.append(draw_picks(generator(self.seed, PICKS, epoch, index), size, size))
+        return tuple(patches)
+
+    def _patches(self, layers, rng):
+        """The same random patch of each layer, float32."""
+        size = self.patchsize
+        height, width = layers[0].shape[:2]
         if height < size or width < size:
             pad = [(0, max(size - height, 0)), (0, max(size - width, 0)), (0, 0)]
-            image = np.pad(image, pad, "reflect" if min(height, width) > 1 else "edge")
-            height, width = image.shape[:2]
+            layers = [np.pad(layer, pad, "reflect" if min(height, width) > 1 else "edge") for layer in layers]
+            height, width = layers[0].shape[:2]
         top, left = rng.integers(0, height - size + 1), rng.integers(0, width - size + 1)
-        patch = images.to_01(image[top : top + size, left : left + size])
+        patches = [images.to_01(layer[top : top + size, left : left + size]) for layer in layers]
         if self.augment:
-            patch = np.rot90(patch, rng.integers(4))
-            patch = patch[:, ::-1] if rng.integers(2) else patch
-        if not self.frozen:
-            patch = self.noise.add(patch, generator(self.seed, NOISE, epoch, index))
-        patch = np.ascontiguousarray(patch.transpose(2, 0, 1))
-        return patch, draw_picks(generator(self.seed, PICKS, epoch, index), size, size)
+            turns = rng.integers(4)
+            patches = [np.rot90(patch, turns) for patch in patches]
+            patches = [patch[:, ::-1] for patch in patches] if rng.integers(2) else patches
+        return patches
 
 
 class Batches:
@@ -152,15 +183,14 @@ class Batches:
         self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="loader")
 
     def batch(self, step):
-        """The batch of a step, counted from 0 over all epochs."""
+        """The arrays of a step, counted from 0 over all epochs: noisy [N, C, P, P], then what the method needs."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order = generator(self.seed, ORDER, epoch).permutation(len(self.dataset))
         first = (position * self.world_size + self.rank) * self.batchsize
         # Fewer images than one batch: they are used again, each time with another crop.
         places = [divmod(first + i, len(order)) for i in range(self.batchsize)]
         samples = [self.dataset.sample(epoch + again * 1_000_003, int(order[place])) for again, place in places]
-        noisy, picks = zip(*samples, strict=True)
-        return Batch(np.stack(noisy), np.stack(picks))
+        return tuple(np.stack(part) for part in zip(*samples, strict=True))
 
     def starting_at(self, step):
         """Yields the batches of `step`, `step + 1`, ... without end, a few of them ready ahead."""
@@ -185,10 +215,52 @@ class ValidationSet:
     folder: str
     repeats: int = 1
     origin: str = ""
+    own_noise = False  # whether the noisy images come with the clean ones
 
     def paths(self, limit=None):
         """The image files in sorted order, which the published noise depends on."""
         return images.find_images("--val_dirs", self.folder)[:limit]
+
+    def images(self, n_channel, noise, rng, limit=None):
+        """Yields (name, clean image HWC uint8, noisy image HWC float32 of 0..1) in order."""
+        for path in self.paths(limit):
+            clean = read_clean(path, n_channel)
+            yield os.path.relpath(path, self.folder), clean, noise.add(images.to_01(clean), rng)
+
+
+class ValidationPairs(ValidationSet):
+    """A folder with the sub-folders noisy/ and clean/, whose files have the same names."""
+
+    own_noise = True
+
+    def paths(self, limit=None):
+        """The clean files in sorted order."""
+        return images.find_images("--val_dirs", os.path.join(self.folder, "clean"))[:limit]
+
+    def images(self, n_channel, noise, rng, limit=None):
+        """Yields (name, clean image HWC uint8, noisy image HWC float32 of 0..1) in order; no noise is added."""
+        partners = images_by_name("--val_dirs", os.path.join(self.folder, "noisy"))
+        for path in self.paths(limit):
+            name = os.path.relpath(path, os.path.join(self.folder, "clean"))
+            partner = partners.get(os.path.splitext(name)[0])
+            if partner is None:
+                raise UserError(f"--val_dirs: {path} has no partner in {self.folder}/noisy")
+            clean = read_clean(path, n_channel)
+            noisy = images.to_01(as_channels(images.read_image(partner).pages[0], n_channel, partner))
+            if noisy.shape != clean.shape:
+                raise UserError(f"--val_dirs: {partner} and {path} differ in size")
+            yield name, clean, noisy
+
+
+def images_by_name(flag, folder):
+    """The images below a folder by their relative path without its suffix, sorted."""
+    found = {}
+    for path in images.find_images(flag, cli.existing_folder(flag, folder)):
+        name = os.path.relpath(path.with_suffix(""), folder)
+        if name in found:
+            raise UserError(f"{flag}: {found[name]} and {path} have the same name")
+        found[name] = path
+    return found
 
 
 PUBLISHED_SETS = (
@@ -201,9 +273,13 @@ PUBLISHED_SETS = (
 def find_validation_sets(val_dirs):
     """The sets under a folder: the published ones by their names, any other sub-folder of images by its own.
 
+    A folder that holds noisy/ and clean/ is a set of pairs, the given one too.
+
     Returns:
         The sets that are there, and those published ones that are not.
     """
+    if _holds_pairs(val_dirs):
+        return [ValidationPairs(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs))], []
     present, absent = [], []
     for published in PUBLISHED_SETS:
         folder = os.path.join(val_dirs, published.folder)
@@ -219,7 +295,8 @@ def find_validation_sets(val_dirs):
             except UserError as error:
                 cli.note(f"{error}; passed over")
             else:
-                present.append(ValidationSet(entry.name, entry.path))
+                kind = ValidationPairs if _holds_pairs(entry.path) else ValidationSet
+                present.append(kind(entry.name, entry.path))
     names = [entry.name.lower() for entry in os.scandir(val_dirs)]
     if not present and any(name.endswith(tuple(images.IMAGE_SUFFIXES)) for name in names):
         present.append(ValidationSet(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs)))
@@ -228,10 +305,13 @@ def find_validation_sets(val_dirs):
     return present, absent
 
 
-def clean_images(validation_set, n_channel, limit=None):
-    """Yields (name, HWC uint8 image) of a set, in order."""
-    for path in validation_set.paths(limit):
-        array = images.read_image(path).pages[0]
-        if array.dtype != np.uint8:
-            array = images.from_01(images.to_01(array), np.uint8)
-        yield os.path.relpath(path, validation_set.folder), as_channels(array, n_channel, path)
+def _holds_pairs(folder):
+    return all(os.path.isdir(os.path.join(folder, name)) for name in ("noisy", "clean"))
+
+
+def read_clean(path, n_channel):
+    """A clean image as it is scored: HWC uint8."""
+    array = images.read_image(path).pages[0]
+    if array.dtype != np.uint8:
+        array = images.from_01(images.to_01(array), np.uint8)
+    return as_channels(array, n_channel, path)

@@ -19,7 +19,6 @@ import engine
 import images
 from checkpoint import load_network
 from cli import UserError
-from dataset import clean_images
 from metrics import psnr, ssim
 
 TILE_BYTES = 4 << 30  # at most this much working memory is planned for one tile
@@ -241,8 +240,7 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
     start = time.perf_counter()
     number = 0
     for repeat in range(repeats or validation_set.repeats):
-        for index, (name, clean) in enumerate(clean_images(validation_set, denoiser.n_channel, limit)):
-            noisy_01 = noise.add(images.to_01(clean), rng)
+        for index, (name, clean, noisy_01) in enumerate(validation_set.images(denoiser.n_channel, noise, rng, limit)):
             number += 1
             if number % distributed.WORLD_SIZE != distributed.RANK:
                 continue

@@ -1,4 +1,8 @@
-"""What is minimised: Neighbor2Neighbor (Huang et al., CVPR 2021), with its random neighbour sub-sampler."""
+"""What is minimised: Neighbor2Neighbor (Huang et al., CVPR 2021), with its random neighbour sub-sampler; regression.
+
+A method is called with a network and the tensors of a batch. It returns the loss to differentiate, and what the
+published log shows: loss1, loss2, Lambda.
+"""
 
 import numpy as np
 import paddle
@@ -40,6 +44,8 @@ def subimages(image, picks):
 class Neighbor2Neighbor:
     """loss_rec + Lambda * loss_reg, from single noisy images."""
 
+    target = "picks"  # what it needs beside the noisy image, of `dataset.TrainingImages`
+
     def __init__(self, Lambda1=1.0, Lambda2=1.0, increase_ratio=2.0):
         self.Lambda1, self.Lambda2, self.increase_ratio = Lambda1, Lambda2, increase_ratio
 
@@ -67,6 +73,68 @@ class Neighbor2Neighbor:
             expected = denoised1 - denoised2
         loss2 = Lambda * paddle.mean((diff - expected) ** 2)
         return self.Lambda1 * loss1 + self.Lambda2 * loss2, loss1, loss2, Lambda
+
+
+class Regression:
+    """The distance to a target: another noisy image (Noise2Noise, Lehtinen et al., ICML 2018), or the clean one.
+
+    Args:
+        target: "noisy" or "clean".
+        loss: "l2" ends at the mean of all targets, "l1" at their median, "l0", which goes from the mean to it while
+            the ramp rises, at their mode; "hdr" is L2 relative to the brightness, for renders.
+    """
+
+    def __init__(self, target="noisy", loss="l2"):
+        self.target, self.loss = target, loss
+
+    def __call__(self, network, noisy, target, known=None, ramp=0.0):
+        """The loss of one batch; pixels where `known` is 0 do not count.
+
+        Args:
+            network: the denoiser f.
+            noisy: its input, float tensor [N, C, H, W].
+            target: what the output is compared with, of the same size.
+            known: float tensor [N, 1, H, W], or None where all pixels of the target are known.
+            ramp: 0..1, how far the training is.
+        """
+        denoised = network(noisy)
+        each = self._distance(denoised, target, ramp)
+        if known is not None:
+            # Divided by the share that is known, so that it does not matter for the size of the loss.
+            each = each * (known / paddle.mean(known).clip(1e-6))
+        loss = paddle.mean(each)
+        return loss, loss, paddle.zeros_like(loss), 0.0
+
+    def _distance(self, denoised, target, ramp):
+        diff = denoised - target
+        if self.loss == "l1":
+            return diff.abs()
+        if self.loss == "l0":
+            return (diff.abs() + 1e-8) ** (2 * (1 - ramp))  # its power falls from 2 to 0
+        if self.loss == "hdr":
+            # The brightness is a weight: were it differentiated, the mean would no longer be the optimum.
+            return diff**2 / (denoised.detach().clip(0) + 0.01) ** 2
+        return diff**2
+
+
+LOSSES = ("l2", "l1", "l0", "hdr")
+METHODS = ("neighbor2neighbor", "noise2noise", "supervised")
+
+
+def build_method(options):
+    """The method that the flags of train.py describe."""
+    if options.method == "neighbor2neighbor":
+        return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
+    return Regression("noisy" if options.method == "noise2noise" else "clean", options.loss)
+
+
+def default_loss(method, noisetype):
+    """The loss whose optimum is the clean image: what the paper takes for a noise."""
+    if method == "noise2noise":
+        for kind, loss in (("impulse", "l0"), ("text", "l1")):
+            if kind in noisetype:
+                return loss
+    return "l2"
 
 
 # The published order of the eight pairs; `picks_of_published` is for comparing with recorded cases.

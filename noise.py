@@ -42,6 +42,10 @@ class NoiseModel:
         """Returns a corrupted float32 copy; `rng` is a numpy Generator, or a RandomState for published protocols."""
         raise NotImplementedError
 
+    def known(self, shape, rng):
+        """Where `add`, given a generator in this state, leaves the image as it was, if it does so at all: H x W x 1."""
+        return None
+
     def _strength(self, rng):
         """The fixed strength, or one drawn uniformly from the range."""
         return self.low if self.low == self.high else float(rng.uniform(self.low, self.high))
@@ -128,8 +132,14 @@ class Bernoulli(NoiseModel):
 
     def add(self, image_01, rng):
         result = np.array(image_01, np.float32)
-        result[rng.random(result.shape[:2]) < self._strength(rng)] = 0
+        result[~self._kept(result.shape, rng)] = 0
         return result
+
+    def known(self, shape, rng):
+        return self._kept(shape, rng)[..., None].astype(np.float32)
+
+    def _kept(self, shape, rng):
+        return rng.random(shape[:2]) >= self._strength(rng)
 
 
 class Impulse(NoiseModel):

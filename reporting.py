@@ -239,6 +239,15 @@ def plot_run(folder):
             plot_curves(folder / name, f"{folder.parent.name} {folder.name}", "step", panels)
 
 
+def write_stats(folder):
+    """Writes what metrics.csv holds as stats.json: {"loss/rec": {"step": [...], "value": [...]}, ...}."""
+    columns = {}
+    for name, points in read_metrics(folder).items():
+        steps, values = zip(*points, strict=True)
+        columns[name] = {"step": steps, "value": [v if math.isfinite(v) else None for v in values]}
+    cli.write_json(Path(folder) / "stats.json", columns)
+
+
 def _plot_curve(axes, x, y, colour):
     """One curve, a long one faint with its running mean over it; returns the legend's line."""
     window = len(y) // 40

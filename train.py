@@ -1,4 +1,4 @@
-r"""Trains a denoiser from single noisy images (Neighbor2Neighbor).
+r"""Trains a denoiser from single noisy images (Neighbor2Neighbor), noisy pairs (Noise2Noise), or clean targets.
 
 Examples:
   # The published training: ImageNet validation images, Gaussian noise of 25, 100 epochs.
@@ -9,11 +9,16 @@ Examples:
   python train.py --data_dir=my_noisy_images --noisetype=none --max_minutes=20 --optimizer=muon --lr=1e-3 \
       --lr_schedule=cosine --warmup_steps=200 --patchsize=192 --reg_start=0.3 --augment
 
+  # Noise2Noise: two corruptions of each image, or two captures of each scene under the same names.
+  python train.py --method=noise2noise --noisetype=text0.25 --data_dir=my_images --max_minutes=20
+  python train.py --method=noise2noise --data_dir=captures_a --pair_dir=captures_b --max_minutes=20
+
   # Go on where the last run of that name stopped.
   python train.py --resume
 
-A run writes results/LOG_NAME/TIMESTAMP: options.json, train.log, metrics.csv, TensorBoard events, loss.png and
-psnr.png, epoch_model_NNN.pdparams, best_model.pdparams, last_state.pdparams (to resume), validation/*.
+A run writes results/LOG_NAME/TIMESTAMP: options.json, train.log, metrics.csv, stats.json, TensorBoard events, loss.png
+and psnr.png, epoch_model_NNN.pdparams, best_model.pdparams (and the same as best_epoch_NNN_loss_L.pdparams, with its
+mean squared error on the validation), last_state.pdparams (to resume), validation/*.
 """
 
 import cli  # isort: skip  (before Paddle: it quiets its import)
@@ -24,10 +29,10 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 
-import checkpoint
 import dataset
 import devices
 import distributed
@@ -36,17 +41,18 @@ import reporting
 from arch_unet import NETWORKS, NORMS
 from cli import UserError, number
 from denoising import Denoiser, evaluate, free_memory
-from methods import Neighbor2Neighbor
+from methods import LOSSES, METHODS, build_method, default_loss
 from noise import list_of_noise, parse_noise
 from optimizers import KINDS as OPTIMIZERS
+from pairs import TrainingPairs
 from schedule import Schedule
-from training import STATE, Training
+from training import STATE, Training, parse_options
 
 # What may change between a run and its continuation; anything else would make it another run.
 CHANGEABLE = {
     "n_epoch", "max_steps", "max_minutes", "log_iters", "n_snapshot", "save_minutes", "workers", "cache_gb",
-    "val_repeats", "val_images", "val_dirs", "data_dir", "resume", "save_model_path", "log_name", "device",
-    "gpu_devices",
+    "val_repeats", "val_images", "val_dirs", "data_dir", "pair_dir", "plot_stats", "resume",
+    "save_model_path", "log_name", "device", "gpu_devices",
 }  # fmt: skip
 
 
@@ -55,8 +61,14 @@ def get_parser():
     parser = cli.Parser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--data_dir", help="folder of training images, searched recursively")
+    data.add_argument(
+        "--pair_dir",
+        help="real pairs: the other capture (with --method supervised the clean image) of each file in --data_dir, "
+        "by its name; without --data_dir, a folder for each scene with two frames or more",
+    )
     data.add_argument("--val_dirs", default="./validation", help="folder of clean validation sets, or none")
-    data.add_argument("--noisetype", default="gauss25", help=list_of_noise())
+    data.add_argument("--train_size", type=number(int, 1), help="train on the first so many images only")
+    data.add_argument("--noisetype", help=f"gauss25 unless there are pairs; {list_of_noise()}")
     data.add_argument("--val_noisetype", help="noise of the validation; as --noisetype unless given")
     data.add_argument(
         "--noise_protocol",
@@ -68,6 +80,19 @@ def get_parser():
     data.add_argument("--augment", action="store_true", help="flip and rotate the patches")
     data.add_argument("--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="loader threads")
     data.add_argument("--cache_gb", type=number(float, 0), help="memory for decoded images; a quarter of the free one")
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--method",
+        default="neighbor2neighbor",
+        choices=METHODS,
+        help="from single noisy images, from two noisy ones of each scene, or with clean targets",
+    )
+    method.add_argument(
+        "--loss",
+        choices=LOSSES,
+        help="of the two latter: mean, median, mode (annealed) or relative, for renders; unless given l0 for impulse, "
+        "l1 for text, else l2",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
     model.add_argument(
@@ -125,7 +150,12 @@ def get_parser():
         help="epochs between snapshots, 1 unless given; with another length, each tenth of it",
     )
     output.add_argument("--val_repeats", type=number(int, 1), help="repeats per validation set, instead of its own")
-    output.add_argument("--val_images", type=number(int, 1), help="only the first so many images of each set")
+    output.add_argument(
+        "--val_images", "--valid_size", type=number(int, 1), help="score only the first so many images of each set"
+    )
+    output.add_argument(
+        "--plot_stats", action="store_true", help="as published; loss.png and psnr.png are always drawn"
+    )
     output.add_argument("--save_minutes", type=number(float, 0), default=5, help="minutes between saved states")
     output.add_argument(
         "--resume",
@@ -143,63 +173,28 @@ def get_parser():
 # --- Checks and set-up --------------------------------------------------------------------------------------
 
 
-def parse_options(argv):
-    """Reads the flags; with --resume the options of the run, which only few flags may change."""
-    parser = get_parser()
-    options = parser.parse_args(argv)
-    if options.resume is None:
-        options.run_folder, options.state = None, None
-        return options
-    options.run_folder = find_run(options)
-    options.state = checkpoint.read_state(os.path.join(options.run_folder, STATE))
-    saved = saved_options(parser, options)
-    # A namespace that holds marks tells which flags were given.
-    mark = object()
-    given = parser.parse_args(argv, type(options)(**dict.fromkeys(saved, mark)))
-    for name, value in saved.items():
-        if getattr(given, name) is mark:
-            setattr(options, name, value)
-        elif getattr(given, name) != value and name not in CHANGEABLE:
-            raise UserError(f"--{name}: the run was started with {value}; --resume goes on with that")
-    return options
-
-
-def saved_options(parser, options):
-    """The options in a state, checked by the parser as if they had been typed."""
-    try:
-        about = json.loads(options.state["@options"])
-        saved, where = dict(about["training"]), about["where"]
-        flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in saved.items()
-                 if value is not None and value is not False]  # fmt: skip
-        step, best = where["step"], where["best_psnr"]
-        if type(step) is not int or step < 0 or not isinstance(best, float | None):
-            raise ValueError
-        if type(where["images"]) is not str or not 0 <= float(where["seconds"]) < 1e12:
-            raise ValueError
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"--resume: {options.run_folder}/{STATE} is no state of a training") from None
-    checked = vars(parser.parse_args(flags))
-    return {name: checked[name] for name in saved if name in checked}
-
-
-def find_run(options):
-    """The folder of the run to resume."""
-    if options.resume:
-        cli.existing_file("--resume", os.path.join(options.resume, STATE))
-        return options.resume
-    parent = os.path.join(options.save_model_path, options.log_name)
-    runs = [entry.path for entry in os.scandir(parent)] if os.path.isdir(parent) else []
-    runs = [run for run in runs if os.path.isfile(os.path.join(run, STATE))]
-    if not runs:
-        raise UserError(f"--resume: no run to go on with under {parent}")
-    return max(runs, key=lambda run: os.path.getmtime(os.path.join(run, STATE)))
-
-
 def check_options(options):
-    """Refuses what cannot work, before the first slow step."""
-    if not options.data_dir:
+    """Refuses what cannot work, before the first slow step; fills in what follows from other options."""
+    if not (options.data_dir or options.pair_dir):
         raise UserError("--data_dir: the folder of training images is needed")
-    if options.patchsize % 2:
+    pairs, single = options.pair_dir is not None, options.method == "neighbor2neighbor"
+    refusals = {
+        "--pair_dir: neighbor2neighbor learns from single images; --method noise2noise takes pairs": pairs and single,
+        "--noisetype: real pairs have their own noise": pairs and options.noisetype not in (None, "none"),
+        "--data_dir: the noisy images are needed, --pair_dir has their clean ones":
+            pairs and options.method == "supervised" and not options.data_dir,
+        "--loss: neighbor2neighbor has its own": options.loss and single,
+        "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir":
+            options.noisetype == "none" and not (pairs or single),
+    }  # fmt: skip
+    for message, refused in refusals.items():
+        if refused:
+            raise UserError(message)
+    options.noisetype = options.noisetype or ("none" if pairs else "gauss25")
+    options.loss = options.loss or (None if single else default_loss(options.method, options.noisetype))
+    if single and any(kind in options.noisetype for kind in ("text", "jpeg")):
+        cli.note(f"--noisetype: {options.noisetype} reaches over neighbours; only --method noise2noise removes it")
+    if single and options.patchsize % 2:
         raise UserError(f"--patchsize: {options.patchsize} is odd, the sub-sampler halves it")
     for flag in ("noisetype", "val_noisetype"):
         try:
@@ -217,10 +212,13 @@ def validation_sets(options):
     noisetype = options.val_noisetype or options.noisetype
     if options.val_dirs == "none":
         return [], None
-    if noisetype == "none":
-        cli.note("no scores: the images are noisy already; --val_noisetype gauss25 would score on clean ones")
+    if noisetype == "none" and not os.path.isdir(options.val_dirs):
         return [], None
     present, absent = dataset.find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
+    if noisetype == "none":
+        present, absent = [one for one in present if one.own_noise], []
+        if not present:
+            cli.note("no scores: the images are noisy already; --val_noisetype gauss25 would score on clean ones")
     if absent and distributed.IS_MAIN:
         names = ", ".join(one.name for one in absent)
         cli.note(f"scores on {', '.join(one.name for one in present)}; not under {options.val_dirs}: {names}")
@@ -248,6 +246,21 @@ class StopRequest:
         cli.note("stopping after this step; once more to stop at once")
 
 
+def training_images(options, target):
+    """The images or pairs to train on."""
+    more = {
+        "frozen": options.noise_protocol == "frozen",
+        "augment": options.augment,
+        "cache_bytes": free_memory() / 4 if options.cache_gb is None else options.cache_gb * 2**30,
+        "target": target,
+        "size": options.train_size,
+    }
+    shared = parse_noise(options.noisetype), options.n_channel, options.patchsize, options.seed
+    if options.pair_dir:
+        return TrainingPairs(options.data_dir, options.pair_dir, *shared, workers=options.workers, **more)
+    return dataset.TrainingImages(options.data_dir, *shared, **more)
+
+
 def one_process(folder):
     """The lock of the run's folder, held by the process that writes there."""
     return cli.only_process_in(folder) if distributed.IS_MAIN else contextlib.nullcontext()
@@ -262,7 +275,7 @@ def snapshot(training, sets, noise, folder, log, epoch):
     if distributed.IS_MAIN:
         training.save_weights(path)
         log.line(f"Checkpoint saved to {path}")
-    denoiser, means = Denoiser(training.averaged), []
+    denoiser, means, losses = Denoiser(training.averaged), [], []
     training.averaged.eval()
 
     def save_pictures(score, clean, noisy, denoised):
@@ -281,25 +294,31 @@ def snapshot(training, sets, noise, folder, log, epoch):
         if distributed.IS_MAIN:
             reporting.append_score(os.path.join(folder, "validation"), one.name, epoch, psnr, ssim)
         means.append(psnr)
+        losses += [10 ** (-score.psnr / 10) for score in scores.scores]  # the mean squared error, of white as 1
     training.averaged.train()
     # Without anything to score on, the newest is taken for the best.
     if not means or training.best_psnr is None or np.mean(means) > training.best_psnr:
         training.best_psnr = float(np.mean(means)) if means else None
         if distributed.IS_MAIN:
             training.save_weights(os.path.join(folder, "best_model.pdparams"))
+            for old in Path(folder).glob("best_epoch_*.pdparams"):
+                old.unlink()
+            if losses:  # the same under a name that tells its loss
+                name = f"best_epoch_{epoch:03d}_loss_{np.mean(losses):.6f}.pdparams"
+                training.save_weights(os.path.join(folder, name))
+    if losses:
+        log.scalars(training.step, {"loss/valid": np.mean(losses)})
     if distributed.IS_MAIN:
         reporting.plot_run(folder)
+        reporting.write_stats(folder)
 
 
 def train(options):
     """Runs the training that the options describe; returns the run folder, and whether it reached its end."""
     check_options(options)
     sets, noise = validation_sets(options)
-    cache = free_memory() / 4 if options.cache_gb is None else options.cache_gb * 2**30
-    patches = dataset.TrainingImages(
-        options.data_dir, parse_noise(options.noisetype), options.n_channel, options.patchsize, options.seed,
-        options.noise_protocol == "frozen", options.augment, cache,
-    )  # fmt: skip
+    method = build_method(options)
+    patches = training_images(options, method.target)
     batches = dataset.Batches(
         patches, options.batchsize, options.seed, distributed.RANK, distributed.WORLD_SIZE, options.workers
     )
@@ -313,7 +332,6 @@ def train(options):
         raise UserError("--optimizer: muon does not know --amp's scaled gradients; use adam with --amp")
     training = Training(options, ops)
     training.images = hashlib.sha256("\0".join(patches.names).encode(errors="surrogateescape")).hexdigest()
-    method = Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
 
     # The run folder: a new one, or the old one as it was when the state was saved.
     folder = options.run_folder
@@ -345,7 +363,8 @@ def train(options):
             batch = next(stream)
             waited += time.perf_counter() - start
             step = training.step
-            rate, ramp = plan.learning_rate(step, training.seconds), plan.ramp(step, training.seconds)
+            rate = plan.learning_rate(step, training.seconds)
+            ramp = (plan.ramp if method.target == "picks" else plan.progress)(step, training.seconds)
             loss, loss1, loss2, Lambda = training.train_on(method, batch, rate, ramp)
 
             # Log: the only place that reads the losses.
@@ -395,7 +414,7 @@ def train(options):
 
 def main(argv=None):
     """Trains, and says where the results are."""
-    options = parse_options(argv)
+    options = parse_options(get_parser(), argv, CHANGEABLE)
     folder, finished = train(options)
     if not finished:
         cli.note(f"stopped; go on with: python train.py --resume {folder}")

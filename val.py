@@ -74,8 +74,6 @@ def score_rows(results):
 def main(argv=None):
     """Scores, and writes what was asked for."""
     options = get_parser().parse_args(argv)
-    if not 0 < len(options.model_path):
-        raise UserError("--model_path: the weights are needed")
     cli.existing_file("--model_path", options.model_path)
     present, absent = dataset.find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
     refuse_existing(options)

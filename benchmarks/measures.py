@@ -208,15 +208,15 @@ def around(folder, precision, rounds, batch=4, patch=256):
     rng = np.random.default_rng(0)
     clean = rng.random((batch, patch, patch, 3), np.float32)
 
-    class Step:  # what dataset.Batch is
-        noisy = np.ascontiguousarray(np.stack([model.add(image, rng) for image in clean]).transpose(0, 3, 1, 2))
-        picks = np.stack([draw_picks(rng, patch, patch) for _ in range(batch)])
-
-    noisy, picks = paddle.to_tensor(Step.noisy), paddle.to_tensor(Step.picks)
+    step = (  # what dataset.Batches gives
+        np.ascontiguousarray(np.stack([model.add(image, rng) for image in clean]).transpose(0, 3, 1, 2)),
+        np.stack([draw_picks(rng, patch, patch) for _ in range(batch)]),
+    )
+    noisy, picks = map(paddle.to_tensor, step)
     # In the network's place: results that are there already, and that the loss is differentiated to.
     results = {side: paddle.rand([batch, 3, side, side]) for side in (patch, patch // 2)}
     results[patch // 2].stop_gradient = False
-    training.train_on(method, Step, 1e-4, 1.0)
+    training.train_on(method, step, 1e-4, 1.0)
     for parameter in training.network.parameters():
         parameter.grad = paddle.full_like(parameter, 1e-3)
 
@@ -229,7 +229,7 @@ def around(folder, precision, rounds, batch=4, patch=256):
     functions = {
         "noise": lambda: [model.add(image, rng) for image in clean],
         "picks": lambda: np.stack([draw_picks(rng, patch, patch) for _ in range(batch)]),
-        "to tensors": lambda: (paddle.to_tensor(Step.noisy), paddle.to_tensor(Step.picks)),
+        "to tensors": lambda: [paddle.to_tensor(array) for array in step],
         "sub-images": lambda: subimages(noisy, picks),
         "losses": losses,  # with the sub-images of both passes, forward and backward
         "optimizer": training.optimizer.step,
@@ -240,7 +240,7 @@ def around(folder, precision, rounds, batch=4, patch=256):
     found = {name: [] for name in [*functions, "step"]}
     for i in range(rounds + 1):
         seconds = {name: repeated(function, 3) for name, function in functions.items()}
-        seconds["step"] = timed(lambda: whole.train_on(method, Step, 1e-4, 1.0)[0].item())
+        seconds["step"] = timed(lambda: whole.train_on(method, step, 1e-4, 1.0)[0].item())
         if i:
             for name, value in seconds.items():
                 found[name].append(value)

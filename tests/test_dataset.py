@@ -21,7 +21,7 @@ def first_batches(patches, start, count, **options):
 
 
 def same(a, b):
-    return (a.noisy == b.noisy).all() and (a.picks == b.picks).all()
+    return all((one == other).all() for one, other in zip(a, b, strict=True))
 
 
 def test_a_batch_is_a_function_of_its_number(folders):
@@ -29,16 +29,15 @@ def test_a_batch_is_a_function_of_its_number(folders):
     resumed = first_batches(images_of(folders), 6, 3, workers=1, ahead=1)
     assert all(same(a, b) for a, b in zip(ahead[6:], resumed, strict=True))
     assert not same(ahead[0], ahead[1])
-    assert ahead[0].noisy.shape == (2, 3, 64, 64)
-    assert ahead[0].picks.shape == (2, 3, 32, 32)
+    assert ahead[0][0].shape == (2, 3, 64, 64)
+    assert ahead[0][1].shape == (2, 3, 32, 32)
 
 
 def test_two_processes_see_what_one_with_twice_the_batch_sees(folders):
     one = first_batches(images_of(folders), 0, 5, batchsize=4)
     halves = [first_batches(images_of(folders), 0, 5, rank=rank, world_size=2) for rank in (0, 1)]
     for whole, left, right in zip(one, *halves, strict=True):
-        assert (whole.noisy == np.concatenate([left.noisy, right.noisy])).all()
-        assert (whole.picks == np.concatenate([left.picks, right.picks])).all()
+        assert same(whole, [np.concatenate(parts) for parts in zip(left, right, strict=True)])
 
 
 def test_every_image_once_per_epoch(folders):
@@ -55,7 +54,7 @@ def test_fewer_images_than_a_batch_are_used_again_with_other_crops(folders, tmp_
     save(tmp_path / "a.png", scene(80, 90))
     patches = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5)
     batch = dataset.Batches(patches, 3, seed=5).batch(0)
-    assert not (batch.noisy[0] == batch.noisy[1]).all()
+    assert not (batch[0][0] == batch[0][1]).all()
 
 
 def test_fresh_noise_changes_each_epoch_and_frozen_never(folders, tmp_path):
@@ -83,7 +82,7 @@ def test_frozen_noise_belongs_to_the_image_not_to_the_crop(folders, tmp_path):
     flat = np.full((70, 70, 3), 100, np.uint8)
     save(tmp_path / "a.png", flat)
     patches = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=True)
-    whole = patches._image(0)
+    (whole,) = patches._make_layers(0)
     for epoch in range(5):
         patch = patches.sample(epoch, 0)[0].transpose(1, 2, 0)
         places = [(y, x) for y in range(7) for x in range(7)]
@@ -97,7 +96,7 @@ def test_the_cache_changes_nothing_but_time(folders):
     small = images_of(folders, cache_bytes=30_000)
     for index in range(8):
         small.sample(0, index)
-    assert sum(image.nbytes for image in small._cache.values()) <= 30_000
+    assert sum(layer.nbytes for layers in small._cache.values() for layer in layers) <= 30_000
 
 
 def test_small_images_are_padded_by_reflection(tmp_path):
@@ -167,7 +166,7 @@ def test_frozen_noise_stays_when_other_images_come(tmp_path):
     alone = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=True)
     save(tmp_path / "a.png", scene(64, 64, seed=1))
     both = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=True)
-    assert (alone._image(0) == both._image(1)).all()
+    assert (alone._make_layers(0)[0] == both._make_layers(1)[0]).all()
 
 
 def test_an_image_that_breaks_later_is_passed_over_with_a_note(tmp_path, capsys):
@@ -178,3 +177,56 @@ def test_an_image_that_breaks_later_is_passed_over_with_a_note(tmp_path, capsys)
     for _ in range(2):
         assert (patches.sample(0, 1)[0] == patches.sample(0, 2)[0]).all()
     assert capsys.readouterr().err.count("b.png") == 1
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_noisy_targets_are_independent_of_the_noisy_image(tmp_path, frozen):
+    save(tmp_path / "a.png", np.full((128, 128, 3), 100, np.uint8))
+    patches = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 128, 5, frozen, target="noisy")
+    noisy, target = (part * 255 - 100 for part in patches.sample(3, 0))
+    assert abs(noisy.std() - 25) < 0.5
+    assert abs(target.std() - 25) < 0.5
+    assert abs(np.corrcoef(noisy.ravel(), target.ravel())[0, 1]) < 0.02
+    again = patches.sample(4, 0)[1] * 255 - 100
+    assert (again == target).all() == frozen
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_clean_targets_show_the_same_patch(tmp_path, frozen):
+    save(tmp_path / "a.png", scene(100, 90))
+    patches = dataset.TrainingImages(
+        str(tmp_path), parse_noise("gauss10"), 3, 64, 5, frozen, augment=True, target="clean"
+    )
+    for epoch in range(4):
+        noisy, clean = (part * 255 for part in patches.sample(epoch, 0))
+        assert (clean == clean.round()).all()
+        assert 9 < (noisy - clean).std() < 11
+
+
+def test_black_pixels_of_a_bernoulli_target_are_known_to_be_missing(tmp_path):
+    save(tmp_path / "a.png", scene(64, 64) // 2 + 50)
+    patches = dataset.TrainingImages(str(tmp_path), parse_noise("bernoulli0.4"), 3, 64, 5, target="noisy")
+    noisy, target, known = patches.sample(0, 0)
+    assert ((target > 0).all(axis=0) == (known[0] == 1)).all()
+    assert 0.5 < known.mean() < 0.7
+    assert ((noisy > 0).all(axis=0) != (known[0] == 1)).any()
+
+
+def test_train_size_takes_the_first_images(folders):
+    assert len(images_of(folders, size=3)) == 3
+
+
+def test_a_validation_set_of_noisy_and_clean_files(tmp_path):
+    for i in range(2):
+        clean = scene(20, 24, seed=i)
+        save(tmp_path / "mine" / "clean" / f"{i}.png", clean)
+        save(tmp_path / "mine" / "noisy" / f"{i}.png", clean // 2)
+    for folder in (tmp_path, tmp_path / "mine"):
+        (one,), _ = dataset.find_validation_sets(str(folder))
+        assert (one.name, one.own_noise) == ("mine", True)
+        for i, (name, clean, noisy) in enumerate(one.images(3, None, None)):
+            assert name == f"{i}.png"
+            np.testing.assert_allclose(noisy * 255, clean // 2, atol=1e-4)
+    (tmp_path / "mine" / "noisy" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"clean/1\.png has no partner"):
+        list(one.images(3, None, None))

@@ -2,9 +2,10 @@ from collections import Counter
 
 import numpy as np
 import paddle
+import pytest
 
 from arch_unet import build_network
-from methods import Neighbor2Neighbor, draw_picks, picks_of_published, subimages
+from methods import Neighbor2Neighbor, Regression, default_loss, draw_picks, picks_of_published, subimages
 
 
 def split(image, picks):
@@ -79,3 +80,45 @@ def test_no_gradient_flows_through_the_full_image():
     a, b = split(noisy, picks)
     residual = 2 * a - b - (2 * a - 2 * b)
     np.testing.assert_allclose(weight.grad.item(), 2.0 * np.mean(2 * residual * a), rtol=1e-4)
+
+
+def optimum(loss, targets, steps=1000):
+    """The constant that training on these targets ends at."""
+    weight = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(0.5))
+    optimizer = paddle.optimizer.Adam(1e-2, parameters=[weight])
+    method, target = Regression("noisy", loss), paddle.to_tensor(targets.astype(np.float32))
+    for step in range(steps):
+        ramp = step / steps
+        optimizer.set_lr(1e-2 * (1 - ramp))
+        method(lambda x: x + weight, paddle.zeros_like(target), target, ramp=ramp)[0].backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    return weight.item()
+
+
+def test_each_loss_ends_where_the_paper_says():
+    # A third of the values near 0.2, the others anywhere up to 1: mean, median and mode lie apart.
+    rng = np.random.default_rng(0)
+    targets = np.concatenate([rng.normal(0.2, 0.02, 1400), rng.uniform(0, 1, 2600)])[None, None]
+    assert optimum("l2", targets) == pytest.approx(targets.mean(), abs=0.01)
+    assert optimum("l1", targets) == pytest.approx(np.median(targets), abs=0.01)
+    assert optimum("l0", targets) == pytest.approx(0.2, abs=0.01)
+    assert np.median(targets) > 0.22
+    # Its weight is the output's brightness, so that one constant still ends at the mean.
+    assert optimum("hdr", targets * 3) == pytest.approx(3 * targets.mean(), abs=0.02)
+
+
+def test_unknown_pixels_of_the_target_do_not_count():
+    rng = np.random.default_rng(0)
+    noisy, target = (paddle.to_tensor(rng.random((1, 3, 8, 8), np.float32)) for _ in range(2))
+    known = paddle.to_tensor((rng.random((1, 1, 8, 8)) < 0.5).astype(np.float32))
+    loss = Regression()(lambda x: x, noisy, target, known)[0].item()
+    where = np.broadcast_to(known.numpy() == 1, noisy.shape)
+    assert loss == pytest.approx(np.mean((noisy.numpy() - target.numpy())[where] ** 2), rel=1e-5)
+
+
+def test_the_loss_follows_the_noise():
+    assert [default_loss("noise2noise", name) for name in ("gauss25", "text0.3", "impulse0.2", "text0.1+gauss5")] == [
+        "l2", "l1", "l0", "l1"
+    ]  # fmt: skip
+    assert default_loss("supervised", "impulse0.2") == "l2"

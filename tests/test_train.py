@@ -83,6 +83,7 @@ def test_training_reduces_the_loss(folders, tmp_path):
 
 VARIANTS: list[tuple] = [
     (),
+    ("--method", "noise2noise", "--noisetype", "impulse0.2", "--n_feature", 3),
     ("--ema", 0, "--noise_protocol", "frozen", "--augment", "--clip_grad", 1),
     ("--optimizer", "muon", "--lr", 1e-3, "--n_feature", 16),
 ]
@@ -187,6 +188,34 @@ def test_a_state_without_the_optimizer_does_not_pass_for_exact(folders, tmp_path
     checkpoint.write_state(folder / train.STATE, {k: v for k, v in state.items() if not k.startswith("optimizer/")})
     with pytest.raises(train.UserError, match="optimizer"):
         train.main(["--resume", str(folder), "--max_steps", "4"])
+
+
+@pytest.mark.parametrize("method", ["noise2noise", "supervised"])
+def test_targets_train_and_leave_their_statistics(folders, tmp_path, method):
+    more = [
+        "--method",
+        method,
+        "--max_steps",
+        60,
+        "--lr",
+        3e-3,
+        "--n_snapshot",
+        5,
+        "--train_size",
+        6,
+        "--valid_size",
+        1,
+    ]
+    folder = trained(folders, tmp_path, *more, "--plot_stats")
+    stats = json.loads((folder / "stats.json").read_text())
+    losses = stats["loss/full"]["value"]
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+    assert len(stats["loss/valid"]["value"]) == len(stats["psnr/Tiny"]["step"]) == 4
+    (best,) = folder.glob("best_epoch_*.pdparams")
+    assert best.read_bytes() == (folder / "best_model.pdparams").read_bytes()
+    assert float(best.stem.split("_")[-1]) == pytest.approx(min(stats["loss/valid"]["value"]), abs=1e-6)
+    about = json.loads(checkpoint.read_state(best)["@options"])
+    assert (about["method"], about["loss"]) == (method, "l2")
 
 
 def test_noisy_images_of_ones_own_train_for_the_time_asked_and_leave_a_best_model(folders, tmp_path):
@@ -320,6 +349,12 @@ BAD: list[tuple[list, list]] = [
     (["--device", "gpu"], ["--device"]),
     (["--pretrained", "/nowhere.pdparams"], ["/nowhere.pdparams"]),
     (["--resume", "/nowhere"], ["--resume", "/nowhere"]),
+    (["--loss", "l1"], ["--loss", "neighbor2neighbor"]),
+    (["--method", "noise2noise", "--noisetype", "text1.5"], ["--noisetype", "text1.5"]),
+    (["--method", "noise2noise", "--noisetype", "none"], ["--noisetype", "--pair_dir"]),
+    (["--method", "noise2noise", "--pair_dir", "/nowhere"], ["--pair_dir", "/nowhere"]),
+    (["--pair_dir", "."], ["--pair_dir", "neighbor2neighbor"]),
+    (["--method", "noise2noise", "--pair_dir", ".", "--noisetype", "gauss5"], ["--noisetype"]),
 ]
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 import cli
+import exr_files
 import tiff_files
 from cli import UserError
 from pixels import ORIENTATION, Picture, check_size, from_01, known_dtype, swap_bgr, to_01, to_grey, upright
@@ -33,7 +34,7 @@ __all__ = [
     "read_image", "to_01", "to_grey", "walk", "write_bytes", "write_image",
 ]  # fmt: skip
 IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".npy", ".gif", ".pgm", ".ppm", ".pnm",
+    ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".npy", ".exr", ".gif", ".pgm", ".ppm", ".pnm",
 )  # fmt: skip
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM")
 NPY_MAGIC = b"\x93NUMPY"
@@ -111,6 +112,8 @@ def read_image(path, data=None):
     with _refusing(path):
         if data[:4] in tiff_files.MAGIC:
             picture = tiff_files.decode(data, path)
+        elif data.startswith(exr_files.MAGIC):
+            picture = exr_files.decode(data, path)
         else:
             picture = (_read_npy if data.startswith(NPY_MAGIC) else _read_pillow)(data, path)
     for page in picture.pages:
@@ -128,6 +131,8 @@ def image_size(path, data=None):
             raise UserError(f"{path}: is empty")
         if magic[:4] in tiff_files.MAGIC:
             return tiff_files.size(file)
+        if magic.startswith(exr_files.MAGIC):
+            return exr_files.size(file)
         if magic.startswith(NPY_MAGIC):
             shape, _ = _npy_header(file)
             if not 2 <= len(shape) <= 4:
@@ -278,6 +283,7 @@ HOLDS = {
     ".ppm": (("uint8", "uint16"), (1, 3), False, False),
     ".tif": (("uint8", "uint16", "float32"), None, True, True),
     ".npy": (("uint8", "uint16", "float32"), None, False, True),
+    ".exr": (("float32",), (1, 3), True, False),
 }
 ALIASES = {".jpeg": ".jpg", ".tiff": ".tif", ".pgm": ".ppm", ".pnm": ".ppm"}
 
@@ -321,6 +327,8 @@ def encode(path, pages, like=None, quality=95):
             return tiff_files.encode(pages, like)
         if suffix == ".npy":
             return _encode_npy(pages)
+        if suffix == ".exr":
+            return exr_files.encode(pages[0], like)
         if suffix == ".png":
             return _encode_png(pages[0], like)
         if pages[0].dtype == np.uint16:

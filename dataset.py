@@ -65,14 +65,15 @@ class TrainingImages:
         augment: whether patches are flipped and rotated by quarter turns.
         cache_bytes: decoded images are kept up to this much memory; the rest are decoded each time.
         size: only the first so many images.
+        translate: the patches are rolled by up to so many pixels along each axis.
     """
 
     def __init__(
         self, data_dir, noise, n_channel, patchsize, seed, frozen=False, augment=False, cache_bytes=0, target="picks",
-        size=None,
+        size=None, translate=0,
     ):  # fmt: skip
         self.noise, self.n_channel, self.patchsize, self.seed = noise, n_channel, patchsize, seed
-        self.frozen, self.augment, self.target = frozen, augment, target
+        self.frozen, self.augment, self.target, self.translate = frozen, augment, target, translate
         self._cache, self._cache_left, self._lock = {}, cache_bytes, threading.Lock()
         self.broken = set()
         self.groups = self._find(data_dir)[:size]
@@ -166,6 +167,9 @@ class TrainingImages:
             turns = rng.integers(4)
             patches = [np.rot90(patch, turns) for patch in patches]
             patches = [patch[:, ::-1] for patch in patches] if rng.integers(2) else patches
+        if self.translate:
+            by = rng.integers(-self.translate, self.translate + 1, 2)
+            patches = [np.roll(patch, by, axis=(0, 1)) for patch in patches]
         return patches
 
 

@@ -244,7 +244,8 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
             number += 1
             if number % distributed.WORLD_SIZE != distributed.RANK:
                 continue
-            denoised = images.from_01(_padded_to_square(denoiser, noisy_01), np.uint8)
+            denoised_01 = noise.restore(noisy_01, _padded_to_square(denoiser, noisy_01))
+            denoised = images.from_01(denoised_01, np.uint8)
             noisy = images.from_01(noisy_01, np.uint8)
             score = Score(validation_set.name, name, index, repeat, *_scores(clean, denoised), *_scores(clean, noisy))
             result.scores.append((number, score))

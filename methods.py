@@ -7,6 +7,8 @@ published log shows: loss1, loss2, Lambda.
 import numpy as np
 import paddle
 
+from noise import parse_noise
+
 
 def draw_picks(rng, height, width):
     """Draws, for every 2x2 cell, which pixel the first sub-image takes and which neighbour the second.
@@ -82,10 +84,11 @@ class Regression:
         target: "noisy" or "clean".
         loss: "l2" ends at the mean of all targets, "l1" at their median, "l0", which goes from the mean to it while
             the ramp rises, at their mode; "hdr" is L2 relative to the brightness, for renders.
+        noise: of the input; what it has left of the clean image is put back into the output first.
     """
 
-    def __init__(self, target="noisy", loss="l2"):
-        self.target, self.loss = target, loss
+    def __init__(self, target="noisy", loss="l2", noise=None):
+        self.target, self.loss, self.noise = target, loss, noise or parse_noise("none")
 
     def __call__(self, network, noisy, target, known=None, ramp=0.0):
         """The loss of one batch; pixels where `known` is 0 do not count.
@@ -97,7 +100,7 @@ class Regression:
             known: float tensor [N, 1, H, W], or None where all pixels of the target are known.
             ramp: 0..1, how far the training is.
         """
-        denoised = network(noisy)
+        denoised = self.noise.restore_tensor(noisy, network(noisy))
         each = self._distance(denoised, target, ramp)
         if known is not None:
             # Divided by the share that is known, so that it does not matter for the size of the loss.
@@ -125,7 +128,8 @@ def build_method(options):
     """The method that the flags of train.py describe."""
     if options.method == "neighbor2neighbor":
         return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
-    return Regression("noisy" if options.method == "noise2noise" else "clean", options.loss)
+    target = "noisy" if options.method == "noise2noise" else "clean"
+    return Regression(target, options.loss, parse_noise(options.noisetype))
 
 
 def default_loss(method, noisetype):

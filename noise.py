@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+import mri
 from cli import UserError
 from pixels import from_01, swap_bgr, to_01
 
@@ -46,6 +47,14 @@ class NoiseModel:
         """Where `add`, given a generator in this state, leaves the image as it was, if it does so at all: H x W x 1."""
         return None
 
+    def restore(self, noisy_01, denoised_01):
+        """Puts back into a denoised image, H x W or H x W x C, what the noisy one still holds of the clean one."""
+        return denoised_01
+
+    def restore_tensor(self, noisy_01, denoised_01):
+        """The same for tensors of N x C x H x W, differentiable."""
+        return denoised_01
+
     def _strength(self, rng):
         """The fixed strength, or one drawn uniformly from the range."""
         return self.low if self.low == self.high else float(rng.uniform(self.low, self.high))
@@ -70,6 +79,12 @@ class Chain(NoiseModel):
         for part in self.parts:
             image_01 = part.add(image_01, rng)
         return image_01
+
+    def restore(self, noisy_01, denoised_01):
+        return self.parts[-1].restore(noisy_01, denoised_01)
+
+    def restore_tensor(self, noisy_01, denoised_01):
+        return self.parts[-1].restore_tensor(noisy_01, denoised_01)
 
 
 # --- Each value by itself -----------------------------------------------------------------------------------
@@ -265,6 +280,25 @@ def _through_jpeg(image, quality):
     return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
 
 
+class Mri(NoiseModel):
+    """Undersampled k-space: the strength is the share of the frequencies that is measured (see mri.py)."""
+
+    form, example, most = "mriP", "mri0.1", 1.0
+
+    @classmethod
+    def allows(cls, low, high):
+        return low == high and super().allows(low, high)  # what to put back depends on the share, which nobody tells
+
+    def add(self, image_01, rng):
+        return mri.undersample(image_01, self.low, rng)
+
+    def restore(self, noisy_01, denoised_01):
+        return mri.put_back_image(noisy_01, denoised_01, self.low)
+
+    def restore_tensor(self, noisy_01, denoised_01):
+        return mri.put_back_tensor(noisy_01, denoised_01, self.low)
+
+
 # --- Names --------------------------------------------------------------------------------------------------
 
 KINDS = {
@@ -275,6 +309,7 @@ KINDS = {
     "bernoulli": Bernoulli,
     "impulse": Impulse,
     "jpeg": Jpeg,
+    "mri": Mri,
 }
 NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 
@@ -287,13 +322,15 @@ def parse_noise(text):
     """
     if text == "none":
         return NoNoise(text)
-    parts = []
-    for name in text.split("+"):
+    parts, names = [], text.split("+")
+    for name in names:
         match = re.fullmatch(rf"({'|'.join(KINDS)}){NUMBER}(?:_{NUMBER})?", name)
         low, high = (float(match[2]), float(match[3] or match[2])) if match else (0.0, 0.0)
         if not match or not KINDS[match[1]].allows(low, high):
             where = f" in {text[:80]!r}" if name != text else ""
             raise ValueError(f"unknown noise {name[:80]!r}{where}: it is one of {list_of_noise()}")
+        if match[1] == "mri" and name is not names[-1]:
+            raise ValueError(f"{text[:80]!r}: mri comes last, because what follows would touch the known frequencies")
         parts.append(KINDS[match[1]](name, low, high))
     return parts[0] if len(parts) == 1 else Chain(text, parts=tuple(parts))
 
@@ -301,5 +338,8 @@ def parse_noise(text):
 def list_of_noise():
     """What exists, for help texts and refusals."""
     forms = [f"{kind.form} (e.g. {kind.example})" for kind in KINDS.values()]
-    rules = "P is at most 1, Q from 1 to 100; A_B draws from A to B for each image; + joins: poisson30+gauss5"
+    rules = (
+        "P is at most 1, Q from 1 to 100; A_B draws from A to B for each image, not of mri; "
+        "+ joins: poisson30+gauss5, mri last"
+    )
     return ", ".join([*forms, "none"]) + "; " + rules

@@ -16,6 +16,7 @@ import distributed
 import images
 from cli import UserError, number
 from denoising import Denoiser
+from noise import parse_noise
 
 
 def get_parser():
@@ -60,11 +61,11 @@ def plan(paths, options):
     return pairs
 
 
-def denoise_file(denoiser, source, target):
+def denoise_file(denoiser, noise, source, target):
     """Denoises one file, page by page."""
     picture = images.read_image(source)
     try:
-        pages = [denoiser(page) for page in picture.pages]
+        pages = [noise.restore(page, denoiser(page)) for page in picture.pages]
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     cli.writable_folder("--save_dir", target.parent)
@@ -80,13 +81,17 @@ def main(argv=None):
     cli.writable_folder("--save_dir", options.save_dir)
     ops = devices.prepare(options)
     denoiser = Denoiser(options.model_path, ops, tile=options.tile, strength=options.strength, tta=options.tta)
+    try:
+        noise = parse_noise(denoiser.options.get("noisetype", "none"))
+    except ValueError as error:
+        raise UserError(f"--model_path: {options.model_path}: {error}") from None
 
     failed = 0
     mine = pairs[distributed.RANK :: distributed.WORLD_SIZE]
     with cli.progress(mine, unit="image", disable=len(pairs) == 1 or not distributed.IS_MAIN) as bar:
         for source, target in bar:
             try:
-                denoise_file(denoiser, source, target)
+                denoise_file(denoiser, noise, source, target)
             except UserError as error:
                 if len(pairs) == 1:
                     raise

@@ -78,6 +78,12 @@ def get_parser():
     )
     data.add_argument("--patchsize", type=number(int, 2, 8192), default=256, help="side of the training patches, even")
     data.add_argument("--augment", action="store_true", help="flip and rotate the patches")
+    data.add_argument(
+        "--translate",
+        type=number(int, 0, 8192),
+        default=0,
+        help="roll the patches by up to so many pixels: what leaves at one border comes in at the other",
+    )
     data.add_argument("--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="loader threads")
     data.add_argument("--cache_gb", type=number(float, 0), help="memory for decoded images; a quarter of the free one")
     method = parser.add_argument_group("method")
@@ -184,6 +190,8 @@ def check_options(options):
         "--data_dir: the noisy images are needed, --pair_dir has their clean ones":
             pairs and options.method == "supervised" and not options.data_dir,
         "--loss: neighbor2neighbor has its own": options.loss and single,
+        "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise":
+            single and "mri" in (options.noisetype or ""),
         "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir":
             options.noisetype == "none" and not (pairs or single),
     }  # fmt: skip
@@ -251,6 +259,7 @@ def training_images(options, target):
     more = {
         "frozen": options.noise_protocol == "frozen",
         "augment": options.augment,
+        "translate": options.translate,
         "cache_bytes": free_memory() / 4 if options.cache_gb is None else options.cache_gb * 2**30,
         "target": target,
         "size": options.train_size,

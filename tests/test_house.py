@@ -5,7 +5,7 @@ import re
 
 from conftest import ROOT
 
-SCRIPTS = {"convert_weights", "dataset_tool", "train", "val", "predict", "export_model", "infer"}
+SCRIPTS = {"convert_weights", "dataset_tool", "train", "val", "predict", "export_model", "infer", "mri_dataset"}
 
 
 def order_of_imports():

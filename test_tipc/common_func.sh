@@ -1,0 +1,318 @@
+# Sourced by every chain: reads a configuration, runs its rows, and tells the truth about them.
+#
+# A row is green only if its command ended with 0 and its check agrees; what this machine cannot run is skipped with
+# the reason, which is found before the run and never from its outcome; everything else is red, and so is the exit code.
+# shellcheck shell=bash
+set -euo pipefail
+
+declare -a CONFIG_LINES=() USED=() LIST=() ARGS=() CHECK=()
+declare -A KEY=() VALUE=() MACHINE=()
+SUCCEEDED=0 FAILED=0 SKIPPED=0
+export PYTHONUNBUFFERED=1
+
+die() {
+    echo "$(basename "$0"): error: $*" >&2
+    exit 2
+}
+
+# --- Configuration ----------------------------------------------------------------------------------------
+
+# open_config FILE MODE MODES...: loads the lines, and goes to the project's root.
+open_config() {
+    [ -n "$1" ] || die "usage: bash test_tipc/$(basename "$0") CONFIG MODE"
+    [ -f "$1" ] || die "$1: no such configuration"
+    CONFIG=$(realpath "$1") MODE=$2
+    local mode number line
+    shift 2
+    for mode; do [ "$mode" != "$MODE" ] || break; done
+    [ "$mode" = "$MODE" ] || die "mode '$MODE': this chain knows $*"
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    mapfile -t CONFIG_LINES <"$CONFIG"
+    for number in "${!CONFIG_LINES[@]}"; do
+        line=${CONFIG_LINES[$number]}
+        # Some runners count blank lines, others do not.
+        [ -n "$line" ] || config_error $((number + 1)) "is blank"
+        [[ $line != *$'\r' && $line != *[[:blank:]] ]] || config_error $((number + 1)) "ends in a blank"
+    done
+}
+
+config_error() {
+    die "$CONFIG: line $1 $2"
+}
+
+# header LINE NAME: the line must be that header.
+header() {
+    [[ ${CONFIG_LINES[$1 - 1]:-} =~ ^=+$2=+$ ]] || config_error "$1" "should be ===$2==="
+    USED[$1]=1
+}
+
+# field NAME LINE [KEY]: takes a line as KEY[NAME] and VALUE[NAME]; with KEY, that has to be its key.
+field() {
+    local line=${CONFIG_LINES[$2 - 1]:-}
+    [[ $line == *:* ]] || config_error "$2" "should be ${3:-KEY}:VALUE"
+    KEY[$1]=${line%%:*} VALUE[$1]=${line#*:}
+    [[ ${VALUE[$1]} != *:* ]] || config_error "$2" "has two colons: parsers would cut it at the second"
+    [[ -z ${3:-} || ${KEY[$1]} == "$3" ]] || config_error "$2" "should begin with $3:"
+    USED[$2]=1
+}
+
+# block_field NAME BLOCK KEY: the same for the line of that key after that header; empty if there is none.
+block_field() {
+    local number inside=
+    KEY[$1]=$3 VALUE[$1]=
+    for number in "${!CONFIG_LINES[@]}"; do
+        if [[ ${CONFIG_LINES[$number]} =~ ^=+([a-z_0-9]+)=+$ ]]; then
+            if [ "${BASH_REMATCH[1]}" = "$2" ]; then inside=1 USED[number + 1]=1; else inside=; fi
+        elif [ -n "$inside" ] && [ "${CONFIG_LINES[$number]%%:*}" = "$3" ]; then
+            # Values of these blocks may hold colons: they are of our own making or are not split again.
+            VALUE[$1]=${CONFIG_LINES[$number]#*:} USED[number + 1]=1
+        fi
+    done
+}
+
+# reject_unused: what no chain reads is a mistake, not a comment.
+reject_unused() {
+    local number
+    for number in "${!CONFIG_LINES[@]}"; do
+        case ${CONFIG_LINES[$number]} in
+            '##' | 'null:null') ;;
+            *) [ -n "${USED[number + 1]:-}" ] || config_error $((number + 1)) "is not used: '${CONFIG_LINES[$number]}'" ;;
+        esac
+    done
+}
+
+# split NAME: the values of a|b|c into LIST.
+split() {
+    IFS='|' read -r -a LIST <<<"${VALUE[$1]}"
+    [ ${#LIST[@]} -gt 0 ] || die "$CONFIG: ${KEY[$1]}: has no value"
+}
+
+# choose NAME [MODE]: of mode=value|mode=value the one of the mode; any other value stands for all modes.
+choose() {
+    local item mode=${2:-$MODE}
+    [[ ${VALUE[$1]} =~ (^|\|)[a-z_0-9]+= ]] || return 0
+    split "$1"
+    for item in "${LIST[@]}"; do
+        if [ "${item%%=*}" = "$mode" ]; then
+            VALUE[$1]=${item#*=}
+            return
+        fi
+    done
+    die "$CONFIG: ${KEY[$1]}: has no value for $mode"
+}
+
+given() {
+    [ "$1" != null ] && [ -n "$1" ]
+}
+
+# option KEY VALUE: appends KEY=VALUE to ARGS unless one of them is null.
+option() {
+    if given "$1" && given "$2"; then ARGS+=("$1=$2"); fi
+}
+
+# words TEXT: appends the words of a command line to ARGS.
+words() {
+    local -a these
+    read -r -a these <<<"$1"
+    ARGS+=("${these[@]}")
+}
+
+# interpreter: PYTHON from the environment, else the one that `make demo` installs, else the configuration's.
+interpreter() {
+    if [ -z "${PYTHON:-}" ]; then
+        if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=${VALUE[python]}; fi
+    fi
+    command -v "$PYTHON" >/dev/null || die "$PYTHON: no such interpreter; 'make demo' installs one, or set PYTHON"
+}
+
+# --- The 52 lines of train_infer_python.txt and what follows them ----------------------------------------------
+
+read_train_config() {
+    header 1 train_params
+    field model 2 model_name
+    field python 3 python
+    field gpu_list 4 gpu_list
+    field device 5
+    field autocast 6
+    field epochs 7
+    field save 8
+    field batch 9
+    field weights 10
+    field train_model 11 train_model_name
+    field train_images 12 train_infer_img_dir
+    field train_option 13
+    field trainer 15 trainer
+    field norm_train 16 norm_train
+    field pact_train 17 pact_train
+    field fpgm_train 18 fpgm_train
+    field distill_train 19 distill_train
+    field free_train1 20
+    field free_train2 21
+    header 23 eval_params
+    field eval 24 eval
+    field eval_option 25
+    header 27 infer_params
+    field export_folder 28
+    field export_weights 29
+    field norm_export 30 norm_export
+    field pact_export 31 quant_export
+    field fpgm_export 32 fpgm_export
+    field distill_export 33 distill_export
+    field free_export1 34
+    field free_export2 35
+    field inference_dir 36 inference_dir
+    field infer_model 37 infer_model
+    field infer_export 38 infer_export
+    field infer_quant 39 infer_quant
+    field inference 40 inference
+    field use_gpu 41
+    field mkldnn 42
+    field threads 43
+    field infer_batch 44
+    field tensorrt 45
+    field precision 46
+    field model_dir 47
+    field images 48
+    field results 49
+    field benchmark 50
+    field infer_option1 51
+    field infer_option2 52
+    # Official blocks, and two of ours: options by mode, and what results are held against.
+    local key
+    for key in batch_size fp_items epoch --profiler_options flags; do block_field "bench_$key" train_benchmark_params $key; done
+    block_field random_input infer_benchmark_params random_infer_input
+    block_field mode_options mode_params "$MODE"
+    for key in lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer benchmark_train; do
+        block_field ignored mode_params $key
+    done
+    for key in reference tolerance train_loss; do block_field $key accuracy_params $key; done
+    block_field stored accuracy_params results
+    reject_unused
+    check_name
+}
+
+# check_name: the model's name becomes a folder that is emptied.
+check_name() {
+    [[ ${VALUE[model]} =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] || config_error 2 "names no model"
+    MODEL=${VALUE[model]}
+}
+
+# check_prepared: prepare.sh has been run for this model and mode.
+check_prepared() {
+    [ "$(cat test_tipc/data/prepared 2>/dev/null)" = "$MODEL $MODE" ] ||
+        die "the data is not that of $MODEL, $MODE; run first: bash test_tipc/prepare.sh $CONFIG $MODE"
+}
+
+# --- This machine -------------------------------------------------------------------------------------------
+
+learn_machine() {
+    local key value facts
+    facts=$("$PYTHON" test_tipc/machine.py) || die "$PYTHON cannot run test_tipc/machine.py: is the project installed?"
+    while IFS='=' read -r key value; do MACHINE[$key]=$value; done <<<"$facts"
+    echo "interpreter $PYTHON; $(tr '\n' ' ' <<<"$facts")"
+}
+
+# no_gpus COUNT: prints why so many GPUs cannot be used, if so.
+no_gpus() {
+    if [ "${MACHINE[cuda]}" = 0 ]; then
+        echo "this Paddle is built for CPUs only"
+    elif [ "${MACHINE[gpus]}" -lt "$1" ]; then
+        echo "needs $1 GPU(s), this machine has ${MACHINE[gpus]}"
+    fi
+}
+
+# no_bf16: prints why bfloat16 cannot be computed on this CPU, if so.
+no_bf16() {
+    [ "${MACHINE[bf16]}" = 1 ] || echo "this CPU has no AVX512_BF16"
+}
+
+# --- Rows ---------------------------------------------------------------------------------------------------
+
+# start_chain STATUS_LOG_NAME: an empty folder for the results of this model and mode.
+start_chain() {
+    OUTPUT=test_tipc/output/$MODEL/$MODE
+    rm -rf "$OUTPUT"
+    mkdir -p "$OUTPUT"
+    STATUS_LOG=$OUTPUT/$1
+    : >"$STATUS_LOG"
+    # Lite rows take seconds: one that hangs is ended. 0 is no limit.
+    case $MODE in
+        whole_train_*) ROW_SECONDS=${TIPC_ROW_SECONDS:-0} ;;
+        *) ROW_SECONDS=${TIPC_ROW_SECONDS:-1200} ;;
+    esac
+}
+
+RUNNING=
+interrupted() {
+    [ -z "$RUNNING" ] || kill "$RUNNING"
+    echo "interrupted" >&2
+    exit 130
+}
+trap interrupted INT TERM
+
+status() {
+    printf '\033[33m Run %s with command - %s - %s - %s ! \033[0m\n' "$1" "$MODEL" "$2" "$3" | tee -a "$STATUS_LOG"
+}
+
+# row LOG COMMAND...: runs it with its output in LOG, then CHECK, if the caller has filled it. Returns 1 on failure.
+row() {
+    local log=$1 code=0
+    shift
+    if [ -e "$log" ]; then
+        echo "two rows of $CONFIG have the log $log" >&2
+        code=1
+    else
+        # In the background, so that Ctrl-C is heard; timeout ends whatever the command has started.
+        : >"$log"
+        timeout -k 30 "$ROW_SECONDS" "$@" >"$log" 2>&1 &
+        RUNNING=$!
+        tail -n +1 -s 0.1 -f --pid="$RUNNING" "$log" &
+        wait "$RUNNING" || code=$?
+        RUNNING=
+        wait
+        case $code in
+            0) ;;
+            124 | 137) echo "ended after $ROW_SECONDS seconds" | tee -a "$log" ;;
+            *) echo "exit code $code" | tee -a "$log" ;;
+        esac
+        if [ $code -eq 0 ] && [ ${#CHECK[@]} -gt 0 ]; then
+            "${CHECK[@]}" 2>&1 | tee -a "$log" || code=$?
+        fi
+    fi
+    CHECK=()
+    if [ $code -eq 0 ]; then
+        SUCCEEDED=$((SUCCEEDED + 1))
+        status successfully "$*" "$log"
+    else
+        FAILED=$((FAILED + 1))
+        status failed "$*" "$log"
+        return 1
+    fi
+}
+
+# blocked REASON LOG COMMAND...: red without a run, because something before it failed.
+blocked() {
+    local reason=$1 log=$2
+    shift 2
+    CHECK=()
+    FAILED=$((FAILED + 1))
+    echo "not run: $reason" | tee "$log"
+    status failed "$*" "$log"
+}
+
+# skip REASON LOG COMMAND...: this machine cannot run it.
+skip() {
+    local reason=$1 log=$2
+    shift 2
+    CHECK=()
+    SKIPPED=$((SKIPPED + 1))
+    status "skipped ($reason)" "$*" "$log"
+}
+
+# finish: says how it went; 0 all green, 1 something red, 77 nothing could be run here.
+finish() {
+    echo "$MODEL $MODE: $SUCCEEDED successfully, $FAILED failed, $SKIPPED skipped; $STATUS_LOG"
+    [ "$FAILED" -eq 0 ] || exit 1
+    [ "$SUCCEEDED" -gt 0 ] || exit 77
+    exit 0
+}

@@ -1,0 +1,30 @@
+"""Prints what decides, before a row runs, whether this machine can run it: GPUs, TensorRT, bfloat16."""
+
+import sys
+import warnings
+from pathlib import Path
+
+
+def main():
+    """One key=value a line."""
+    warnings.filterwarnings("ignore", "No ccache found")
+    import paddle
+    from paddle import inference
+
+    cuda = paddle.device.is_compiled_with_cuda()
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text() if cpu.exists() else ""
+    facts = {
+        "paddle": paddle.__version__,
+        "cuda": int(cuda),
+        "gpus": paddle.device.cuda.device_count() if cuda else 0,
+        "tensorrt": int(inference.get_trt_compile_version() != (0, 0, 0)),
+        "bf16": int("avx512_bf16" in flags),
+    }
+    for key, value in facts.items():
+        print(f"{key}={value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

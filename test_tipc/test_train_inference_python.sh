@@ -1,0 +1,339 @@
+#!/usr/bin/env bash
+# Trains, scores, exports and infers as a configuration says.
+#
+#   bash test_tipc/prepare.sh test_tipc/configs/N2N/train_infer_python.txt 'lite_train_lite_infer'
+#   bash test_tipc/test_train_inference_python.sh test_tipc/configs/N2N/train_infer_python.txt 'lite_train_lite_infer'
+#
+# A third argument is the GPU to use with whole_infer. Exit code: 0 all green, 1 a row failed, 2 the configuration or
+# the call is wrong, 77 this machine can run none of it.
+# shellcheck source=test_tipc/common_func.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
+
+# Adds an option from the configuration: its key, and its value or ours.
+add() {
+    option "${KEY[$1]}" "${2-${VALUE[$1]}}"
+}
+
+# --- Inference ----------------------------------------------------------------------------------------------
+
+# infer_rows MODEL_DIR NAME: one row for every combination of the configuration.
+infer_rows() {
+    local use_gpu precision
+    local -a use_gpus mkldnns threads batches precisions tensorrts
+    split use_gpu && use_gpus=("${LIST[@]}")
+    split mkldnn && mkldnns=("${LIST[@]}")
+    split threads && threads=("${LIST[@]}")
+    split infer_batch && batches=("${LIST[@]}")
+    split precision && precisions=("${LIST[@]}")
+    split tensorrt && tensorrts=("${LIST[@]}")
+    for use_gpu in "${use_gpus[@]}"; do
+        case $use_gpu in
+            False | cpu) infer_on_cpu "$@" ;;
+            True | gpu) infer_on_gpu "$@" ;;
+        esac
+    done
+}
+
+infer_on_cpu() {
+    local mkldnn thread batch precision name reason
+    for mkldnn in "${mkldnns[@]}"; do
+        for thread in "${threads[@]}"; do
+            for batch in "${batches[@]}"; do
+                for precision in "${precisions[@]}"; do
+                    name=cpu_gpus_$2_usemkldnn_${mkldnn}_threads_${thread}_precision_${precision}_batchsize_${batch}
+                    reason=
+                    case $precision:$mkldnn in
+                        bf16:True) reason=$(no_bf16) ;;
+                        bf16:False) reason="bf16 is computed by oneDNN only" ;;
+                        int8:False) reason="int8 is computed by oneDNN only" ;;
+                        fp16:*) reason="fp16 is computed on GPUs only" ;;
+                    esac
+                    infer_command "$1" "$batch" "$precision"
+                    add mkldnn "$mkldnn"
+                    add threads "$thread"
+                    infer_row "$name" "$reason" "$precision" "$batch" runtime_device=cpu "enable_mkldnn=$mkldnn" \
+                        "cpu_math_library_num_threads=$thread"
+                done
+            done
+        done
+    done
+}
+
+infer_on_gpu() {
+    local tensorrt batch precision name reason
+    for tensorrt in "${tensorrts[@]}"; do
+        for precision in "${precisions[@]}"; do
+            for batch in "${batches[@]}"; do
+                name=gpu_gpus_$2_usetrt_${tensorrt}_precision_${precision}_batchsize_${batch}
+                reason=$(no_gpus 1)
+                if [ -z "$reason" ] && [ "$tensorrt" = True ] && [ "${MACHINE[tensorrt]}" = 0 ]; then
+                    reason="this Paddle is built without TensorRT"
+                elif [ -z "$reason" ] && [ "$precision" = bf16 ]; then
+                    reason="bf16 is computed on CPUs only"
+                fi
+                infer_command "$1" "$batch" "$precision"
+                add tensorrt "$tensorrt"
+                infer_row "$name" "$reason" "$precision" "$batch" runtime_device=gpu "enable_tensorrt=$tensorrt"
+            done
+        done
+    done
+}
+
+# infer_command MODEL_DIR BATCH PRECISION: the part of the command that all devices share, into ARGS.
+infer_command() {
+    ARGS=("$PYTHON")
+    words "${VALUE[inference]}"
+    add use_gpu "$use_gpu"
+    add model_dir "$1"
+    add infer_batch "$2"
+    add precision "$3"
+    add images
+    add benchmark
+    add infer_option1
+    add infer_option2
+}
+
+# infer_row NAME REASON PRECISION BATCH FACT=VALUE...: runs ARGS; the log has to show the facts, the pictures to agree
+# with those of the network itself.
+infer_row() {
+    local log=$OUTPUT/python_infer_$1.log reason=$2 precision=$3 batch=$4
+    local results=${log%.log}_results
+    shift 4
+    add results "$results"
+    CHECK=("$PYTHON" test_tipc/check_row.py infer --log "$log" --images "${VALUE[images]}" --results "$results"
+        --clean test_tipc/data/clean --reference "$REFERENCE" --tolerance "${VALUE[tolerance]}"
+        --precision "$precision" --facts "precision=$precision" "batch_size=$batch" "$@")
+    # Nothing depends on it: the next row runs all the same.
+    attempt "$log" "$reason" || return 0
+}
+
+# reference_row WEIGHTS NAME: what the network itself makes of the pictures, on Paddle's own layers.
+reference_row() {
+    REFERENCE=$2_reference
+    ARGS=("$PYTHON")
+    words "${VALUE[reference]}"
+    ARGS+=("--model_path=$1" "--image_path=${VALUE[images]}" "--save_dir=$REFERENCE")
+    step "$REFERENCE.log"
+}
+
+# attempt LOG [REASON]: runs ARGS, unless there is a reason or an OBSTACLE on this machine, or something failed before.
+attempt() {
+    local reason=${OBSTACLE:-${2-}}
+    if [ -n "$reason" ]; then
+        skip "$reason" "$1" "${ARGS[@]}"
+    elif [ -n "$BROKEN" ]; then
+        blocked "$BROKEN" "$1" "${ARGS[@]}"
+    else
+        row "$1" "${ARGS[@]}"
+    fi
+}
+
+# step LOG: the same; if it fails, it blocks what comes after it.
+step() {
+    attempt "$1" || BROKEN="$(basename "$1" .log) failed"
+}
+
+# --- Training -----------------------------------------------------------------------------------------------
+
+# launch GPUS: how the training is started, into ARGS; LAUNCH_LOGS are the logs of its processes, if it has several,
+# RANKS their number, NODES how many machines take part, OBSTACLE why this machine cannot.
+#
+# GPUS is -1 (CPU), -1,-1 (two processes on the CPU), 0 or 0,1 (these GPUs), or IP,IP;GPUS (machines).
+launch() {
+    local ips='' gpus=$1
+    local -a cards=() machines=()
+    ARGS=("$PYTHON") LAUNCH_LOGS='' RANKS=1 NODES=1 OBSTACLE=''
+    if [[ $1 == *';'* ]]; then
+        ips=${1%%;*} gpus=${1#*;}
+        IFS=',' read -r -a machines <<<"$ips"
+        NODES=${#machines[@]}
+    fi
+    IFS=',' read -r -a cards <<<"$gpus"
+    RANKS=$((NODES * ${#cards[@]}))
+    if [ "${cards[0]}" != -1 ]; then OBSTACLE=$(no_gpus ${#cards[@]}); fi
+    if [ "$RANKS" -gt 1 ]; then LAUNCH_LOGS=$OUTPUT/launch_$TAG; fi
+    if [ -n "$ips" ] && [[ $ips =~ ^127\.0\.0\.1(,127\.0\.0\.1)*$ ]]; then
+        # All machines are this one: the helper starts them and waits for all.
+        ARGS=(bash test_tipc/launch_nodes.sh "$PYTHON" "$NODES" "${#cards[@]}" "$LAUNCH_LOGS")
+        # On GPUs, each of these "machines" would take the same cards.
+        if [ "${cards[0]}" != -1 ]; then OBSTACLE=${OBSTACLE:-"GPUs need one machine per address"}; fi
+    elif [ -n "$ips" ]; then
+        ARGS+=(-m paddle.distributed.launch "--ips=$ips" "--devices=$gpus" "--log_dir=$LAUNCH_LOGS")
+        is_one_of "${machines[@]}" || OBSTACLE="this machine has none of the addresses $ips"
+        # Only the processes of this machine log here.
+        RANKS=${#cards[@]}
+    elif [ "$RANKS" -gt 1 ] && [ "${cards[0]}" = -1 ]; then
+        ARGS+=(-m paddle.distributed.launch --nproc_per_node "$RANKS" --log_dir "$LAUNCH_LOGS")
+    elif [ "$RANKS" -gt 1 ]; then
+        ARGS+=(-m paddle.distributed.launch "--devices=$gpus" --log_dir "$LAUNCH_LOGS")
+    fi
+}
+
+is_one_of() {
+    local address
+    for address in $(hostname -I); do
+        [[ " $* " != *" $address "* ]] || return 0
+    done
+    return 1
+}
+
+# trainer_commands TRAINER: the commands of one of the trainers, TRAIN and EXPORT; QUANTISED is what kind of model.
+trainer_commands() {
+    QUANTISED=False
+    case $1 in
+        norm_train) TRAIN=${VALUE[norm_train]} EXPORT=${VALUE[norm_export]} ;;
+        pact_train) TRAIN=${VALUE[pact_train]} EXPORT=${VALUE[pact_export]} QUANTISED=True ;;
+        fpgm_train) TRAIN=${VALUE[fpgm_train]} EXPORT=${VALUE[fpgm_export]} ;;
+        distill_train) TRAIN=${VALUE[distill_train]} EXPORT=${VALUE[distill_export]} ;;
+        "${KEY[free_train1]}") TRAIN="${VALUE[norm_train]} ${VALUE[free_train1]}" EXPORT=${VALUE[norm_export]} ;;
+        "${KEY[free_train2]}") TRAIN=${VALUE[free_train2]} EXPORT=${VALUE[free_export2]} ;;
+        *) die "$CONFIG: trainer:$1 is none of the trainers below it" ;;
+    esac
+    given "$TRAIN" || die "$CONFIG: trainer:$1 has no command"
+}
+
+# train_row GPUS DEVICE AUTOCAST TRAINER: trains, and what follows from it.
+train_row() {
+    local gpus=$1 device=$2 autocast=$3 trainer=$4 weights model save eval_log
+    trainer_commands "$trainer"
+    TAG=${trainer}_gpus_${gpus//[;]/_}_autocast_${autocast} BROKEN=
+    launch "$gpus"
+    TAG+=_nodes_$NODES save=$OUTPUT/$TAG
+    # The official place of the weights: a folder of the model's name.
+    weights=$save/$MODEL/${VALUE[train_model]}
+    model=$save
+    if given "${VALUE[inference_dir]}"; then model+=/${VALUE[inference_dir]}; fi
+
+    words "$TRAIN"
+    words "${VALUE[mode_options]}"
+    option "${KEY[device]}" "$device"
+    add save "$save"
+    add epochs
+    add weights
+    case $autocast in
+        null) ;;
+        amp) ARGS+=(--amp) ;;
+        *) add autocast "$autocast" ;;
+    esac
+    if [ "$autocast" = bf16 ]; then OBSTACLE=${OBSTACLE:-$(no_bf16)}; fi
+    add batch
+    add train_option
+    CHECK=("$PYTHON" test_tipc/check_row.py train --log "$save.log" --weights "$weights" --loss "${VALUE[train_loss]}"
+        --ranks "$RANKS" --launch_logs "$LAUNCH_LOGS")
+    step "$save.log"
+    [ "$MODE" != benchmark_train ] || return 0
+
+    if given "${VALUE[eval]}"; then
+        ARGS=("$PYTHON")
+        words "${VALUE[eval]}"
+        option "${KEY[weights]}" "$weights"
+        option "${KEY[device]}" "$device"
+        add eval_option
+        eval_log=${save}_eval.log
+        CHECK=("$PYTHON" test_tipc/check_row.py eval --log "$eval_log")
+        step "$eval_log"
+    fi
+    given "$EXPORT" || return 0
+    reference_row "$weights" "$save"
+    export_row "$EXPORT" "$weights" "$model" "${save}_export.log"
+    infer_rows "$model" "${gpus//[;]/_}"
+}
+
+# export_row COMMAND WEIGHTS FOLDER LOG
+export_row() {
+    ARGS=("$PYTHON")
+    words "$1"
+    add export_weights "$2"
+    add export_folder "$3"
+    CHECK=("$PYTHON" test_tipc/check_row.py export --model "$3" --weights "$2")
+    step "$4"
+}
+
+# --- The chain ----------------------------------------------------------------------------------------------
+
+# check_values: what could only fail after minutes of training.
+check_values() {
+    local value quantised
+    local -a kinds=()
+    split use_gpu
+    for value in "${LIST[@]}"; do
+        [[ $value =~ ^(True|False|gpu|cpu)$ ]] || die "$CONFIG: ${KEY[use_gpu]}: '$value' is neither True nor False"
+    done
+    if [ "$MODE" = whole_infer ]; then
+        split infer_quant && kinds=("${LIST[@]}")
+    else
+        split trainer
+        for value in "${LIST[@]}"; do
+            trainer_commands "$value"
+            kinds+=("$QUANTISED")
+        done
+    fi
+    split precision
+    for value in "${LIST[@]}"; do
+        for quantised in "${kinds[@]}"; do
+            [[ $quantised:$value =~ ^(True:int8|False:(fp32|bf16|fp16))$ ]] ||
+                die "$CONFIG: ${KEY[precision]}: '$value' does not go with a model whose quantisation is '$quantised'"
+        done
+    done
+}
+
+whole_infer() {
+    local -a models exports quants
+    local index model_dir
+    split infer_model && models=("${LIST[@]}")
+    split infer_export && exports=("${LIST[@]}")
+    split infer_quant && quants=("${LIST[@]}")
+    [ "${#exports[@]},${#quants[@]}" = "${#models[@]},${#models[@]}" ] ||
+        die "$CONFIG: infer_model, infer_export and infer_quant differ in length"
+    for index in "${!models[@]}"; do
+        BROKEN='' OBSTACLE='' model_dir=${models[index]}
+        reference_row "$model_dir" "$OUTPUT/model_$index"
+        if given "${exports[index]}"; then
+            model_dir=$OUTPUT/model_$index
+            export_row "${exports[index]}" "${models[index]}" "$model_dir" "$OUTPUT/model_${index}_export.log"
+        fi
+        infer_rows "$model_dir" "$index"
+    done
+    if given "${VALUE[stored]}"; then
+        BROKEN=''
+        ARGS=("$PYTHON" test_tipc/compare_results.py "--gt_file=${VALUE[stored]}"
+            "--log_file=$OUTPUT/python_infer_*.log")
+        step "$OUTPUT/compare_results.log"
+    fi
+}
+
+train_and_infer() {
+    local index autocast trainer
+    local -a gpus devices autocasts trainers
+    split gpu_list && gpus=("${LIST[@]}")
+    split device && devices=("${LIST[@]}")
+    split autocast && autocasts=("${LIST[@]}")
+    split trainer && trainers=("${LIST[@]}")
+    # One device for all, or one for each.
+    [ ${#devices[@]} -eq 1 ] || [ ${#devices[@]} -eq ${#gpus[@]} ] ||
+        die "$CONFIG: ${KEY[device]}: has ${#devices[@]} values for ${#gpus[@]} of gpu_list"
+    for index in "${!gpus[@]}"; do
+        for autocast in "${autocasts[@]}"; do
+            for trainer in "${trainers[@]}"; do
+                train_row "${gpus[index]}" "${devices[index % ${#devices[@]}]}" "$autocast" "$trainer"
+            done
+        done
+    done
+}
+
+open_config "${1-}" "${2-}" lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer whole_infer \
+    benchmark_train
+read_train_config
+[ "$MODE" = whole_infer ] || { choose epochs && choose batch && choose train_option; }
+check_values
+interpreter
+check_prepared
+learn_machine
+start_chain results_python.log
+if [ "$MODE" = whole_infer ]; then
+    [ -z "${3-}" ] || export CUDA_VISIBLE_DEVICES=$3
+    whole_infer
+else
+    train_and_infer
+fi
+finish

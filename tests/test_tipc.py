@@ -1,0 +1,520 @@
+"""The certification chain, broken on purpose in each way that it must notice.
+
+The chain runs here in a copy, on a stand-in interpreter that records every command and does what the scripts would do,
+right or wrong as a test asks; only the checks are the real ones, where a test is about them.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT
+
+BASH = shutil.which("bash")
+pytestmark = pytest.mark.skipif(BASH is None, reason="the chain is bash")
+
+CONFIGS = sorted((ROOT / "test_tipc" / "configs").rglob("*.txt"))
+BASE = "test_tipc/configs/N2N/train_infer_python.txt"
+
+# The stand-in: argv[1:] is what the chain gives to its interpreter.
+INTERPRETER = """#!{python} -S
+import json, os, shutil, sys
+from pathlib import Path
+
+argv = sys.argv[1:]
+with open(os.environ["CALLS"], "a") as file:
+    file.write(json.dumps(argv) + "\\n")
+words = [word for word in argv if word.endswith(".py")]
+script = Path(words[0]).name if words else ""
+flags = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
+flags |= {{a[2:]: b for a, b in zip(argv, argv[1:]) if a.startswith("--") and "=" not in a}}
+
+# FAULT is one for all, or, by the number of threads, 1=FAULT|2=FAULT.
+fault = os.environ.get("FAULT", "")
+fault = dict(one.split("=", 1) for one in fault.split("|") if "=" in one).get(flags.get("cpu_threads"), fault)
+
+if script == "machine.py":
+    print(os.environ.get("FACTS", "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=0").replace(" ", "\\n"))
+elif argv[0] == "-c":
+    print(12345)
+elif script in ("check_row.py", "compare_results.py"):
+    if os.environ.get("CHECKS"):
+        os.execv({python!r}, [{python!r}, *argv])
+elif fault == f"{{script}} fails":
+    print("Loss1=0.5,\\nLoss1=0.4,\\nLoss1=0.3,")
+    sys.exit(3)
+elif script == "train_for_tipc.py":
+    losses = dict(rises="0.3 0.4 0.5", nan="0.5 nan 0.3", few="0.5 0.3").get(fault, "0.5 0.4 0.3")
+    print("".join(f"0001 Loss1={{loss}}, Lambda=1, Loss2=0.1, ips: 3.0 images/s\\n" for loss in losses.split()))
+    weights = Path(flags["save_model_path"], flags["log_name"], "best_model.pdparams")
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    if fault != "no weights":
+        weights.write_text("weights")
+    if "log_dir" in flags:
+        for rank in range(int(flags["nproc_per_node"])):
+            log = Path(flags["log_dir"], f"workerlog.{{rank}}")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            digest = rank if fault == "ranks differ" else 7
+            log.write_text(f"Loss1=0.5,\\nLoss1=0.4,\\nLoss1=0.3,\\nweights of rank {{rank}}: {{digest}}\\n")
+elif script == "val.py":
+    print("[EVAL] Sample: psnr:" + ("nan" if fault == "nan score" else "30.5") + " ssim:0.9")
+elif script in ("predict.py", "infer.py"):
+    source = Path(flags.get("image_path") or flags["input_file"])
+    target = Path(flags["save_dir"])
+    target.mkdir(parents=True)
+    mine = fault if script == "infer.py" else ""
+    pictures = sorted(source.iterdir())
+    for path in pictures[mine == "a picture is missing" :]:
+        shutil.copy(path, target / f"{{path.stem}}_denoise{{path.suffix}}")
+        print(f"{{target}}/{{path.stem}}_denoise{{path.suffix}}  psnr: 31.5000  ssim: 0.9000")
+    if mine == "another model":
+        shutil.copy(target / "coffee_cup_denoise.png", target / "astronaut_suit_denoise.png")
+    if mine == "another size":
+        shutil.copy(target / "chelsea_denoise.png", target / "coffee_cup_denoise.png")
+    if mine == "a result is not a number":
+        data = (target / "chelsea_float_denoise.npy").read_bytes()
+        (target / "chelsea_float_denoise.npy").write_bytes(data[:-4] + bytes([0, 0, 192, 127]))
+    if script == "infer.py" and mine != "no report":
+        facts = dict(
+            runtime_device="cpu" if flags["use_gpu"] == "False" or mine == "the GPU is not used" else "gpu",
+            enable_mkldnn="False" if mine == "oneDNN is not used" else flags.get("enable_mkldnn", "False"),
+            enable_tensorrt="False" if mine == "TensorRT is not used" else flags.get("use_tensorrt", "False"),
+            cpu_math_library_num_threads="1" if mine == "one thread" else flags.get("cpu_threads", "1"),
+            precision="fp32" if mine == "another precision" else flags["precision"],
+            batch_size="1" if mine == "another batch" else flags["batch_size"],
+            data_num=len(pictures) - (mine == "fewer timed"),
+        )
+        for key, value in facts.items():
+            print(f"[2026/01/01 00:00:00] root INFO:  {{key}}: {{value}}")
+        times = "preprocess_time(ms): 1.0, inference_time(ms): 2.0, postprocess_time(ms): 3.0"
+        print(f"[2026/01/01 00:00:00] root INFO:  {{times}}")
+elif script == "export_model.py" and fault != "nothing exported":
+    folder = Path(flags["save_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("model.pdmodel", "model.pdiparams"):
+        (folder / name).write_text("model")
+    if fault == "an old export":
+        os.utime(folder / "model.pdmodel", (1, 1))
+    (folder / "deploy.json").write_text(json.dumps(dict(weights="digest")))
+"""
+
+
+class Chain:
+    """A copy of test_tipc in an empty project."""
+
+    def __init__(self, root):
+        self.root, self.calls = root, root / "calls.jsonl"
+        hidden = shutil.ignore_patterns("output", "data", "__pycache__")
+        shutil.copytree(ROOT / "test_tipc", root / "test_tipc", ignore=hidden)
+        for folder in ("train", "val"):
+            (root / "test_tipc" / "data" / folder).mkdir(parents=True)
+        for kind in ("noisy", "clean"):
+            shutil.copytree(root / "test_tipc" / "inputs" / kind, root / "test_tipc" / "data" / kind)
+        (root / "best_model.pdparams").write_text("weights")
+        self.python = root / "interpreter"
+        self.python.write_text(INTERPRETER.format(python=sys.executable))
+        self.python.chmod(0o755)
+
+    def config(self, source=BASE, **lines):
+        """Writes a configuration: one of ours with some lines changed, given by their keys."""
+        text = (ROOT / source).read_text(encoding="utf-8")
+        for key, value in lines.items():
+            changed, count = re.subn(
+                rf"^((?:--)?{key}):.*$", lambda match, v=value: f"{match[1]}:{v}", text, flags=re.M
+            )
+            assert count, f"{source} has no line {key}"
+            text = changed
+        path = self.root / "config.txt"
+        path.write_text(text)
+        return path
+
+    def run(self, config, mode, script="test_train_inference_python.sh", checks=True, **environment):
+        """Runs a chain; what it called is in `commands` and its status lines in `rows` afterwards."""
+        self.calls.write_text("")
+        model = re.search(r"^model_name:(.*)$", Path(config).read_text(), re.M)[1]
+        (self.root / "test_tipc" / "data" / "prepared").write_text(f"{model} {mode}\n")
+        result = subprocess.run(
+            [BASH, f"test_tipc/{script}", str(config), mode],
+            cwd=self.root, capture_output=True, text=True, timeout=120,
+            env={**ENVIRONMENT, "PYTHON": str(self.python), "CALLS": str(self.calls), "CHECKS": "1" if checks else "",
+                 "PYTHONPATH": str(ROOT), **environment},
+        )  # fmt: skip
+        self.commands = [json.loads(line) for line in self.calls.read_text().splitlines()]
+        self.output = self.root / "test_tipc" / "output" / model / mode
+        logs = sorted(self.output.glob("results_*.log"))
+        lines = logs[0].read_text().splitlines() if logs else []
+        self.rows = [re.match(r"\033\[33m Run (\w+) (?:\((.*?)\) )?with command - (.*) ! \033\[0m$", x) for x in lines]
+        assert None not in self.rows, lines
+        return result
+
+    def called(self, name):
+        """The commands that ran a script."""
+        return [words for words in self.commands if any(Path(word).name == name for word in words)]
+
+    def statuses(self):
+        """{status: how many rows}."""
+        found = [row[1] for row in self.rows]
+        return {status: found.count(status) for status in dict.fromkeys(found)}
+
+
+@pytest.fixture
+def chain(tmp_path):
+    return Chain(tmp_path)
+
+
+ONE_ROW = {"enable_mkldnn": "True", "cpu_threads": "2", "batch_size": "2", "precision": "fp32"}
+
+
+# --- Configurations -----------------------------------------------------------------------------------------
+
+
+def test_there_are_configurations():
+    assert ROOT / BASE in CONFIGS
+
+
+def test_the_base_chain_is_green_when_nothing_is_wrong(chain):
+    result = chain.run(chain.config(**ONE_ROW), "lite_train_lite_infer")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert chain.statuses() == {"successfully": 5}
+    names = [Path(next(word for word in row[3].split() if word.endswith(".py"))).name for row in chain.rows]
+    assert names == ["train_for_tipc.py", "val.py", "predict.py", "export_model.py", "infer.py"]
+    # The log that a status line names is there, and tells what the check found.
+    for row in chain.rows:
+        log = chain.root / row[3].split(" - ")[-1]
+        assert log.is_file()
+        assert row[3].startswith("N2N - ")
+    assert "checked: 6 pictures within 0.0e+00 of the network" in log.read_text()
+
+
+def test_all_combinations_of_a_configuration_run(chain):
+    config = chain.config(enable_mkldnn="True|False", cpu_threads="1|2|3", batch_size="1|2", precision="fp32|bf16")
+    result = chain.run(config, "lite_train_lite_infer", checks=False, FACTS="paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=1")
+    assert result.returncode == 0
+    assert len(chain.called("infer.py")) == 2 * 3 * 2 + 1 * 3 * 2  # bf16 with oneDNN alone
+    assert chain.statuses() == {"successfully": 4 + 18, "skipped": 6}
+    asked = {tuple(word for word in words if "save_dir" not in word) for words in chain.called("infer.py")}
+    assert len(asked) == 18
+
+
+def test_modes_choose_the_length(chain):
+    for mode, epochs in {
+        "lite_train_lite_infer": 2,
+        "lite_train_whole_infer": 2,
+        "whole_train_whole_infer": 100,
+    }.items():
+        chain.run(chain.config(**ONE_ROW), mode, checks=False)
+        (training,) = chain.called("train_for_tipc.py")
+        assert f"--n_epoch={epochs}" in training
+        # What the runner supplies, and what the configuration says word for word.
+        save = f"test_tipc/output/N2N/{mode}/norm_train_gpus_-1_autocast_null_nodes_1"
+        for word in (f"--save_model_path={save}", "--batchsize=4", "--device=cpu", "--noisetype=gauss25"):
+            assert word in training
+        (export,) = chain.called("export_model.py")
+        assert export[1:] == [f"--model_path={save}/N2N/best_model.pdparams", f"--save_dir={save}"]
+        assert f"--model_dir={save}" in chain.called("infer.py")[0]
+        assert [word for word in chain.called("val.py")[0] if "model_path" in word] == [export[1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("--gt_dir:", "--gt_dir:a:"), "line 51 has two colons"),
+        (lambda text: text.replace("##\n", "\n", 1), "line 14 is blank"),
+        (lambda text: text.replace("pact_train:null", "pact_trian:null"), "line 17 should begin with pact_train:"),
+        (lambda text: text.replace("\nnull:null\n##\ntrainer", "\n##\ntrainer"), "line 13 should be KEY:VALUE"),
+        (lambda text: text.replace("\n##\ntrainer", "\nseed:1\ntrainer"), "line 14 is not used: 'seed:1'"),
+        (lambda text: text + "extra:1\n", "is not used: 'extra:1'"),
+        (lambda text: text.replace("=2|whole_train", "=2|all_train"), "--n_epoch: has no value for whole_train"),
+        (lambda text: text.replace("trainer:norm_train", "trainer:norm_trian"), "trainer:norm_trian is none of"),
+        (lambda text: text.replace("trainer:norm_train", "trainer:fpgm_train"), "trainer:fpgm_train has no command"),
+        (lambda text: text.replace("model_name:N2N", "model_name:../N2N"), "names no model"),
+        (lambda text: text.replace("--use_gpu:False", "--use_gpu:Fasle"), "'Fasle' is neither True nor False"),
+        (lambda text: text.replace("--precision:fp32", "--precision:int8"), "'int8' does not go with a model"),
+        (lambda text: text.replace("python3", "python3 "), "line 3 ends in a blank"),
+        (lambda text: text.replace("===train_params", "===train_param"), "line 1 should be ===train_params==="),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_refused(change, message, chain):
+    config = chain.config()
+    text = config.read_text()
+    config.write_text(change(text))
+    assert config.read_text() != text
+    result = chain.run(config, "whole_train_whole_infer", checks=False)
+    assert result.returncode == 2, result.stdout
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_wrong_call_is_refused(chain):
+    config = chain.config()
+    result = chain.run(config, "lite_train")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "mode 'lite_train': this chain knows lite_train_lite_infer" in result.stderr
+    (chain.root / "test_tipc" / "data" / "prepared").write_text("N2N whole_infer\n")
+    for arguments, message in (
+        ([], "usage: "), (["none.txt", "whole_infer"], "none.txt: no such configuration"),
+        ([config, "lite_train_lite_infer"], "run first: bash test_tipc/prepare.sh"),
+    ):  # fmt: skip
+        words = [BASH, "test_tipc/test_train_inference_python.sh", *map(str, arguments)]
+        environment = {**ENVIRONMENT, "PYTHON": str(chain.python)}
+        result = subprocess.run(words, cwd=chain.root, capture_output=True, text=True, env=environment)
+        assert result.returncode == 2
+        assert message in result.stderr
+    assert "no such interpreter" in chain.run(config, "whole_infer", PYTHON="/none/python").stderr
+
+
+# --- Breaking it --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["train_for_tipc.py fails", "no weights", "nan", "rises", "few"])
+def test_a_training_that_failed_blocks_what_follows(fault, chain):
+    config = chain.config(**ONE_ROW)
+    if fault.endswith("fails"):
+        # An earlier run has left a model where the chain looks for one.
+        assert chain.run(config, "lite_train_lite_infer", checks=False).returncode == 0
+    result = chain.run(config, "lite_train_lite_infer", FAULT=fault)
+    assert result.returncode == 1
+    assert chain.statuses() == {"failed": 5}
+    assert not chain.called("infer.py")
+    assert not chain.called("export_model.py")
+    assert "0 successfully, 5 failed" in result.stdout
+    assert "not run: norm_train_gpus_-1_autocast_null_nodes_1 failed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("val.py fails", ["successfully", "failed", "failed", "failed", "failed"]),
+        ("nan score", ["successfully", "failed", "failed", "failed", "failed"]),
+        ("predict.py fails", ["successfully", "successfully", "failed", "failed", "failed"]),
+        ("export_model.py fails", ["successfully", "successfully", "successfully", "failed", "failed"]),
+        ("nothing exported", ["successfully", "successfully", "successfully", "failed", "failed"]),
+        ("an old export", ["successfully", "successfully", "successfully", "failed", "failed"]),
+    ],
+)
+def test_a_row_that_did_not_do_what_was_asked_is_red(fault, expected, chain):
+    result = chain.run(chain.config(**ONE_ROW), "lite_train_lite_infer", FAULT=fault)
+    assert [row[1] for row in chain.rows] == expected, result.stdout
+    assert result.returncode == 1
+
+
+def test_inference_that_did_not_do_what_was_asked_is_red(chain):
+    faults = {
+        "none": "checked: 6 pictures",
+        "infer.py fails": "exit code 3",
+        "no report": "asked for precision fp32, the log says nothing of it",
+        "oneDNN is not used": "asked for enable_mkldnn True, the log says False",
+        "one thread": "asked for cpu_math_library_num_threads 5, the log says 1",
+        "another batch": "asked for batch_size 2, the log says 1",
+        "fewer timed": "asked for data_num 6, the log says 5",
+        "a picture is missing": "6 pictures went in, ",
+        "a result is not a number": "holds NaN or infinite pixels",
+        "another size": "coffee_cup.png has another size",
+        "another model": "differs from the network by",
+    }
+    threads = "|".join(str(number) for number in range(1, len(faults) + 1))
+    fault = "|".join(f"{number}={name}" for number, name in enumerate(faults, 1))
+    result = chain.run(chain.config(**ONE_ROW | {"cpu_threads": threads}), "whole_infer", FAULT=fault)
+    assert result.returncode == 1
+    rows = chain.rows[2:-1]
+    assert [row[1] for row in rows] == ["successfully"] + ["failed"] * (len(faults) - 1), result.stdout
+    for row, message in zip(rows, faults.values(), strict=True):
+        assert message in (chain.root / row[3].split(" - ")[-1]).read_text()
+
+
+def test_a_precision_that_was_not_computed_is_red(chain):
+    config = chain.config(**ONE_ROW | {"precision": "bf16", "cpu_threads": "1|2"})
+    facts = "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=1"
+    result = chain.run(config, "whole_infer", FAULT="2=another precision", FACTS=facts)
+    assert [row[1] for row in chain.rows[2:4]] == ["successfully", "failed"]
+    assert "asked for precision bf16, the log says fp32" in result.stdout
+
+
+def test_rows_for_a_gpu_are_skipped_without_one_and_red_if_it_is_not_used(chain):
+    config = chain.config(**ONE_ROW | {"use_gpu": "True", "use_tensorrt": "False|True"})
+    chain.run(config, "whole_infer", checks=False)
+    assert not chain.called("infer.py")
+    assert [row[1] for row in chain.rows[2:4]] == ["skipped", "skipped"]
+    assert [row[2] for row in chain.rows[2:4]] == ["this Paddle is built for CPUs only"] * 2
+    result = chain.run(config, "whole_infer", FAULT="the GPU is not used", FACTS="cuda=1 gpus=1 tensorrt=0 bf16=0")
+    assert [row[1] for row in chain.rows[2:4]] == ["failed", "skipped"]
+    assert "asked for runtime_device gpu, the log says cpu" in result.stdout
+    assert chain.rows[3][2] == "this Paddle is built without TensorRT"
+    chain.run(config, "whole_infer", FAULT="TensorRT is not used", FACTS="cuda=1 gpus=1 tensorrt=1 bf16=0")
+    assert [row[1] for row in chain.rows[2:4]] == ["successfully", "failed"]
+
+
+def test_a_training_for_gpus_is_skipped_with_all_that_follows(chain):
+    config = chain.config(**ONE_ROW | {"gpu_list": "0|0,1", "device": "gpu"})
+    result = chain.run(config, "lite_train_lite_infer", checks=False)
+    assert result.returncode == 77, result.stdout
+    assert chain.statuses() == {"skipped": 10}
+    assert {row[2] for row in chain.rows} == {"this Paddle is built for CPUs only"}
+    chain.run(config, "lite_train_lite_infer", checks=False, FACTS="cuda=1 gpus=1 tensorrt=0 bf16=0")
+    assert [row[1] for row in chain.rows] == ["successfully"] * 5 + ["skipped"] * 5
+    assert chain.rows[-1][2] == "needs 2 GPU(s), this machine has 1"
+
+
+def test_two_processes_must_end_with_the_same_weights(chain):
+    config = chain.config(**ONE_ROW | {"gpu_list": "-1,-1"})
+    assert chain.run(config, "lite_train_lite_infer").returncode == 0
+    (training,) = chain.called("train_for_tipc.py")
+    assert training[:4] == ["-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+    result = chain.run(config, "lite_train_lite_infer", FAULT="ranks differ")
+    assert result.returncode == 1
+    assert "2 processes with the same weights are expected" in result.stdout
+
+
+def test_a_row_that_hangs_is_ended(chain):
+    (chain.root / "slow").write_text('#!/bin/sh\ncase $* in *val.py*) sleep 60;; esac\nexec ./interpreter "$@"\n')
+    (chain.root / "slow").chmod(0o755)
+    result = chain.run(
+        chain.config(**ONE_ROW), "lite_train_lite_infer", PYTHON="./slow", TIPC_ROW_SECONDS="2", checks=False
+    )
+    assert "ended after 2 seconds" in result.stdout
+    assert chain.rows[1][1] == "failed"
+
+
+# --- Stored results -----------------------------------------------------------------------------------------
+
+
+def compare(chain, *more):
+    words = ["--gt_file=test_tipc/results/*.txt", "--log_file=test_tipc/output/N2N/whole_infer/python_infer_*.log"]
+    return subprocess.run(
+        [sys.executable, "test_tipc/compare_results.py", *words, *more], cwd=chain.root, capture_output=True, text=True,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_results_are_compared_with_the_stored_ones(chain):
+    shutil.rmtree(chain.root / "test_tipc" / "results")
+    (chain.root / "test_tipc" / "results").mkdir()
+    config = chain.config(**ONE_ROW | {"cpu_threads": "1|2"})
+    # Nothing is stored: the last row is red, and all before it are green.
+    assert chain.run(config, "whole_infer").returncode == 1
+    assert [row[1] for row in chain.rows] == ["successfully"] * 4 + ["failed"]
+    assert compare(chain).returncode == 1
+    assert compare(chain, "--record").returncode == 0
+    assert compare(chain).returncode == 0, compare(chain).stderr
+    assert chain.run(config, "whole_infer").returncode == 0
+    stored = chain.root / "test_tipc" / "results" / "python_N2N_results_fp32.txt"
+    good = stored.read_text()
+
+    def fails(message):
+        result = compare(chain)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+    for text, message in (
+        (good.replace("31.5", "31.6", 1), "psnr 31.5000, 31.6000 is stored"),
+        (good.replace("0.9}", "0.91}", 1), "ssim 0.9000, 0.9100 is stored"),
+        (good.replace("chelsea.png", "other.png"), "the pictures differ: chelsea.png, other.png"),
+        ("\n".join(good.splitlines()[:-1]), "the pictures differ: "),
+        (good.replace("digest", "another"), "was made with other weights"),
+        ("", "is no file of stored results"),
+        ("image\n", "is no file of stored results"),
+    ):
+        assert text != good
+        stored.write_text(text)
+        fails(message)
+    stored.rename(stored.with_name("python_Other_results_fp32.txt"))
+    stored.with_name("python_Other_results_fp32.txt").write_text(good)
+    fails("python_N2N_results_fp32.txt is not among")
+    stored.write_text(good)
+    assert compare(chain).returncode == 0
+
+    # Logs that lie, are missing, or are of another run.
+    logs = sorted(chain.output.glob("python_infer_*.log"))
+    assert len(logs) == 2
+    text = logs[0].read_text()
+    for changed, message in (
+        (text.replace("psnr: 31.5000", "psnr: 31.4000", 1), "psnr 31.4000, 31.5000 is stored"),
+        (text.replace("psnr: 31.5000", "psnr: nan", 1), "has no finite score"),
+        ("", "holds no scores"),
+    ):
+        logs[0].write_text(changed)
+        fails(message)
+    logs[0].unlink()
+    fails("is missing, though its row ran")
+    logs[1].unlink()
+    fails("nothing is there")
+    logs[0].write_text(text)
+    (chain.output / "results_python.log").unlink()
+    fails("results_python.log is missing")
+    (chain.output / "results_python.log").write_text("\n")
+    fails("it is of another run")
+
+
+def test_scores_of_weights_that_do_not_denoise_are_not_recorded(chain):
+    chain.run(chain.config(**ONE_ROW), "whole_infer")
+    for log in chain.output.glob("python_infer_*.log"):
+        log.write_text(log.read_text().replace("31.5000", "21.5000"))
+    result = compare(chain, "--record")
+    assert result.returncode == 1
+    assert "nothing to record" in result.stderr
+
+
+# --- Preparation --------------------------------------------------------------------------------------------
+
+
+def prepare(chain, mode, **environment):
+    return subprocess.run(
+        [BASH, "test_tipc/prepare.sh", str(chain.config()), mode], cwd=chain.root, capture_output=True, text=True,
+        env={**ENVIRONMENT, "PYTHON": str(chain.python), "CALLS": str(chain.calls), **environment},
+    )  # fmt: skip
+
+
+def test_training_on_all_needs_the_users_folder(chain, tmp_path):
+    (chain.root / "validation").mkdir()
+    result = prepare(chain, "whole_train_whole_infer")
+    assert result.returncode == 2
+    assert "./Imagenet_val does not exist; TIPC_DATA names the folder" in result.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "picture.png").write_text("")
+    assert prepare(chain, "whole_train_whole_infer", TIPC_DATA="mine").returncode == 0
+    assert (chain.root / "test_tipc" / "data" / "train" / "picture.png").exists()
+    # Preparing anew takes the link away, not what it leads to.
+    assert prepare(chain, "whole_infer").returncode == 0
+    assert (tmp_path / "mine" / "picture.png").exists()
+    assert not (chain.root / "test_tipc" / "data" / "train").exists()
+    names = {path.name for path in (ROOT / "test_tipc" / "inputs" / "noisy").iterdir()}
+    assert {path.name for path in (chain.root / "test_tipc" / "data" / "noisy").iterdir()} == names
+
+
+def test_the_stored_pictures_are_pairs_and_noisy():
+    sizes = []
+    for clean in sorted((ROOT / "test_tipc" / "inputs" / "clean").iterdir()):
+        noisy = clean.parent.parent / "noisy" / clean.name
+        if clean.suffix == ".npy":
+            a, b = np.load(clean), np.load(noisy)
+            assert a.dtype == b.dtype == np.float32
+            np.testing.assert_allclose((a - b).std(), 25 / 255, rtol=0.03)
+            continue
+        from conftest import opened
+
+        a, b = (np.asarray(opened(path), float) for path in (clean, noisy))
+        assert a.shape == b.shape
+        sizes.append(a.shape)
+        middle = (a > 70) & (a < 185)  # where no clipping took noise away
+        np.testing.assert_allclose((a - b)[middle].std(), 25, rtol=0.03)
+    assert len(sizes) == 5
+    assert len(set(sizes)) == 4  # a batch of two is one
+
+
+def test_the_shell_is_clean():
+    shellcheck = shutil.which("shellcheck")
+    scripts = sorted((ROOT / "test_tipc").glob("*.sh"))
+    assert len(scripts) >= 4
+    for script in scripts:
+        text = script.read_text()
+        assert not re.search(r"\beval\s+[\"$]|\bIFS=\S+$", text, re.M), script
+        subprocess.run([BASH, "-n", script], check=True)
+    if shellcheck:
+        result = subprocess.run([shellcheck, "-x", *scripts], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout

@@ -4,15 +4,17 @@ import html
 import math
 import re
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 import cli
 import images
+from montage import displayable
 
-KINDS = ("noisy", "denoised", "clean", "residual")
+FILES = {"noisy": "input", "denoised": "output", "clean": "label", "residual": "residual"}  # how pictures are called
+OWN_FILES = re.compile(r"index\.html|settings\.json|\d{5,}-(input|output|label|residual|montage)\.png")
 ERROR_GAIN, REMOVED_GAIN = 4, 2  # how much a residual is amplified for the eye
 
 # Shown of each image and set: measure, format, classes of the table cell.
@@ -27,9 +29,10 @@ FORMATS = {measure: form for measure, form, _ in COLUMNS}
 
 
 class HtmlReport:
-    """A folder with index.html and images/, which needs nothing else.
+    """A folder with index.html and, beside it, the pictures 00000-input.png, -output, -label and -residual.
 
-    Pictures are written as they come, so that memory stays flat; index.html is written last.
+    Pictures are written as they come, so that memory stays flat; index.html is written last. Of several processes
+    each writes the pictures of its images, and the first one the page.
 
     Args:
         folder: created if need be.
@@ -37,52 +40,47 @@ class HtmlReport:
         settings: {name: value}, or {group: {name: value}}; all are told.
         pictures: how many images of each set are shown; all are listed.
         overwrite: replaces a report that is there.
+        first: whether this is the first process; it clears the folder, which the others have to wait for.
 
     Raises:
-        UserError: the folder holds a report already.
+        UserError: the folder holds a report or its pictures already.
     """
 
-    def __init__(self, folder, title, settings, pictures=100, overwrite=False):
+    def __init__(self, folder, title, settings, pictures=100, overwrite=False, first=True):
         self._folder, self._title, self._settings = Path(folder), title, settings
         self._limit = pictures
-        self._shown = {}  # {(set name, image name, occurrence): HTML of its pictures}
-        self._in_set, self._of_name = Counter(), Counter()
-        index = self._folder / "index.html"
-        if index.exists() and not overwrite:
-            raise cli.UserError(f"--report: {folder} holds a report; --overwrite replaces it")
-        cli.writable_folder("--report", self._folder / "images")
-        # The page goes first, so that it never stands beside pictures of another run.
-        index.unlink(missing_ok=True)
-        for path in (self._folder / "images").iterdir():
-            if re.fullmatch(rf"\d{{5}}-({'|'.join(KINDS)})\.png", path.name):
+        if first:
+            refuse_report(folder, overwrite)
+            # The page goes first, so that it never stands beside pictures of another run.
+            for path in _own_files(folder):
                 path.unlink()
 
-    def add(self, score, clean, noisy, denoised):
-        """Writes the pictures of one image at its first repeat, as `denoising.evaluate` tells it.
+    def add(self, number, score, clean, noisy, denoised):
+        """Writes the pictures of one image at its first repeat.
 
         Args:
-            score: says set_name, name and repeat.
+            number: of the image among those of all sets.
+            score: as `denoising.evaluate` tells it: its repeat, and the index of the image within the set.
             clean: HWC or HW uint8, as all three are; None where there is none.
             noisy: what the network was given.
             denoised: what it returned.
         """
-        if score.repeat > 0 or self._in_set[score.set_name] >= self._limit:
+        if score.repeat > 0 or score.index >= self._limit:
             return
-        key = (score.set_name, score.name, self._of_name[score.set_name, score.name])
-        self._in_set[score.set_name] += 1
-        self._of_name[score.set_name, score.name] += 1
-        if clean is None:
-            residual = _amplified(noisy, denoised, REMOVED_GAIN)
-            caption = f"noisy \u2212 denoised, \u00d7{REMOVED_GAIN} around grey"
-        else:
-            residual = _amplified(denoised, clean, ERROR_GAIN)
-            caption = f"denoised \u2212 clean, \u00d7{ERROR_GAIN} around grey"
-        sources = {}
-        for kind, image in zip(KINDS, (noisy, denoised, clean, residual), strict=True):
+        removed = clean is None
+        residual = _amplified(noisy, denoised, REMOVED_GAIN) if removed else _amplified(denoised, clean, ERROR_GAIN)
+        for kind, image in zip(FILES, (noisy, denoised, clean, residual), strict=True):
             if image is not None:
-                sources[kind] = f"images/{len(self._shown):05d}-{kind}.png"
-                images.write_image(self._folder / sources[kind], _displayable(image))
-        self._shown[key] = _figures(sources, caption, _text(score.name), denoised.shape)
+                images.write_image(self._folder / file_name(number, FILES[kind]), displayable(image))
+
+    def _figures_of(self, number, name):
+        """The HTML of an image's pictures, which whatever process has written."""
+        files = {kind: file_name(number, file) for kind, file in FILES.items()}
+        sources = {kind: file for kind, file in files.items() if (self._folder / file).exists()}
+        if "denoised" not in sources:
+            return ""
+        shape = images.image_size(self._folder / sources["denoised"])
+        return _figures(sources, _text(name), shape)
 
     def close(self, results):
         """Writes the page for the `denoising.SetScores` of all sets; returns its path."""
@@ -103,7 +101,7 @@ class HtmlReport:
             "plot": _psnr_plot(rows),
             "set_options": "".join(f'<option value="{name}">{name}</option>' for name in names),
             "images": "\n".join(
-                _image_row(number, row, self._shown.get(row["key"])) for number, row in enumerate(rows)
+                _image_row(number, row, self._figures_of(number, row["name"])) for number, row in enumerate(rows)
             ),
             "settings": _settings_lists(self._settings),
         }
@@ -112,6 +110,28 @@ class HtmlReport:
         page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
         cli.write_text(self._folder / "index.html", page)
         return str(self._folder / "index.html")
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def file_name(number, kind):
+    """What the pictures of an image are called."""
+    return f"{number:05d}-{kind}.png"
+
+
+def refuse_report(folder, overwrite):
+    """Makes the folder of a report, and refuses one that holds a report, or its pictures, unless that may go."""
+    cli.writable_folder("--save_dir", folder)
+    found = _own_files(folder)
+    if found and not overwrite:
+        raise cli.UserError(f"--save_dir: {found[0]} exists; --overwrite replaces the report and its pictures")
+
+
+def _own_files(folder):
+    """What a report leaves, the page first."""
+    found = [path for path in Path(folder).iterdir() if OWN_FILES.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (path.name[0].isdigit(), path.name))
 
 
 # --- Numbers --------------------------------------------------------------------------------------
@@ -136,14 +156,11 @@ def _image_means(results):
     """One dict per image, in order: its key, and its measures averaged over the repeats."""
     collected = defaultdict(list)
     for result in results:
-        seen = Counter()  # two images of a set may share a name
         for score in result.scores:
-            occurrence = seen[score.name, score.repeat]
-            seen[score.name, score.repeat] += 1
-            collected[result.name, score.name, occurrence].append(score)
+            collected[result.name, score.index].append(score)
     rows = []
-    for key, scores in collected.items():
-        row = {"key": key}
+    for (set_name, _), scores in collected.items():
+        row = {"set": set_name, "name": scores[0].name}
         for measure in ("psnr_noisy", "psnr", "ssim_noisy", "ssim"):
             row[measure] = sum(getattr(score, measure) for score in scores) / len(scores)
         row["gain"] = row["psnr"] - row["psnr_noisy"]
@@ -157,13 +174,6 @@ def _image_means(results):
 def _amplified(image, reference, gain):
     """The difference around mid-grey, as uint8."""
     return np.clip(128 + gain * (image.astype(np.float32) - reference), 0, 255).astype(np.uint8)
-
-
-def _displayable(image):
-    """What is neither grey nor RGB, such as packed raw, becomes the mean of its channels."""
-    if image.ndim == 2 or image.shape[2] in (1, 3):
-        return image
-    return image.mean(axis=2).astype(np.uint8)
 
 
 # --- HTML -----------------------------------------------------------------------------------------
@@ -191,7 +201,7 @@ def _cells(means):
 
 def _image_row(number, row, figures):
     """A row of numbers and, under it, one of pictures, kept together by a tbody."""
-    set_name, name = _text(row["key"][0]), _text(row["key"][1])
+    set_name, name = _text(row["set"]), _text(row["name"])
     data = f'data-name="{name}" data-set="{set_name}"'
     for measure in FORMATS:
         value = str(row[measure]).replace("nan", "").replace("inf", "Infinity")
@@ -206,9 +216,12 @@ def _image_row(number, row, figures):
     return "\n".join([*lines, "</tbody>"])
 
 
-def _figures(sources, caption, name, shape):
+def _figures(sources, name, shape):
     """The slider and the single pictures, in pairs that stay together."""
-    height, width = shape[:2]
+    height, width = shape
+    caption = f"noisy \u2212 denoised, \u00d7{REMOVED_GAIN} around grey"
+    if "clean" in sources:
+        caption = f"denoised \u2212 clean, \u00d7{ERROR_GAIN} around grey"
 
     def img(kind, classes="after"):
         return (
@@ -251,7 +264,7 @@ def _psnr_plot(rows):
     sets = defaultdict(list)
     for number, row in enumerate(rows):
         if math.isfinite(row["gain"]):
-            sets[row["key"][0]].append((row["psnr"], row["psnr_noisy"], number, row["key"][1]))
+            sets[row["set"]].append((row["psnr"], row["psnr_noisy"], number, row["name"]))
     values = [psnr for members in sets.values() for member in members for psnr in member[:2]]
     if not values:
         return "<p>No image has a finite PSNR.</p>"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import os
 import socket
@@ -17,6 +18,8 @@ from tqdm import tqdm
 import cli
 from report_page import HtmlReport as HtmlReport
 from report_page import decimals, image_count, repeats
+from report_page import file_name as file_name
+from report_page import refuse_report as refuse_report
 
 COLOURS = ("#2563a8", "#d9822b", "#3d8b5f", "#b5485d", "#7a5ba6", "#6b7280")  # of plots
 
@@ -170,6 +173,22 @@ def append_score(folder, set_name, epoch, psnr, ssim):
 def _file_name(text):
     """Text with everything replaced that may not be in a file's name."""
     return "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in text) or "_"
+
+
+def run_page(folder, epoch, pictures, first):
+    """The page of a run's latest snapshot, in its validation/, which replaces that of the one before.
+
+    Args:
+        folder: of the run, with its options.json.
+        epoch: of the snapshot.
+        pictures: how many images of each set are shown.
+        first: whether this is the first process.
+    """
+    folder = Path(folder).resolve()
+    about = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+    settings = {**about["options"], "Versions": about["versions"]}
+    title = f"{folder.parent.name}, epoch {epoch}"
+    return HtmlReport(folder / "validation", title, settings, pictures, overwrite=True, first=first)
 
 
 # --- Plots ----------------------------------------------------------------------------------------

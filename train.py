@@ -18,7 +18,8 @@ Examples:
 
 A run writes results/LOG_NAME/TIMESTAMP: options.json, train.log, metrics.csv, stats.json, TensorBoard events, loss.png
 and psnr.png, epoch_model_NNN.pdparams, best_model.pdparams (and the same as best_epoch_NNN_loss_L.pdparams, with its
-mean squared error on the validation), last_state.pdparams (to resume), validation/*.
+mean squared error on the validation), last_state.pdparams (to resume), and in validation/ the first five pictures of
+each snapshot and an index.html of the last one.
 """
 
 import cli  # isort: skip  (before Paddle: it quiets its import)
@@ -54,6 +55,7 @@ CHANGEABLE = {
     "val_repeats", "val_images", "val_dirs", "data_dir", "pair_dir", "plot_stats", "resume",
     "save_model_path", "log_name", "device", "gpu_devices",
 }  # fmt: skip
+SHOWN = 5  # how many images of each set are kept as pictures
 
 
 def get_parser():
@@ -284,11 +286,16 @@ def snapshot(training, sets, noise, folder, log, epoch):
     if distributed.IS_MAIN:
         training.save_weights(path)
         log.line(f"Checkpoint saved to {path}")
-    denoiser, means, losses = Denoiser(training.averaged), [], []
+    denoiser, means, losses, results = Denoiser(training.averaged), [], [], []
     training.averaged.eval()
+    page, first = None, 0  # how many images the sets before had
+    if sets:
+        page = reporting.run_page(folder, epoch, SHOWN, distributed.IS_MAIN)
+        distributed.gather([])  # nobody writes pictures before those of the last snapshot are gone
 
     def save_pictures(score, clean, noisy, denoised):
-        if score.repeat == 0 and score.index < 5:
+        page.add(first + score.index, score, clean, noisy, denoised)
+        if score.repeat == 0 and score.index < SHOWN:
             for kind, picture in (("clean", clean), ("noisy", noisy), ("denoised", denoised)):
                 name = f"{score.set_name}_{score.index:03d}"
                 images.write_image(os.path.join(folder, "validation", f"{name}-{epoch:03d}_{kind}.png"), picture)
@@ -304,6 +311,10 @@ def snapshot(training, sets, noise, folder, log, epoch):
             reporting.append_score(os.path.join(folder, "validation"), one.name, epoch, psnr, ssim)
         means.append(psnr)
         losses += [10 ** (-score.psnr / 10) for score in scores.scores]  # the mean squared error, of white as 1
+        results.append(scores)
+        first += reporting.image_count(scores)
+    if page and distributed.IS_MAIN:
+        page.close(results)
     training.averaged.train()
     # Without anything to score on, the newest is taken for the best.
     if not means or training.best_psnr is None or np.mean(means) > training.best_psnr:

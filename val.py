@@ -2,7 +2,8 @@
 
 Examples:
   python val.py --model_path best_model.pdparams
-  python val.py --model_path best_model.pdparams --val_dirs ./validation --noisetype poisson30 --report report
+  python val.py --model_path best_model.pdparams --val_dirs ./validation --noisetype poisson30 --save_dir report
+  python val.py --model_path best_model.pdparams --val_dirs photos/test --show_output 3
   python val.py --model_path best_model.pdparams --val_images 5 --val_repeats 1 --json scores.json
 """
 
@@ -12,11 +13,14 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 
 import dataset
 import devices
 import distributed
+import images
+import montage
 import reporting
 from cli import UserError, number
 from denoising import Denoiser, evaluate
@@ -40,9 +44,23 @@ def get_parser():
     output = parser.add_argument_group("output")
     output.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the table as JSON, to stdout or a file")
     output.add_argument("--csv", metavar="FILE", help="PSNR and SSIM of every image")
-    output.add_argument("--report", metavar="DIR", help="an HTML page with every image, plots and settings")
     output.add_argument(
-        "--report_images", type=number(int, 0), default=100, help="how many images of each set it shows"
+        "--report",
+        "--save_dir",
+        "--result_dir",
+        metavar="DIR",
+        help="index.html with every image, plots and settings; beside it the pictures 00000-input.png, -output, -label "
+        "and -residual, and settings.json",
+    )
+    output.add_argument(
+        "--report_images", type=number(int, 0), default=100, help="pictures of how many images of each set"
+    )
+    output.add_argument(
+        "--show_output",
+        type=number(int, 1),
+        metavar="N",
+        help="the first N images noisy, denoised and clean side by side: on the screen; in files where there is none, "
+        "and in --save_dir",
     )
     output.add_argument("--overwrite", action="store_true", help="replace results that exist")
     devices.add_flags(parser)
@@ -58,9 +76,53 @@ def refuse_existing(options):
                 raise UserError(f"--{flag}: {path} exists; --overwrite replaces it")
             cli.writable_folder(f"--{flag}", os.path.dirname(path) or ".")
     if options.report:
-        if os.path.exists(os.path.join(options.report, "index.html")) and not options.overwrite:
-            raise UserError(f"--report: {options.report} holds a report; --overwrite replaces it")
-        cli.writable_folder("--report", options.report)
+        reporting.refuse_report(options.report, options.overwrite)
+
+
+class Montages:
+    """The first so many images, each noisy, denoised and clean side by side."""
+
+    def __init__(self, options):
+        self._wanted = options.show_output or 0
+        # Several processes have no screen in common.
+        self._pyplot = montage.screen() if self._wanted and distributed.WORLD_SIZE == 1 else None
+        self._folder = options.report or (None if self._pyplot else "output")
+        self._shown = []
+        if self._wanted and self._folder and not options.report:
+            cli.writable_folder("--show_output", self._folder)
+            taken = re.compile(r"(\d{5,})-montage\.png")
+            found = [match for match in map(taken.fullmatch, os.listdir(self._folder)) if match]
+            found = [match[0] for match in found if int(match[1]) < self._wanted]
+            if found and not options.overwrite:
+                raise UserError(f"--show_output: {self._folder}/{min(found)} exists; --overwrite replaces it")
+
+    def add(self, place, score, clean, noisy, denoised):
+        """Makes the montage of an image, told its place among all, at its first repeat, if it is one of the first."""
+        if score.repeat > 0 or place >= self._wanted:
+            return
+        title = f"{score.set_name}: {score.name}"
+        cells = [
+            (noisy, f"noisy {reporting.decimals(score.psnr_noisy)} dB"),
+            (denoised, f"denoised {reporting.decimals(score.psnr)} dB"),
+            (clean, "clean"),
+        ]
+        picture = montage.grid([cells], title)
+        if self._folder:
+            images.write_image(os.path.join(self._folder, reporting.file_name(place, "montage")), picture)
+        if self._pyplot:
+            self._shown.append((title, picture))
+
+    def show(self, images_in_all):
+        """Says where the files are, and opens the windows."""
+        if self._wanted > images_in_all:
+            cli.note(f"--show_output: {self._wanted}, but there are {images_in_all} images")
+        if self._wanted and self._folder:
+            first, last = (reporting.file_name(n, "montage") for n in (0, min(self._wanted, images_in_all) - 1))
+            which = first if first == last else f"{first} to {last}"
+            why = "" if self._pyplot else " (there is no screen to show them on)"
+            cli.note(f"montages: {self._folder}/{which}{why}")
+        if self._shown:
+            montage.show(self._pyplot, self._shown)
 
 
 def score_rows(results):
@@ -77,6 +139,7 @@ def main(argv=None):
     cli.existing_file("--model_path", options.model_path)
     present, absent = dataset.find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
     refuse_existing(options)
+    montages = Montages(options)
     ops = devices.prepare(options)
     denoiser = Denoiser(options.model_path, ops, tile=options.tile, tta=options.tta)
     for name in ("n_feature", "n_channel"):
@@ -90,27 +153,24 @@ def main(argv=None):
         raise UserError(f"--noisetype: {error}") from None
 
     # Score set by set.
-    report = None
-    if options.report and distributed.IS_MAIN:
-        settings = vars(options) | denoiser.options | {"noisetype": noisetype}
-        report = reporting.HtmlReport(
-            options.report,
-            "Denoising report",
-            {**settings, "Versions": devices.versions()},
-            options.report_images,
-            options.overwrite,
-        )
-    results = []
+    report, settings = None, vars(options) | denoiser.options | {"noisetype": noisetype, "Versions": devices.versions()}
+    if options.report:
+        more = options.report_images, options.overwrite, distributed.IS_MAIN
+        report = reporting.HtmlReport(options.report, "Denoising report", settings, *more)
+        distributed.gather([])  # nobody writes pictures before those of an earlier run are gone
+    results, first = [], 0  # how many images the sets before had
     for one in present:
         total = (options.val_repeats or one.repeats) * len(one.paths(options.val_images)) // distributed.WORLD_SIZE
         with cli.progress(total=total, unit="image", label=one.name, disable=not distributed.IS_MAIN) as bar:
 
-            def on_image(score, clean, noisy, denoised, bar=bar):
+            def on_image(score, *pictures, bar=bar, first=first):
                 bar.update()
                 if report:
-                    report.add(score, clean, noisy, denoised)
+                    report.add(first + score.index, score, *pictures)
+                montages.add(first + score.index, score, *pictures)
 
             results.append(evaluate(denoiser, one, noise, options.val_repeats, options.val_images, on_image))
+        first += reporting.image_count(results[-1])
     if not distributed.IS_MAIN:
         return 0
 
@@ -133,7 +193,13 @@ def main(argv=None):
         csv.writer(text).writerows(score_rows(results))
         cli.write_text(options.csv, text.getvalue())
     if report:
+        cli.write_json(os.path.join(options.report, "settings.json"), settings)
         cli.note(f"report: {report.close(results)}")
+        for result in results:
+            count = reporting.image_count(result)
+            if count > options.report_images:
+                cli.note(f"{result.name}: it shows {options.report_images} of {count} images; --report_images {count}")
+    montages.show(first)
     return 0
 
 

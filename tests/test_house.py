@@ -5,7 +5,17 @@ import re
 
 from conftest import ROOT
 
-SCRIPTS = {"convert_weights", "dataset_tool", "train", "val", "predict", "export_model", "infer", "mri_dataset"}
+SCRIPTS = {
+    "convert_weights",
+    "dataset_tool",
+    "train",
+    "val",
+    "predict",
+    "export_model",
+    "infer",
+    "figure",
+    "mri_dataset",
+}
 
 
 def order_of_imports():

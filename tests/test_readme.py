@@ -9,7 +9,17 @@ import sys
 import pytest
 from conftest import ENVIRONMENT, ROOT, run_script
 
-SCRIPTS = ["convert_weights", "dataset_tool", "train", "val", "predict", "export_model", "infer", "mri_dataset"]
+SCRIPTS = [
+    "convert_weights",
+    "dataset_tool",
+    "train",
+    "val",
+    "predict",
+    "export_model",
+    "infer",
+    "figure",
+    "mri_dataset",
+]
 DOCUMENTS = ["README.md", *(f"{name}.py" for name in SCRIPTS)]
 
 

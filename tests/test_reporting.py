@@ -153,13 +153,13 @@ def set_scores(name, scores):
     return SimpleNamespace(name=name, scores=scores, seconds=1.25, megapixels=0.1, mean=mean)
 
 
-def score(set_name, name, repeat=0, psnr=30.0, ssim=0.75, psnr_noisy=20.0, ssim_noisy=0.5):
+def score(set_name, name, repeat=0, psnr=30.0, ssim=0.75, psnr_noisy=20.0, ssim_noisy=0.5, index=0):
     return SimpleNamespace(**locals())
 
 
 def test_score_table_and_summary():
     results = [
-        set_scores("BSD300", [score("BSD300", f"{n}", r) for r in range(3) for n in range(100)]),
+        set_scores("BSD300", [score("BSD300", f"{n}", r, index=n) for r in range(3) for n in range(100)]),
         set_scores("mine", [score("mine", "a", psnr=float("inf"), ssim=1.0)]),
     ]
     table = reporting.score_table(results).splitlines()
@@ -216,7 +216,7 @@ def picture(seed, height=40, width=60, channels=3):
 def report(tmp_path):
     """A page with a hostile set, a grey one of three repeats, and one without pictures."""
     page = HtmlReport(tmp_path / "report", "A & B", {"model": "<x>", "Versions": {"numpy": "2"}}, pictures=10)
-    results = []
+    results, first = [], 0
     for set_name, names, repeats, channels in (
         ("<b>&'\"", HOSTILE, 1, 3),
         ("grey", [f"{n}.png" for n in range(12)], 3, 1),
@@ -224,11 +224,12 @@ def report(tmp_path):
         scores = []
         for repeat in range(repeats):
             for n, name in enumerate(names):
-                scores.append(score(set_name, name, repeat, psnr=30.0 + n + repeat))
+                scores.append(score(set_name, name, repeat, psnr=30.0 + n + repeat, index=n))
                 images = [picture(10 * n + k, channels=channels) for k in range(3)]
-                page.add(scores[-1], *images)
+                page.add(first + n, scores[-1], *images)
+        first += len(names)
         results.append(set_scores(set_name, scores))
-    bare = [score("bare", f"{n}", psnr=psnr) for n, psnr in enumerate((float("inf"), float("nan")))]
+    bare = [score("bare", f"{n}", psnr=psnr, index=n) for n, psnr in enumerate((float("inf"), float("nan")))]
     results.append(set_scores("bare", bare))
     return page.close(results)
 
@@ -272,8 +273,8 @@ def test_page_holds_all_images_and_needs_nothing_else(report):
     sources = [image["src"] for image in page.all("img")]
     assert len(sources) == 5 * (len(HOSTILE) + 10)
     assert {image["loading"] for image in page.all("img")} == {"lazy"}
-    assert sorted(set(sources)) == sorted(f"images/{name}" for name in os.listdir(f"{folder}/images"))
-    assert sorted(os.listdir(folder)) == ["images", "index.html"]
+    assert sorted([*set(sources), "index.html"]) == sorted(os.listdir(folder))
+    assert {"00000-input.png", "00000-label.png", "00000-output.png"} < set(sources)
     for tag, attributes in page.tags:
         for name in ("src", "href", "data-noisy", "data-denoised", "data-clean"):
             address = attributes.get(name)
@@ -312,49 +313,71 @@ def test_pictures_are_the_pixels(tmp_path, channels):
     shape = (40, 60) if channels is None else (40, 60, channels)
     clean, noisy, denoised = (picture(n, channels=channels or 1).reshape(shape) for n in range(3))
     page = HtmlReport(tmp_path, "title", {})
-    page.add(score("set", "a"), clean, noisy, denoised)
-    page.add(score("set", "b"), None, noisy, denoised)
+    page.add(0, score("set", "a"), clean, noisy, denoised)
+    page.add(1, score("set", "b", index=1), None, noisy, denoised)
 
     def read(name):
-        image = cv2.imread(str(tmp_path / "images" / name), cv2.IMREAD_UNCHANGED)
+        image = cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED)
         return image[..., ::-1] if image.ndim == 3 else image.reshape(shape)
 
-    for kind, image in (("clean", clean), ("noisy", noisy), ("denoised", denoised)):
+    for kind, image in (("label", clean), ("input", noisy), ("output", denoised)):
         assert (read(f"00000-{kind}.png") == image).all()
     error = denoised.astype(int) - clean
     assert (read("00000-residual.png") == np.clip(128 + 4 * error, 0, 255)).all()
     removed = noisy.astype(int) - denoised
     assert (read("00001-residual.png") == np.clip(128 + 2 * removed, 0, 255)).all()
-    assert not (tmp_path / "images" / "00001-clean.png").exists()
+    assert not (tmp_path / "00001-label.png").exists()
+    text = Path(page.close([set_scores("set", [score("set", "a"), score("set", "b", index=1)])])).read_text()
+    assert [text.count(f"{words}, ×") for words in ("denoised − clean", "noisy − denoised")] == [1, 1]
+    assert 'width="60" height="40"' in text
 
 
 def test_packed_raw_is_shown_in_grey(tmp_path):
     raw = picture(1, channels=4)
-    HtmlReport(tmp_path, "title", {}).add(score("set", "a"), raw, raw, raw)
-    shown = cv2.imread(str(tmp_path / "images" / "00000-noisy.png"), cv2.IMREAD_UNCHANGED)
+    HtmlReport(tmp_path, "title", {}).add(0, score("set", "a"), raw, raw, raw)
+    shown = cv2.imread(str(tmp_path / "00000-input.png"), cv2.IMREAD_UNCHANGED)
     assert (shown == raw.mean(axis=2).astype(np.uint8)).all()
 
 
 def test_a_report_is_replaced_only_when_asked(tmp_path):
     def write(names, **options):
         page = HtmlReport(tmp_path, "title", {}, **options)
-        scores = [score("set", name) for name in names]
+        scores = [score("set", name, index=n) for n, name in enumerate(names)]
         for one in scores:
-            page.add(one, picture(1), picture(2), picture(3))
+            page.add(one.index, one, picture(1), picture(2), picture(3))
         return page.close([set_scores("set", scores)])
 
     write(["first", "second"])
-    (tmp_path / "images" / "mine.png").write_bytes(b"")
+    (tmp_path / "mine.png").write_bytes(b"")
     before = (tmp_path / "index.html").read_bytes()
-    with pytest.raises(cli.UserError, match="--report: .* holds a report"):
+    with pytest.raises(cli.UserError, match="--save_dir: .*index.html exists; --overwrite"):
         write(["third"])
     assert (tmp_path / "index.html").read_bytes() == before
     write(["third"], overwrite=True)
     assert "third" in (tmp_path / "index.html").read_text("utf-8")
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
-        *(f"00000-{kind}.png" for kind in ("clean", "denoised", "noisy", "residual")),
-        "mine.png",
-    ]
+    pictures = [f"00000-{kind}.png" for kind in ("input", "label", "output", "residual")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*pictures, "index.html", "mine.png"]
+    # What a killed run has left is not taken for free either.
+    (tmp_path / "index.html").unlink()
+    with pytest.raises(cli.UserError, match="00000-input.png exists"):
+        write(["fourth"])
+
+
+def test_a_run_has_the_page_of_its_latest_snapshot(tmp_path):
+    folder = tmp_path / "name" / "time"
+    folder.mkdir(parents=True)
+    cli.write_json(folder / "options.json", {"options": {"lr": 0.125}, "versions": {"paddle": "3"}})
+    for epoch, images in ((1, 3), (2, 2)):
+        page = reporting.run_page(folder, epoch, 5, first=True)
+        scores = [score("set", f"{n}.png", index=n) for n in range(images)]
+        for one in scores:
+            page.add(one.index, one, picture(1), picture(2), picture(3))
+        page.close([set_scores("set", scores)])
+    text = (folder / "validation" / "index.html").read_text("utf-8")
+    for told in ("name, epoch 2", "<dt>lr</dt><dd>0.125</dd>", "<dt>paddle</dt><dd>3</dd>", "1.png"):
+        assert told in text, told
+    assert "2.png" not in text
+    assert not (folder / "validation" / "00002-input.png").exists()
 
 
 def browse(report, view, *arguments):
@@ -386,12 +409,12 @@ def test_page_sorts_filters_and_slides_in_a_browser(report, tmp_path):
     sliders = page.all("div", **{"class": "slider", "style": "--at: 30%;"})
     assert len(sliders) == len(HOSTILE) + 10
     lower = [image["src"] for image in page.all("img", **{"class": "before"})]
-    assert all(source.endswith("-denoised.png") for source in lower)
+    assert all(source.endswith("-output.png") for source in lower)
 
 
 def test_pictures_are_painted_in_a_browser(report, tmp_path):
     browse(report, "#set=grey", "--window-size=1000,1200", f"--screenshot={tmp_path / 'page.png'}")
     screenshot = cv2.imread(str(tmp_path / "page.png"))
-    clean = cv2.imread(os.path.join(os.path.dirname(report), f"images/{len(HOSTILE):05d}-clean.png"))
+    clean = cv2.imread(os.path.join(os.path.dirname(report), f"{len(HOSTILE):05d}-label.png"))
     error = cv2.matchTemplate(screenshot, clean, cv2.TM_SQDIFF).min() / clean.size
     assert error < 1  # the picture is there, pixel for pixel

@@ -1,13 +1,18 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 
+import cv2
+import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT, assert_user_error, rows_of, run_script, save, scene
+from conftest import ENVIRONMENT, ROOT, assert_user_error, opened, rows_of, run_script, save, scene
 
+import cli
 import val
+from metrics import psnr
 
 
 def test_scores_in_every_form(folders, weights, tmp_path, capsys):
@@ -21,20 +26,61 @@ def test_scores_in_every_form(folders, weights, tmp_path, capsys):
         "--json",
         tmp_path / "s.json",
     ]
-    flags += ["--csv", tmp_path / "s.csv", "--report", tmp_path / "report"]
+    flags += ["--csv", tmp_path / "s.csv", "--report", tmp_path / "report", "--show_output", 1]
     assert val.main([str(flag) for flag in flags]) == 0
     out = capsys.readouterr().out
-    psnr, ssim = map(float, re.search(r"^\[EVAL\] Tiny: psnr:(\S+) ssim:(\S+)$", out, re.MULTILINE).groups())
+    mean_psnr, ssim = map(float, re.search(r"^\[EVAL\] Tiny: psnr:(\S+) ssim:(\S+)$", out, re.MULTILINE).groups())
     (summary,) = json.loads((tmp_path / "s.json").read_text())["sets"]
     assert (summary["set"], summary["images"], summary["repeats"]) == ("Tiny", 2, 2)
-    assert (summary["psnr"], summary["ssim"]) == (psnr, ssim)
+    assert (summary["psnr"], summary["ssim"]) == (mean_psnr, ssim)
     rows = rows_of(tmp_path / "s.csv")
     assert [row["image"] for row in rows] == ["0.png", "1.png"] * 2
-    assert sum(float(row["psnr"]) for row in rows) / 4 == pytest.approx(psnr)
+    assert sum(float(row["psnr"]) for row in rows) / 4 == pytest.approx(mean_psnr)
     page = (tmp_path / "report" / "index.html").read_text()
     HTMLParser().feed(page)
     assert "Tiny" in page
-    assert len(list((tmp_path / "report" / "images").glob("*.png"))) == 8
+    kinds = ("input", "label", "output", "residual")
+    pictures = {f"0000{n}-{kind}.png" for n in (0, 1) for kind in kinds}
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == pictures | {"index.html", "settings.json", "00000-montage.png"}
+    settings = json.loads((tmp_path / "report" / "settings.json").read_text())
+    assert (settings["val_repeats"], settings["noisetype"], settings["n_feature"]) == (2, "gauss25", 4)
+    label = opened(tmp_path / "report" / "00001-label.png")
+    assert np.array_equal(label, opened(folders / "val" / "Tiny" / "1.png"))
+    # The output is what was scored.
+    output = np.asarray(opened(tmp_path / "report" / "00001-output.png"))
+    assert psnr(np.asarray(label), output, 255) == pytest.approx(float(rows[1]["psnr"]))
+
+
+def test_the_numbers_of_pictures_count_through_the_sets(folders, weights, tmp_path):
+    for name in ("A", "B"):
+        shutil.copytree(folders / "val" / "Tiny", tmp_path / "val" / name)
+    flags = ["--model_path", weights, "--val_dirs", tmp_path / "val", "--report_images", "1", "--show_output", "3"]
+    result = run_script("val.py", *flags, "--save_dir", tmp_path / "page", ok=0)
+    names = {path.name for path in (tmp_path / "page").glob("*-[im]*.png")}
+    assert names == {"00000-input.png", "00002-input.png", *(f"0000{n}-montage.png" for n in range(3))}
+    for set_name in ("A", "B"):
+        assert f"{set_name}: it shows 1 of 2 images" in result.stderr
+
+
+def test_montages_go_to_files_where_there_is_no_screen(folders, weights, tmp_path):
+    command = ["val.py", "--model_path", weights, "--val_dirs", folders / "val"]
+    screenless = {"DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    result = run_script(*command, "--show_output", 4, cwd=tmp_path, ok=0, **screenless)
+    assert "--show_output: 4, but there are 2 images" in result.stderr
+    assert "montages: output/00000-montage.png to 00001-montage.png (there is no screen" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["00000-montage.png", "00001-montage.png"]
+    clean = np.asarray(opened(folders / "val" / "Tiny" / "1.png"))
+    assert holds(opened(tmp_path / "output" / "00001-montage.png"), clean)
+    again = run_script(*command, "--show_output", 1, cwd=tmp_path, **screenless)
+    assert_user_error(again, "--show_output", "output/00000-montage.png exists", "--overwrite")
+    run_script(*command, "--show_output", 1, "--overwrite", cwd=tmp_path, ok=0, **screenless)
+
+
+def holds(picture, part):
+    """Whether a picture holds another one, pixel for pixel."""
+    found = cv2.matchTemplate(np.asarray(picture), part, cv2.TM_SQDIFF)
+    return found.min() / part.size < 0.01
 
 
 def test_json_on_stdout_is_nothing_but_json(folders, weights):
@@ -60,7 +106,7 @@ def test_the_shipped_set_is_scored_from_any_folder(weights, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_images(folders, weights, tmp_path):
     flags = ["--model_path", weights, "--val_dirs", folders / "val", "--val_repeats", "2"]
-    alone, shared = tmp_path / "alone.csv", tmp_path / "shared.csv"
+    alone, shared, page = tmp_path / "alone.csv", tmp_path / "shared.csv", tmp_path / "page"
     run_script("val.py", *flags, "--csv", alone, ok=0)
     launcher = [
         sys.executable,
@@ -71,13 +117,17 @@ def test_two_processes_share_the_images(folders, weights, tmp_path):
         "--log_dir",
         tmp_path / "l",
     ]
-    command = [*launcher, ROOT / "val.py", *flags, "--csv", shared]
+    command = [*launcher, ROOT / "val.py", *flags, "--csv", shared, "--save_dir", page, "--show_output", "2"]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120, env=ENVIRONMENT)
     rows = [rows_of(path) for path in (alone, shared)]
     assert len(rows[0]) == len(rows[1]) == 4
     for a, b in zip(*rows, strict=True):
         assert a["image"] == b["image"]
         assert float(a["psnr"]) == pytest.approx(float(b["psnr"]), abs=1e-3)
+    # Each wrote the pictures of its images, and the page shows both's.
+    shown = set(re.findall(r'src="([^"]+)"', (page / "index.html").read_text()))
+    assert {"00000-output.png", "00001-output.png"} <= shown
+    assert shown | {"00000-montage.png", "00001-montage.png"} == {path.name for path in page.glob("*.png")}
 
 
 def test_mistakes_are_one_line(folders, weights, tmp_path):
@@ -100,3 +150,26 @@ def test_mistakes_are_one_line(folders, weights, tmp_path):
         assert_user_error(run_script("val.py", *flags), *words)
     assert_user_error(run_script("val.py"), "--model_path")
     assert (tmp_path / "taken.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("count", [0, -3, "many"])
+def test_so_many_montages_cannot_be_shown(count, capsys):
+    with pytest.raises(SystemExit) as end:
+        val.main(["--model_path", "x", "--show_output", str(count)])
+    assert end.value.code == 2
+    assert re.fullmatch(rf".*--show_output: '{count}' is not a whole number from 1 up.*\n", capsys.readouterr().err)
+
+
+def test_pictures_are_not_written_over_and_nowhere_else(folders, weights, tmp_path):
+    (tmp_path / "used").mkdir()
+    for mine in (tmp_path / "file", tmp_path / "used" / "00000-output.png"):
+        mine.write_text("mine")
+    flags = ["--model_path", weights, "--val_dirs", folders / "val", "--save_dir"]
+    for folder, words in (
+        (tmp_path / "file", f"--save_dir: cannot write to {tmp_path}/file"),
+        ("/proc/nowhere", "--save_dir: cannot write to /proc/nowhere"),
+        (tmp_path / "used", "--save_dir: .*00000-output.png exists; --overwrite"),
+    ):
+        with pytest.raises(cli.UserError, match=words):
+            val.main([str(flag) for flag in (*flags, folder)])
+    assert (tmp_path / "used" / "00000-output.png").read_text() == "mine"

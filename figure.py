@@ -1,0 +1,92 @@
+"""Lays the pictures of a test run out in one figure: rows input, label and output, a column for each image.
+
+Examples:
+  python figure.py --result_dir report
+  python figure.py --result_dir report --images 0 3 7 --save_path figure.png --overwrite
+  python figure.py --result_dir results/unet_gauss25_b4e100r02/2026-01-31-12-00/validation --show
+
+It reads what val.py --save_dir, or train.py in RUN/validation, has written: 00000-input.png, -label and -output. No
+picture is scaled.
+"""
+
+import cli  # isort: skip
+
+import os
+import re
+
+import numpy as np
+
+import images
+import montage
+from cli import UserError, number
+from metrics import psnr
+
+ROWS = ("input", "label", "output")
+
+
+def get_parser():
+    """The flags."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--result_dir", required=True, help="the folder with the pictures")
+    parser.add_argument(
+        "--images", type=number(int, 0), nargs="+", metavar="N", help="their numbers; the first five unless given"
+    )
+    parser.add_argument("--save_path", default="figure.png", help="where the figure goes")
+    parser.add_argument("--show", action="store_true", help="open it on the screen too")
+    parser.add_argument("--overwrite", action="store_true", help="replace a figure that exists")
+    return parser
+
+
+def columns(folder, wanted):
+    """The pictures of each image: {number: {row: array}}."""
+    taken = [re.fullmatch(r"(\d{5,})-input\.png", name) for name in os.listdir(folder)]
+    there = sorted(int(match[1]) for match in taken if match)
+    if not there:
+        raise UserError(f"--result_dir: {folder} holds no 00000-input.png; val.py --save_dir writes such folders")
+    absent = [place for place in wanted or [] if place not in there]
+    if absent:
+        raise UserError(f"--images: {folder} holds no image {absent[0]}; it has {there[0]} to {there[-1]}")
+    found = {}
+    for place in wanted or there[:5]:
+        found[place] = {row: picture(os.path.join(folder, f"{place:05d}-{row}.png")) for row in ROWS}
+    return found
+
+
+def picture(path):
+    """A picture's pixels, uint8 also if somebody has made it of 16 bits."""
+    pixels = images.read_image(cli.existing_file("--result_dir", path)).pages[0]
+    return images.from_01(images.to_01(pixels), np.uint8)
+
+
+def caption(row, place, pictures):
+    """What stands below a picture."""
+    if row == "label":
+        return f"{place:05d} label"
+    try:
+        return f"{place:05d} {row} {psnr(pictures['label'], pictures[row], 255):.2f} dB"
+    except ValueError as error:
+        raise UserError(f"--result_dir: {place:05d}-{row}.png: {error}") from None
+
+
+def main(argv=None):
+    """Writes the figure and says where it is."""
+    options = get_parser().parse_args(argv)
+    cli.existing_folder("--result_dir", options.result_dir)
+    if os.path.exists(options.save_path) and not options.overwrite:
+        raise UserError(f"--save_path: {options.save_path} exists; --overwrite replaces it")
+    cli.writable_folder("--save_path", os.path.dirname(options.save_path) or ".")
+    found = columns(options.result_dir, options.images)
+    figure = montage.grid([[(one[row], caption(row, place, one)) for place, one in found.items()] for row in ROWS])
+    images.write_image(options.save_path, figure)
+    print(options.save_path)
+    if options.show:
+        pyplot = montage.screen()
+        if pyplot:
+            montage.show(pyplot, [(options.save_path, figure)])
+        else:
+            cli.note("--show: there is no screen to show it on")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

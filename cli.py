@@ -14,10 +14,13 @@ import datetime
 import errno
 import json
 import math
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -241,6 +244,27 @@ def only_process_in(folder):
             except OSError:
                 raise UserError(f"{folder}: another process is at work there") from None
         yield
+
+
+# --- Processes ----------------------------------------------------------------------------------------------
+
+
+def cores():
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_worker():
+    """The first thing that a process of a pool does: Ctrl-C is its parent's to handle, and it ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process().sentinel
+
+    def follow():
+        multiprocessing.connection.wait([parent])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 # --- Progress -----------------------------------------------------------------------------------------------

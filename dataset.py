@@ -16,6 +16,7 @@ import numpy as np
 
 import cli
 import images
+import renders
 from cli import UserError
 from methods import draw_picks
 
@@ -67,6 +68,8 @@ class TrainingImages:
         size: only the first so many images.
         translate: the patches are rolled by up to so many pixels along each axis.
     """
+
+    n_input: int | None = None  # channels of what the network gets, where they are not those of the image
 
     def __init__(
         self, data_dir, noise, n_channel, patchsize, seed, frozen=False, augment=False, cache_bytes=0, target="picks",
@@ -173,6 +176,22 @@ class TrainingImages:
         return patches
 
 
+class TrainingRenders(TrainingImages):
+    """A folder of buffers (renders.py): render, albedo and normal go in, another render of the scene is the target."""
+
+    n_input = renders.N_INPUT
+
+    def _find(self, data_dir):
+        return renders.find_frames("--data_dir", data_dir, "clean" if self.target == "clean" else "target")
+
+    def _make_layers(self, index):
+        *paths, target_path = self.groups[index]
+        frame = renders.read_frame(paths)
+        _, target = renders.read_buffer("target", target_path)
+        renders.check_size(target_path, target, paths[0], frame.render)
+        return [frame.network_input(), target]
+
+
 class Batches:
     """The batches of one process from a given step on, prepared ahead by threads.
 
@@ -231,6 +250,10 @@ class ValidationSet:
             clean = read_clean(path, n_channel)
             yield os.path.relpath(path, self.folder), clean, noise.add(images.to_01(clean), rng)
 
+    def shown(self, image_01):
+        """What a network got or gave as it is scored, HWC uint8."""
+        return images.from_01(image_01, np.uint8)
+
 
 class ValidationPairs(ValidationSet):
     """A folder with the sub-folders noisy/ and clean/, whose files have the same names."""
@@ -256,6 +279,31 @@ class ValidationPairs(ValidationSet):
             yield name, clean, noisy
 
 
+class ValidationRenders(ValidationSet):
+    """A folder of buffers with converged renders in target/, scored as they are seen: tone-mapped."""
+
+    own_noise = True
+
+    def paths(self, limit=None):
+        """The noisy renders in sorted order."""
+        return [frame[0] for frame in renders.find_frames("--val_dirs", self.folder, "target")[:limit]]
+
+    def images(self, n_channel, noise, rng, limit=None):
+        """Yields (name, tone-mapped target HWC uint8, the nine channels of a network) in order; no noise is added."""
+        for *paths, target_path in renders.find_frames("--val_dirs", self.folder, "target")[:limit]:
+            frame = renders.read_frame(paths)
+            _, target = renders.read_buffer("target", target_path)
+            renders.check_size(target_path, target, paths[0], frame.render)
+            name = os.path.relpath(paths[0], os.path.join(self.folder, "render"))
+            yield name, renders.as_picture("target", target), frame.network_input()
+
+    def shown(self, image_01):
+        """The first three channels that a network got are tone-mapped already; what it gave is linear light."""
+        if image_01.shape[2] == renders.N_INPUT:
+            return images.from_01(image_01[..., :3], np.uint8)
+        return renders.as_picture("render", image_01)
+
+
 def images_by_name(flag, folder):
     """The images below a folder by their relative path without its suffix, sorted."""
     found = {}
@@ -277,13 +325,15 @@ PUBLISHED_SETS = (
 def find_validation_sets(val_dirs):
     """The sets under a folder: the published ones by their names, any other sub-folder of images by its own.
 
-    A folder that holds noisy/ and clean/ is a set of pairs, the given one too.
+    A folder that holds noisy/ and clean/ is a set of pairs, one with render/ albedo/ normal/ a set of renders; the
+    given one too.
 
     Returns:
         The sets that are there, and those published ones that are not.
     """
-    if _holds_pairs(val_dirs):
-        return [ValidationPairs(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs))], []
+    kind = _kind_of(val_dirs)
+    if kind is not ValidationSet:
+        return [kind(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs))], []
     present, absent = [], []
     for published in PUBLISHED_SETS:
         folder = os.path.join(val_dirs, published.folder)
@@ -299,8 +349,7 @@ def find_validation_sets(val_dirs):
             except UserError as error:
                 cli.note(f"{error}; passed over")
             else:
-                kind = ValidationPairs if _holds_pairs(entry.path) else ValidationSet
-                present.append(kind(entry.name, entry.path))
+                present.append(_kind_of(entry.path)(entry.name, entry.path))
     names = [entry.name.lower() for entry in os.scandir(val_dirs)]
     if not present and any(name.endswith(tuple(images.IMAGE_SUFFIXES)) for name in names):
         present.append(ValidationSet(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs)))
@@ -309,8 +358,12 @@ def find_validation_sets(val_dirs):
     return present, absent
 
 
-def _holds_pairs(folder):
-    return all(os.path.isdir(os.path.join(folder, name)) for name in ("noisy", "clean"))
+def _kind_of(folder):
+    """The class of the validation set that a folder holds."""
+    if renders.is_folder(folder):
+        return ValidationRenders
+    pairs = all(os.path.isdir(os.path.join(folder, name)) for name in ("noisy", "clean"))
+    return ValidationPairs if pairs else ValidationSet
 
 
 def read_clean(path, n_channel):

@@ -29,11 +29,7 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 import zipfile
 
 import cli
@@ -92,12 +88,8 @@ def get_parser():
     )
     output.add_argument("--seed", type=number(int, 0), default=7, help="of the noise")
     output.add_argument("--overwrite", action="store_true", help="start anew in a folder that is not empty")
-    output.add_argument("--workers", type=number(int, 1), default=_cores(), help="processes")
+    output.add_argument("--workers", type=number(int, 1), default=cli.cores(), help="processes")
     return parser
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- Work: batches in processes, one record per file ----------------------------------------------
@@ -134,7 +126,7 @@ def run_batches(batches, options, folder):
         yield from (work(batch, options, folder) for batch in batches)
         return
     waiting = collections.deque()
-    pool = concurrent.futures.ProcessPoolExecutor(min(options.workers, len(batches)), initializer=_start_worker)
+    pool = concurrent.futures.ProcessPoolExecutor(min(options.workers, len(batches)), initializer=cli.start_worker)
     try:
         for batch in batches:
             waiting.append(pool.submit(work, batch, options, folder))
@@ -148,19 +140,6 @@ def run_batches(batches, options, folder):
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker():
-    # Ctrl-C is the parent's to handle; and if the parent is killed, no process stays behind.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process().sentinel
-
-    def follow():
-        multiprocessing.connection.wait([parent])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 # --- Reports --------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Denoiser:
         network: a network, or the path of a .pdparams file.
         ops: how a network that is loaded computes, of `devices.prepare`; unless given, as fast as it can.
         tile: side in pixels of the largest square (by area) that is run at once; None plans it from free memory.
-        strength: 0..1, how much of the denoised image goes into the result.
+        strength: 0..1, how much of the denoised image goes into the result (of renders, `renders.denoise` mixes them).
         tta: averages the eight flips and rotations: eight times the work.
     """
 
@@ -45,6 +45,7 @@ class Denoiser:
             raise ValueError(f"strength is 0..1 and tile a positive number, not {strength} and {tile}")
         self.network, self.tile, self.strength, self.tta = network, tile, strength, tta
         self.n_channel = network.options["n_channel"]
+        self.n_input = network.options.get("n_input") or self.n_channel
 
     def __call__(self, image):
         """Denoises an HWC or HW array: uint8, uint16, or float32 with 0..1 as display range, not clipped.
@@ -62,8 +63,11 @@ class Denoiser:
             raise ValueError("the image holds NaN or infinite pixels")
         hwc = image if image.ndim == 3 else image[..., None]
         channels = hwc.shape[2]
-        if channels == self.n_channel:
+        if channels == self.n_input:
             result = self._in_tiles(hwc)
+        elif self.n_input != self.n_channel:
+            wanted = "a render with its albedo and normals"
+            raise ValueError(f"the image has {channels} channels, the network takes {self.n_input}: {wanted}")
         elif self.n_channel == 1:
             # A grey network takes each channel as an image of its own.
             result = np.concatenate([self._in_tiles(hwc[..., c : c + 1]) for c in range(channels)], axis=2)
@@ -79,9 +83,11 @@ class Denoiser:
         """Runs windows that overlap by the network's reach, so that the result equals that of the whole image."""
         height, width, channels = hwc.shape
         step, margin = self.network.multiple, self.network.margin
-        if self.strength == 0:
+        # The image is the input, but where buffers go in beside it.
+        mixed = self.n_input == self.n_channel
+        if self.strength == 0 and mixed:
             return hwc.copy()
-        result = np.empty_like(hwc)
+        result = np.empty((height, width, channels if mixed else self.n_channel), hwc.dtype)
         padded_height, padded_width = _round_up(height, step), _round_up(width, step)
         rows, columns = plan_tiles(padded_height, padded_width, step, margin, self._window_pixels())
         window_height = min(rows + 2 * margin, padded_height)
@@ -100,7 +106,7 @@ class Denoiser:
                 bottom, right = min(top + rows, height), min(left + columns, width)
                 inside = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
                 denoised, window = denoised[inside], window[inside]
-                if self.strength < 1:
+                if self.strength < 1 and mixed:
                     denoised = window + np.float32(self.strength) * (denoised - window)
                 if channels < self.n_channel:
                     denoised = denoised.mean(axis=2, keepdims=True)
@@ -245,8 +251,8 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
             if number % distributed.WORLD_SIZE != distributed.RANK:
                 continue
             denoised_01 = noise.restore(noisy_01, _padded_to_square(denoiser, noisy_01))
-            denoised = images.from_01(denoised_01, np.uint8)
-            noisy = images.from_01(noisy_01, np.uint8)
+            denoised = validation_set.shown(denoised_01)
+            noisy = validation_set.shown(noisy_01)
             score = Score(validation_set.name, name, index, repeat, *_scores(clean, denoised), *_scores(clean, noisy))
             result.scores.append((number, score))
             result.megapixels += clean.shape[0] * clean.shape[1] / 1e6
@@ -262,8 +268,10 @@ def _padded_to_square(denoiser, noisy_01):
     height, width = noisy_01.shape[:2]
     side = _round_up(max(height, width), denoiser.network.multiple)
     square = _reflected(_reflected(noisy_01, 0, side, axis=0), 0, side, axis=1)
-    denoised = denoiser(np.ascontiguousarray(square))
-    return denoised[:height, :width]
+    try:
+        return denoiser(np.ascontiguousarray(square))[:height, :width]
+    except ValueError as error:
+        raise UserError(f"--val_dirs: {error}") from None
 
 
 def _scores(clean, image):

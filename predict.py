@@ -4,6 +4,7 @@ Examples:
   python predict.py --image_path demo/astronaut_noise.png --model_path best_model.pdparams --save_dir ./demo/
   python predict.py --image_path photos/ --model_path best_model.pdparams --save_dir denoised/ --keep_format
   python predict.py --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --strength 0.7
+  python predict.py --image_path renders/valid --model_path renders.pdparams --save_dir denoised/   # docs/rendering.md
 """
 
 import cli  # isort: skip  (before Paddle: it quiets its import)
@@ -14,6 +15,7 @@ from pathlib import Path
 import devices
 import distributed
 import images
+import renders
 from cli import UserError, number
 from denoising import Denoiser
 from noise import parse_noise
@@ -41,17 +43,18 @@ def get_parser():
 def output_path(path, options):
     """NAME_denoise.png, in the same sub-folder as under the input folder."""
     root = Path(options.image_path)
+    root = root / "render" if renders.is_folder(root) else root
     folder = path.parent.relative_to(root) if root.is_dir() else Path()
     # PNG holds 8 and 16 bits; what it cannot hold stays in its own format.
     keep = options.keep_format or path.suffix.lower() in (".npy", ".tif", ".tiff", ".exr")
     return Path(options.save_dir) / folder / f"{path.stem}_denoise{path.suffix if keep else '.png'}"
 
 
-def plan(paths, options):
+def plan(sources, options):
     """Pairs of input and output, after making sure that no two results share a name and none is lost."""
-    pairs = [(path, output_path(path, options)) for path in paths]
+    pairs = [(source, output_path(source[0], options)) for source in sources]
     owner = {}
-    for path, target in pairs:
+    for (path, *_), target in pairs:
         if target in owner:
             # a.jpg and a.png: the suffix tells them apart.
             raise UserError(f"--image_path: {owner[target]} and {path} would both become {target}; --keep_format helps")
@@ -62,12 +65,16 @@ def plan(paths, options):
 
 
 def denoise_file(denoiser, noise, source, target):
-    """Denoises one file, page by page."""
-    picture = images.read_image(source)
+    """Denoises one file, page by page; or a render, whose source is the files of its buffers too."""
+    frame = renders.read_frame(source) if denoiser.n_input == renders.N_INPUT else None
+    picture = frame.picture if frame else images.read_image(source[0])
     try:
-        pages = [noise.restore(page, denoiser(page)) for page in picture.pages]
+        if frame:
+            pages = [renders.as_stored(frame, renders.denoise(denoiser, frame))]
+        else:
+            pages = [noise.restore(page, denoiser(page)) for page in picture.pages]
     except ValueError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{source[0]}: {error}") from None
     cli.writable_folder("--save_dir", target.parent)
     images.write_image(target, pages, like=picture)
 
@@ -75,12 +82,18 @@ def denoise_file(denoiser, noise, source, target):
 def main(argv=None):
     """Denoises all; what is broken is reported and the rest goes on."""
     options = get_parser().parse_args(argv)
-    paths = images.find_images("--image_path", options.image_path)
+    buffers = renders.is_folder(options.image_path)
+    if buffers:
+        sources = renders.find_frames("--image_path", options.image_path)
+    else:
+        sources = [[path] for path in images.find_images("--image_path", options.image_path)]
     cli.existing_file("--model_path", options.model_path)
-    pairs = plan(paths, options)
+    pairs = plan(sources, options)
     cli.writable_folder("--save_dir", options.save_dir)
     ops = devices.prepare(options)
     denoiser = Denoiser(options.model_path, ops, tile=options.tile, strength=options.strength, tta=options.tta)
+    if buffers and denoiser.n_input != renders.N_INPUT:
+        raise UserError(f"--model_path: {options.model_path} takes images, {options.image_path} holds renders")
     try:
         noise = parse_noise(denoiser.options.get("noisetype", "none"))
     except ValueError as error:

@@ -38,6 +38,7 @@ import dataset
 import devices
 import distributed
 import images
+import renders
 import reporting
 from arch_unet import NETWORKS, NORMS
 from cli import UserError, number
@@ -186,22 +187,30 @@ def check_options(options):
     if not (options.data_dir or options.pair_dir):
         raise UserError("--data_dir: the folder of training images is needed")
     pairs, single = options.pair_dir is not None, options.method == "neighbor2neighbor"
+    buffers = bool(options.data_dir) and renders.is_folder(options.data_dir)
     refusals = {
         "--pair_dir: neighbor2neighbor learns from single images; --method noise2noise takes pairs": pairs and single,
         "--noisetype: real pairs have their own noise": pairs and options.noisetype not in (None, "none"),
+        "--method: renders have targets: noise2noise learns from target/, supervised from clean/": buffers and single,
+        "--pair_dir: renders have their targets beside them": buffers and pairs,
+        "--noisetype: renders have their own noise": buffers and options.noisetype not in (None, "none"),
+        "--arch: renders come with buffers, nine channels in all: unet_n2n takes them":
+            buffers and options.arch != "unet_n2n",
+        "--n_channel: renders have 3": buffers and options.n_channel != 3,
         "--data_dir: the noisy images are needed, --pair_dir has their clean ones":
             pairs and options.method == "supervised" and not options.data_dir,
         "--loss: neighbor2neighbor has its own": options.loss and single,
         "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise":
             single and "mri" in (options.noisetype or ""),
         "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir":
-            options.noisetype == "none" and not (pairs or single),
+            options.noisetype == "none" and not (pairs or single or buffers),
     }  # fmt: skip
     for message, refused in refusals.items():
         if refused:
             raise UserError(message)
-    options.noisetype = options.noisetype or ("none" if pairs else "gauss25")
-    options.loss = options.loss or (None if single else default_loss(options.method, options.noisetype))
+    options.noisetype = options.noisetype or ("none" if pairs or buffers else "gauss25")
+    if not single:
+        options.loss = options.loss or ("hdr" if buffers else default_loss(options.method, options.noisetype))
     if single and any(kind in options.noisetype for kind in ("text", "jpeg")):
         cli.note(f"--noisetype: {options.noisetype} reaches over neighbours; only --method noise2noise removes it")
     if single and options.patchsize % 2:
@@ -269,7 +278,8 @@ def training_images(options, target):
     shared = parse_noise(options.noisetype), options.n_channel, options.patchsize, options.seed
     if options.pair_dir:
         return TrainingPairs(options.data_dir, options.pair_dir, *shared, workers=options.workers, **more)
-    return dataset.TrainingImages(options.data_dir, *shared, **more)
+    kind = dataset.TrainingRenders if renders.is_folder(options.data_dir) else dataset.TrainingImages
+    return kind(options.data_dir, *shared, **more)
 
 
 def one_process(folder):
@@ -350,7 +360,7 @@ def train(options):
         )
     if options.amp and options.optimizer == "muon":
         raise UserError("--optimizer: muon does not know --amp's scaled gradients; use adam with --amp")
-    training = Training(options, ops)
+    training = Training(options, ops, patches.n_input)
     training.images = hashlib.sha256("\0".join(patches.names).encode(errors="surrogateescape")).hexdigest()
 
     # The run folder: a new one, or the old one as it was when the state was saved.

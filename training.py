@@ -19,12 +19,12 @@ STATE = "last_state.pdparams"
 class Training:
     """The weights, their average, the optimizer, and where the run stands."""
 
-    def __init__(self, options, ops):
+    def __init__(self, options, ops, n_input=None):
         paddle.seed(options.seed)
         self.options = options
         structure = {"arch": options.arch, "n_channel": options.n_channel, "n_feature": options.n_feature}
         if options.arch == "unet_n2n":
-            structure["norm"] = options.norm
+            structure |= {"norm": options.norm, "n_input": n_input}
         self.network = build_network(**structure)
         if options.pretrained and not options.state:
             state = checkpoint.read_state(options.pretrained)

@@ -15,6 +15,7 @@ SCRIPTS = {
     "infer",
     "figure",
     "mri_dataset",
+    "render_dataset",
 }
 
 

@@ -19,6 +19,7 @@ SCRIPTS = [
     "infer",
     "figure",
     "mri_dataset",
+    "render_dataset",
 ]
 DOCUMENTS = ["README.md", *(f"{name}.py" for name in SCRIPTS)]
 

@@ -1,0 +1,157 @@
+"""Renders of Monte Carlo path tracers with what denoisers get beside them: albedo and normals, in folders.
+
+A folder of buffers holds render/ albedo/ normal/ with a file of the same name for each frame, of any format; to learn
+from or to score with also target/ (another noisy render, or the converged one) or clean/ (the converged one). A frame
+may also be one EXR file whose layers are called so. Renders are linear light; 8-bit files hold it tone-mapped.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+import exr_files
+import images
+from cli import UserError
+
+BUFFERS = ("render", "albedo", "normal")
+N_INPUT = 9  # channels: three of each
+GAMMA = 2.2
+
+
+# --- Light ----------------------------------------------------------------------------------------------------
+
+
+def tone_map(light):
+    """Reinhard's global operator with a display's gamma, as in Noise2Noise: [0, inf) to [0, 1)."""
+    light = np.maximum(light, 0)
+    return (light / (1 + light)) ** np.float32(1 / GAMMA)
+
+
+def untone(display):
+    """The inverse of `tone_map`; what had been rounded up to white is half a step of 8 bits below it."""
+    ratio = np.minimum(display, np.float32(254.5 / 255)) ** np.float32(GAMMA)
+    return ratio / (1 - ratio)
+
+
+def as_picture(kind, buffer):
+    """A buffer as HWC uint8: renders tone-mapped, normals from -1..1 to 0..1."""
+    if kind == "normal":
+        buffer = 0.5 + 0.5 * buffer
+    elif kind != "albedo":
+        buffer = tone_map(buffer)
+    return images.from_01(buffer.astype(np.float32), np.uint8)
+
+
+# --- Folders --------------------------------------------------------------------------------------------------
+
+
+def is_folder(path):
+    """Whether a folder holds buffers."""
+    return all(os.path.isdir(os.path.join(path, name)) for name in BUFFERS)
+
+
+def find_frames(flag, folder, target=None):
+    """The files of each frame, render first: [[render, albedo, normal(, target)], ...] sorted by name.
+
+    Raises:
+        UserError: a folder is missing, or a file has no partner of its name in another one.
+    """
+    kinds = [*BUFFERS, *([target] if target else [])]
+    found = {}
+    for kind in kinds:
+        where = os.path.join(folder, kind)
+        if not os.path.isdir(where):
+            hint = "; render_dataset.py --clean_targets makes them" if kind == "clean" else ""
+            raise UserError(f"{flag}: {where} does not exist{hint}")
+        found[kind] = _by_name(flag, where)
+    names = sorted(found["render"])
+    for kind in kinds[1:]:
+        for here, there in (("render", kind), (kind, "render")):
+            lonely = sorted(set(found[here]) - set(found[there]))
+            if lonely:
+                raise UserError(f"{flag}: {found[here][lonely[0]]} has no partner in {os.path.join(folder, there)}")
+    return [[found[kind][name] for kind in kinds] for name in names]
+
+
+def _by_name(flag, folder):
+    """The images below a folder by their relative path without its suffix."""
+    files = {}
+    for path in images.find_images(flag, folder):
+        name = os.path.relpath(path.with_suffix(""), folder)
+        if name in files:
+            raise UserError(f"{flag}: {files[name]} and {path} have the same name")
+        files[name] = path
+    return files
+
+
+# --- Reading --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Frame:
+    """One render and its buffers, H x W x 3 float32; `picture` is the file of the render."""
+
+    render: np.ndarray
+    albedo: np.ndarray
+    normal: np.ndarray
+    picture: images.Picture
+
+    def network_input(self):
+        """What a network gets, H x W x 9: the paper tone-maps its input, while its output is linear light."""
+        return np.concatenate([tone_map(self.render), np.clip(self.albedo, 0, 1), self.normal], axis=2)
+
+
+def read_frame(paths):
+    """Reads a frame of `find_frames` (its render, albedo and normal), or one EXR file with these layers."""
+    picture, render = read_buffer("render", paths[0])
+    if len(paths) > 1:
+        others = [read_buffer(kind, path)[1] for kind, path in zip(BUFFERS[1:], paths[1:3], strict=True)]
+    else:
+        others = [exr_files.layer(picture, kind) for kind in BUFFERS[1:]]
+        if any(layer is None for layer in others):
+            raise UserError(
+                f"{paths[0]}: the network takes renders with albedo and normals: an EXR file that has such layers, "
+                "or a folder that holds render/ albedo/ normal/"
+            )
+    for path, layer in zip(paths[1:3] or [paths[0]] * 2, others, strict=True):
+        check_size(path, layer, paths[0], render)
+        if not np.isfinite(layer).all():
+            raise UserError(f"{path}: holds NaN or infinite pixels")
+    return Frame(render, *others, picture)
+
+
+def read_buffer(kind, path):
+    """The Picture of a file, and its pixels as H x W x 3 float32 in the units of EXR."""
+    picture = images.read_image(path)
+    page = picture.pages[0]
+    if page.shape[2] not in (1, 3):
+        raise UserError(f"{path}: has {page.shape[2]} channels; a buffer has 3")
+    pixels = np.repeat(page, 3, axis=2) if page.shape[2] == 1 else page
+    if pixels.dtype.kind == "u":
+        pixels = images.to_01(pixels)
+        pixels = {"albedo": lambda x: x, "normal": lambda x: 2 * x - 1}.get(kind, untone)(pixels)
+    return picture, pixels
+
+
+def check_size(path, array, other_path, other):
+    """Refuses two buffers of one frame that differ in size."""
+    if array.shape != other.shape:
+        sizes = [f"{a.shape[1]}x{a.shape[0]}" for a in (array, other)]
+        raise UserError(f"{path} is {sizes[0]}, but {other_path} is {sizes[1]}")
+
+
+# --- Denoising ------------------------------------------------------------------------------------------------
+
+
+def denoise(denoiser, frame):
+    """The denoised render in linear light, H x W x 3 float32."""
+    denoised = np.maximum(denoiser(frame.network_input()), 0)
+    strength = np.float32(denoiser.strength)
+    return frame.render + strength * (denoised - frame.render)
+
+
+def as_stored(frame, denoised):
+    """A denoised render in the type and units of its file: tone-mapped integers, or linear light."""
+    dtype = frame.picture.pages[0].dtype
+    return images.from_01(tone_map(denoised), dtype) if dtype.kind == "u" else denoised

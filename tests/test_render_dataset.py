@@ -1,0 +1,134 @@
+"""Rendering with Mitsuba, tiny: independent noise, the same files after an interruption, and one core is enough."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
+
+import images
+import render_dataset
+import renders
+from cli import UserError
+
+FLAGS = ["--n_scenes", 4, "--n_valid", 1, "--size", 32, "--spp", 1, "--reference_spp", 128, "--clean_targets"]
+SCENE = """<scene version="3.0.0">
+  <integrator type="direct"/>
+  <sensor type="perspective"><film type="hdrfilm"><integer name="width" value="20"/><integer name="height" value="10"/>
+    <string name="pixel_format" value="{pixels}"/></film></sensor>
+  <sensor type="perspective"><film type="hdrfilm"><integer name="width" value="9"/><integer name="height" value="9"/>
+    </film></sensor>
+  <shape type="rectangle"><transform name="to_world"><translate z="3"/></transform></shape>
+  <emitter type="constant"/>
+</scene>
+"""
+
+
+def render(folder, *flags, **more):
+    return run_script("render_dataset.py", "--save_dir", folder, *flags, **more)
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path for path in folder.glob("*/*/*")}
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """Four scenes of each kind, rendered by a process that may use one core only, where Mitsuba's own writer hangs."""
+    pytest.importorskip("mitsuba")
+    folder = tmp_path_factory.mktemp("renders")
+    command = [sys.executable, ROOT / "render_dataset.py", "--save_dir", folder, *FLAGS]
+    core = hasattr(os, "sched_setaffinity") and min(os.sched_getaffinity(0))
+    result = subprocess.run(
+        [str(word) for word in command], env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+        preexec_fn=lambda: core is not False and os.sched_setaffinity(0, {core}),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def read(path):
+    return images.read_image(path).pages[0]
+
+
+def test_files_and_their_content(rendered):
+    found = tree(rendered)
+    kinds = {"train": [*renders.BUFFERS, "target", "clean"], "valid": [*renders.BUFFERS, "target"]}
+    names = {"train": [f"scene{i:05d}_{k}" for i in range(4) for k in (0, 1)], "valid": ["scene00000_0"]}
+    assert set(found) == {f"{s}/{kind}/{name}.exr" for s in kinds for kind in kinds[s] for name in names[s]}
+    for i in range(4):
+        pages = {kind: read(found[f"train/{kind}/scene{i:05d}_0.exr"]) for kind in kinds["train"]}
+        assert all(page.shape == (32, 32, 3) and np.isfinite(page).all() for page in pages.values())
+        assert 0 <= pages["albedo"].min() < pages["albedo"].max() <= 1
+        length = np.linalg.norm(pages["normal"], axis=2)
+        assert ((length < 1.01) & (length >= 0)).all()
+        assert np.median(length) > 0.9
+        assert 0.1 < np.median(renders.tone_map(pages["clean"])) < 0.9  # neither night nor snow
+
+
+def test_the_target_is_another_noisy_render(rendered):
+    found = tree(rendered)
+    for i in range(4):
+        first, second = (read(found[f"train/render/scene{i:05d}_{k}.exr"]) for k in (0, 1))
+        np.testing.assert_array_equal(read(found[f"train/target/scene{i:05d}_0.exr"]), second)
+        np.testing.assert_array_equal(read(found[f"train/target/scene{i:05d}_1.exr"]), first)
+        # Nearly all of what a step between neighbours has of noise is new in the other one. (Not all: at one sample per
+        # pixel the tone map moves both the same way.)
+        light = [first, second, read(found[f"train/clean/scene{i:05d}_0.exr"])]
+        steps = [np.diff(renders.tone_map(one), axis=1) for one in light]
+        noise = [(step - steps[2]).ravel() for step in steps[:2]]
+        assert abs(np.corrcoef(*noise)[0, 1]) < 0.5
+        assert np.std(noise[0]) > 0.02
+
+
+def test_interrupted_it_goes_on_and_ends_with_the_same_files(rendered):
+    found = tree(rendered)
+    before = {name: path.read_bytes() for name, path in found.items()}
+    gone = ["train/target/scene00001_0.exr", "train/clean/scene00003_1.exr", "valid/normal/scene00000_0.exr"]
+    times = {name: path.stat().st_mtime_ns for name, path in found.items()}
+    for name in gone:
+        found[name].unlink()
+    result = render(rendered, *FLAGS, ok=0)
+    assert "2 of 5 scenes are there already" in result.stderr
+    assert {name: path.read_bytes() for name, path in tree(rendered).items()} == before
+    untouched = [name for name in times if "scene00000" in name and name.startswith("train")]
+    assert untouched
+    assert all(found[name].stat().st_mtime_ns == times[name] for name in untouched)
+    assert_user_error(render(rendered, *FLAGS, "--spp", 2), "--save_dir", "spp 1")
+
+
+def test_scene_files_every_camera_is_a_scene(tmp_path):
+    pytest.importorskip("mitsuba")
+    (tmp_path / "a.xml").write_text(SCENE.format(pixels="rgba"))
+    flags = ["--spp", 1, "--n_renders", 3, "--scenes", tmp_path / "a.xml"]
+    render(tmp_path / "out", *flags, "--format", "png", ok=0)
+    found = tree(tmp_path / "out")
+    names = {path.name for path in found.values()}
+    assert names == {f"a_camera{i}_{k}.png" for i in (0, 1) for k in range(3)}
+    assert read(found["train/render/a_camera0_2.png"]).shape == (10, 20, 3)
+    render(tmp_path / "small", *flags, "--size", 16, ok=0)
+    assert read(tree(tmp_path / "small")["train/render/a_camera0_2.exr"]).shape == (16, 16, 3)
+    # A white rectangle under even light of radiance 1: its numbers are as the file says, not exposed anew.
+    assert abs(read(tree(tmp_path / "small")["train/render/a_camera0_2.exr"]).mean() - 0.5) < 0.5
+
+
+def test_mistakes_are_one_line(tmp_path):
+    pytest.importorskip("mitsuba")
+    bad = tmp_path / "bad.xml"
+    bad.write_text("<scene versio")
+    assert_user_error(render(tmp_path / "out", "--scenes", bad), "--scenes", bad)
+    bad.write_text('<scene version="3.0.0"><shape type="nosuch"/></scene>')
+    assert_user_error(render(tmp_path / "out", "--scenes", bad), "--scenes", "nosuch")
+    bad.write_text(SCENE.format(pixels="luminance"))
+    assert_user_error(render(tmp_path / "out", "--scenes", bad, "--spp", 1), "pixel_format")
+    assert_user_error(render(tmp_path / "out", "--scenes", tmp_path / "none.xml"), "--scenes", "does not exist")
+    assert_user_error(render(tmp_path / "out", "--variant", "fast"), "--variant", "scalar_rgb")
+    assert_user_error(render(tmp_path, "--n_scenes", 1), "--save_dir", "not empty")
+
+
+def test_an_absent_renderer_is_asked_for(monkeypatch):
+    monkeypatch.setattr(render_dataset.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install mitsuba"):
+        render_dataset.check_variant("scalar_rgb")

@@ -1,0 +1,223 @@
+"""Renders with buffers: what is read, learnt from, scored and written; mismatches are one line that names the files."""
+
+import numpy as np
+import pytest
+from conftest import assert_user_error, run_script, scene
+
+import checkpoint
+import exr_files
+import images
+import renders
+from arch_unet import build_network
+from cli import UserError
+from dataset import TrainingRenders, ValidationRenders, find_validation_sets
+from denoising import Denoiser
+from noise import parse_noise
+from pixels import Picture
+
+RNG = np.random.default_rng(1)
+
+
+def write_frame(folder, name, size=(40, 48), suffix=".exr", seed=0, **kinds):
+    """Buffers of a made-up frame: its light, beyond white at places, with noise as heavy-tailed as that of paths."""
+    rng = np.random.default_rng(seed)
+    albedo = scene(*size, seed=seed).astype(np.float32) / 255
+    light = albedo * 3
+    normal = rng.normal(size=(*size, 3)).astype(np.float32)
+    normal /= np.linalg.norm(normal, axis=2, keepdims=True)
+
+    def noisy():
+        return (light * rng.gamma(0.5, 2, light.shape)).astype(np.float32)
+
+    made = {"render": noisy(), "albedo": albedo, "normal": normal, "target": noisy(), "clean": light} | kinds
+    for kind, buffer in made.items():
+        path = folder / kind / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.write_image(path, renders.as_picture(kind, buffer) if suffix == ".png" else buffer)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(3):
+        write_frame(tmp_path / "frames", f"scene{i}", seed=i)
+    return tmp_path / "frames"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    network = build_network("unet_n2n", n_channel=3, n_feature=4, n_input=9)
+    network.dec_conv1c.weight.set_value(network.dec_conv1c.weight * 10)
+    path = tmp_path_factory.mktemp("weights") / "renders.pdparams"
+    checkpoint.save_network(path, checkpoint.network_state(network), {**network.options, "noisetype": "none"})
+    return path
+
+
+# --- Light ----------------------------------------------------------------------------------------
+
+
+def test_the_tone_map_is_reinhards_and_has_an_inverse():
+    light = np.array([0, 0.01, 0.5, 1, 3, 50], np.float32)
+    display = renders.tone_map(light)
+    np.testing.assert_allclose(display, (light / (1 + light)) ** (1 / 2.2), rtol=1e-6)
+    np.testing.assert_allclose(renders.untone(display), light, rtol=1e-3)
+    assert renders.tone_map(np.float32(-1)) == 0
+    assert np.isfinite(renders.untone(np.float32(1)))
+
+
+def test_8_bit_buffers_come_back_in_the_units_of_exr(tmp_path):
+    made = write_frame(tmp_path, "a", suffix=".png", render=np.full((40, 48, 3), 2.0, np.float32))
+    (paths,) = renders.find_frames("--image_path", tmp_path)
+    frame = renders.read_frame(paths)
+    np.testing.assert_allclose(frame.render, 2.0, rtol=0.03)
+    np.testing.assert_allclose(frame.albedo, made["albedo"], atol=0.5 / 255 + 1e-6)
+    np.testing.assert_allclose(frame.normal, made["normal"], atol=1 / 255 + 1e-6)
+    assert renders.as_stored(frame, frame.render).dtype == np.uint8
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def test_frames_are_found_by_name_whatever_their_suffix(folder):
+    (folder / "albedo" / "scene1.exr").unlink()
+    images.write_image(folder / "albedo" / "scene1.npy", np.zeros((40, 48, 3), np.float32))
+    frames = renders.find_frames("--data_dir", folder, "clean")
+    assert [[path.parent.name for path in frame] for frame in frames] == [[*renders.BUFFERS, "clean"]] * 3
+    assert frames[1][1].name == "scene1.npy"
+
+
+def test_what_does_not_match_is_named(folder):
+    (folder / "normal" / "scene1.exr").unlink()
+    with pytest.raises(UserError, match=r"--data_dir: .*render/scene1.exr has no partner in .*normal"):
+        renders.find_frames("--data_dir", folder)
+    (folder / "render" / "scene1.exr").unlink()
+    with pytest.raises(UserError, match=r"albedo/scene1.exr has no partner in .*render"):
+        renders.find_frames("--data_dir", folder)
+    with pytest.raises(UserError, match=r"--val_dirs: .*nothing does not exist"):
+        renders.find_frames("--val_dirs", folder, "nothing")
+
+
+def test_sizes_that_differ_are_named(folder):
+    images.write_image(folder / "albedo" / "scene0.exr", np.zeros((40, 50, 3), np.float32))
+    paths = renders.find_frames("--image_path", folder)[0]
+    with pytest.raises(UserError, match=r"albedo/scene0.exr is 50x40, but .*render/scene0.exr is 48x40"):
+        renders.read_frame(paths)
+
+
+def test_layers_of_one_file_are_a_frame(tmp_path, folder):
+    frame = renders.read_frame(renders.find_frames("--image_path", folder)[0])
+    layers = {f"View.Albedo.{c}": frame.albedo[..., i] for i, c in enumerate("RGB")}
+    layers |= {f"View.Normal.{c}": frame.normal[..., i] for i, c in enumerate("XYZ")}
+    picture = Picture([frame.render], format="EXR", exr={"layers": layers})
+    images.write_image(tmp_path / "all.exr", frame.render, like=picture)
+    again = renders.read_frame([tmp_path / "all.exr"])
+    np.testing.assert_array_equal(again.network_input(), frame.network_input())
+    images.write_image(tmp_path / "all.exr", frame.render)
+    with pytest.raises(UserError, match="all.exr: the network takes renders with albedo and normals"):
+        renders.read_frame([tmp_path / "all.exr"])
+
+
+def test_buffers_of_odd_content_are_refused(folder):
+    paths = renders.find_frames("--image_path", folder)[0]
+    images.write_image(folder / "normal" / "scene0.npy", np.zeros((40, 48, 2), np.float32))
+    with pytest.raises(UserError, match="scene0.npy: has 2 channels"):
+        renders.read_buffer("normal", folder / "normal" / "scene0.npy")
+    data = exr_files.encode(np.zeros((40, 48, 3), np.float32), Picture([]))
+    paths[1].write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="albedo/scene0.exr: broken or cut short"):
+        renders.read_frame(paths)
+
+
+# --- Learning and scoring -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "kind"), [("noisy", "target"), ("clean", "clean")])
+def test_patches_of_input_and_target_lie_on_one_another(folder, target, kind):
+    options = {"target": target, "augment": True, "cache_bytes": 1 << 20}
+    training = TrainingRenders(folder, parse_noise("none"), 3, 16, 0, **options)
+    assert (len(training), training.n_input) == (3, 9)
+    for index in range(3):
+        noisy, wanted = training.sample(epoch=4, index=index)
+        assert noisy.shape == (9, 16, 16)
+        assert noisy.dtype == wanted.dtype == np.float32
+        made = {name: images.read_image(folder / name / f"scene{index}.exr").pages[0] for name in ("albedo", kind)}
+        # Where the patch is, its albedo tells: the target is that of the same place and turn.
+        flat = made["albedo"].reshape(-1, 3)
+        for row, column in ((0, 0), (3, 11), (15, 15)):
+            place = np.abs(flat - noisy[3:6, row, column]).sum(1).argmin()
+            candidates = np.abs(flat - noisy[3:6, row, column]).sum(1) == 0
+            assert candidates[place]
+            values = made[kind].reshape(-1, 3)[candidates]
+            assert (np.abs(values - wanted[:, row, column]).sum(1) == 0).any()
+
+
+def test_validation_scores_what_is_seen(folder):
+    (found,), absent = find_validation_sets(folder)
+    assert isinstance(found, ValidationRenders)
+    assert not absent
+    name, clean, noisy = next(found.images(3, None, None))
+    assert name == "scene0.exr"
+    target = images.read_image(folder / "target" / "scene0.exr").pages[0]
+    np.testing.assert_array_equal(clean, images.from_01(renders.tone_map(target), np.uint8))
+    np.testing.assert_array_equal(found.shown(target), clean)
+    assert found.shown(noisy).shape == clean.shape
+    (named,), _ = find_validation_sets(folder.parent)
+    assert (named.name, type(named)) == ("frames", ValidationRenders)
+
+
+def test_strength_mixes_light_and_tiles_equal_the_whole(folder, weights):
+    frame = renders.read_frame(renders.find_frames("--image_path", folder)[0])
+    whole = renders.denoise(Denoiser(weights), frame)
+    assert whole.min() >= 0
+    assert whole.shape == frame.render.shape
+    half = renders.denoise(Denoiser(weights, strength=0.5), frame)
+    np.testing.assert_allclose(half, (whole + frame.render) / 2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(renders.denoise(Denoiser(weights, strength=0), frame), frame.render)
+    large = {kind: np.tile(getattr(frame, kind), (8, 9, 1)) for kind in renders.BUFFERS}
+    large = renders.Frame(**large, picture=frame.picture)
+    tiled = renders.denoise(Denoiser(weights, tile=352), large)
+    np.testing.assert_allclose(tiled, renders.denoise(Denoiser(weights), large), rtol=1e-3, atol=1e-4)
+
+
+# --- The scripts ----------------------------------------------------------------------------------
+
+
+def test_train_val_predict(tmp_path, folder):
+    arguments = ["--data_dir", folder, "--val_dirs", folder, "--arch", "unet_n2n", "--n_feature", 4, "--batchsize", 2]
+    arguments += ["--patchsize", 32, "--max_steps", 2, "--save_model_path", tmp_path / "runs", "--log_iters", 1]
+    for method in ("noise2noise", "supervised"):
+        run_script("train.py", "--method", method, "--log_name", method, *arguments, ok=0)
+    (model,) = (tmp_path / "runs" / "noise2noise").glob("*/best_model.pdparams")
+    result = run_script("val.py", "--model_path", model, "--val_dirs", folder, ok=0)
+    assert "frames   3 x 1" in result.stdout
+    run_script("predict.py", "--image_path", folder, "--model_path", model, "--save_dir", tmp_path / "out", ok=0)
+    names = [f"scene{i}_denoise.exr" for i in range(3)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    page = images.read_image(tmp_path / "out" / names[0]).pages[0]
+    frame = renders.read_frame(renders.find_frames("--image_path", folder)[0])
+    np.testing.assert_allclose(page, renders.denoise(Denoiser(model), frame), rtol=1e-3, atol=1e-4)
+
+
+def test_mistakes_are_one_line(tmp_path, folder, weights):
+    def train(*more):
+        return run_script("train.py", "--data_dir", folder, "--val_dirs", "none", "--max_steps", 1, *more)
+
+    assert_user_error(train(), "--method", "noise2noise")
+    assert_user_error(train("--method", "noise2noise"), "--arch", "unet_n2n")
+    n2n = ["--method", "noise2noise", "--arch", "unet_n2n"]
+    assert_user_error(train(*n2n, "--noisetype", "gauss25"), "--noisetype", "own noise")
+    predict = ["predict.py", "--save_dir", tmp_path / "out", "--model_path"]
+    assert_user_error(run_script(*predict, weights, "--image_path", "demo/astronaut_noise.png"), "albedo and normals")
+    assert_user_error(run_script(*predict, "best_model.pdparams", "--image_path", folder), "--model_path", "renders")
+    val = ["val.py", "--val_images", 1, "--model_path"]
+    assert_user_error(run_script(*val, weights, "--val_dirs", "validation"), "takes 9")
+    assert_user_error(run_script(*val, "best_model.pdparams", "--val_dirs", folder), "takes 3")
+    assert_user_error(run_script("export_model.py", "--model_path", weights, "--save_dir", tmp_path), "--model_path")
+
+
+def test_clean_targets_that_are_absent_are_asked_for(tmp_path):
+    write_frame(tmp_path, "a")
+    (tmp_path / "clean" / "a.exr").unlink()
+    (tmp_path / "clean").rmdir()
+    with pytest.raises(UserError, match="clean does not exist; render_dataset.py --clean_targets makes them"):
+        TrainingRenders(tmp_path, parse_noise("none"), 3, 16, 0, target="clean")

@@ -250,8 +250,7 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
             number += 1
             if number % distributed.WORLD_SIZE != distributed.RANK:
                 continue
-            denoised_01 = noise.restore(noisy_01, _padded_to_square(denoiser, noisy_01))
-            denoised = validation_set.shown(denoised_01)
+            denoised = validation_set.shown(_denoised(denoiser, noise, noisy_01))
             noisy = validation_set.shown(noisy_01)
             score = Score(validation_set.name, name, index, repeat, *_scores(clean, denoised), *_scores(clean, noisy))
             result.scores.append((number, score))
@@ -263,13 +262,13 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
     return result
 
 
-def _padded_to_square(denoiser, noisy_01):
-    """The published padding: by reflection at bottom and right, to a square whose side divides by 32."""
+def _denoised(denoiser, noise, noisy_01):
+    """With the published padding: by reflection at bottom and right, to a square whose side divides by 32."""
     height, width = noisy_01.shape[:2]
     side = _round_up(max(height, width), denoiser.network.multiple)
     square = _reflected(_reflected(noisy_01, 0, side, axis=0), 0, side, axis=1)
     try:
-        return denoiser(np.ascontiguousarray(square))[:height, :width]
+        return noise.restore(noisy_01, denoiser(np.ascontiguousarray(square))[:height, :width])
     except ValueError as error:
         raise UserError(f"--val_dirs: {error}") from None
 

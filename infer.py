@@ -5,8 +5,8 @@ r"""Denoises images with an exported model on Paddle Inference; measures speed, 
         --use_gpu=False --enable_mkldnn=True --cpu_threads=2 --precision=fp32 --enable_benchmark=True
 
 It needs neither the training code nor the checkpoint: what travels is this file, runtimes.py, benchmark_log.py,
-images.py, pixels.py, tiff_files.py, metrics.py, noise.py, cli.py, and what export_model.py wrote. What is asked for
-is what runs: device, threads, oneDNN and precision are read back from the predictor and from oneDNN itself, and
+images.py, pixels.py, tiff_files.py, metrics.py, noise.py, mri.py, cli.py, and what export_model.py wrote. What is asked
+for is what runs: device, threads, oneDNN and precision are read back from the predictor and from oneDNN itself, and
 whatever Paddle would replace in silence is refused.
 
 Images of one size share a batch, whatever their order; none is padded to fit others, because that
@@ -300,7 +300,8 @@ class Runner:
         if channels < takes:
             y = y.mean(axis=1, keepdims=True)
         y = y.reshape(len(batch), channels, height, width).transpose(0, 2, 3, 1)
-        for (job, page), result in zip(batch, y, strict=True):
+        for (job, page), image, result in zip(batch, inputs, y, strict=True):
+            result = self.noise.restore(image, result) if self.noise else result
             job.done[page] = images.from_01(result, job.picture.pages[page].dtype)
         self.times.end(stamp=True, items=len(batch))
 

@@ -126,7 +126,7 @@ def put_back_image(undersampled, denoised, share):
         float32, of the same shape.
 
     Raises:
-        ValueError: the undersampled image is not float, or of another shape.
+        ValueError: the undersampled image is none, or of another shape.
     """
     if undersampled.shape != denoised.shape:
         raise ValueError(f"undersampled {undersampled.shape} and denoised {denoised.shape} are of different shapes")
@@ -134,7 +134,12 @@ def put_back_image(undersampled, denoised, share):
         raise ValueError(f"undersampled slices are float32: in {undersampled.dtype} no frequency is as measured")
     # Twice the precision, so that what comes out is what was measured.
     planes, others = (_planes(image.astype(np.float64)) for image in (undersampled, denoised))
-    return _image_like(_put_back(planes, others, density(*planes.shape[1:], share), np), denoised)
+    measured, known = _known(planes, np)
+    if known.mean() > 2 * share:
+        raise ValueError(
+            f"{known.mean():.0%} of the frequencies are not zero: that is no slice sampled with mri{share:g}"
+        )
+    return _image_like(_put_back(measured, known, others, density(*planes.shape[1:], share), np), denoised)
 
 
 def put_back_tensor(undersampled, denoised, share):
@@ -142,15 +147,24 @@ def put_back_tensor(undersampled, denoised, share):
     import paddle  # here, so that whoever only makes slices does not wait for it
 
     p = paddle.to_tensor(density(*undersampled.shape[2:], share).astype(np.complex64))
-    return _put_back(undersampled, denoised.astype("float32"), p, paddle)
+    return _put_back(*_known(undersampled, paddle), denoised.astype("float32"), p, paddle)
 
 
-def _put_back(undersampled, denoised, p, xp):
-    """Of arrays or tensors of ... x H x W, with the module that they belong to."""
+# Of arrays or tensors of ... x H x W, with the module that they belong to.
+
+
+def _known(undersampled, xp):
+    """The spectrum, and where it is not zero."""
     measured = xp.fft.rfft2(undersampled)
     norm = xp.sqrt(xp.sum(xp.sum(undersampled**2, -1), -1))[..., None, None]
-    spectrum = xp.where(xp.abs(measured) > TOLERANCE * norm, measured * p, xp.fft.rfft2(denoised))
-    return xp.fft.irfft2(spectrum, s=list(undersampled.shape[-2:]))
+    return measured, xp.abs(measured) > TOLERANCE * norm
+
+
+def _put_back(measured, known, denoised, p, xp):
+    spectrum = xp.fft.rfft2(denoised)
+    # A product and no `where`, which Paddle 2.6 lacks for complex numbers.
+    spectrum = spectrum + known.astype("complex64") * (measured * p - spectrum)
+    return xp.fft.irfft2(spectrum, s=list(denoised.shape[-2:]))
 
 
 def _planes(image):

@@ -53,9 +53,10 @@ def read_array(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old headers, which are read all the same
             file = io.BytesIO(data)
-            version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, fortran, dtype = read(file)
+            if np.lib.format.read_magic(file) == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            else:
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
         if dtype.hasobject:
             raise ValueError("it holds pickled objects, which are never loaded")
         if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
@@ -64,6 +65,8 @@ def read_array(path):
         raise UserError(f"{path}: broken or cut short: {str(error)[:200]}") from error
     if len(shape) not in (2, 3) or 0 in shape:
         raise UserError(f"{path}: shape {shape} is neither H x W nor D x H x W")
+    if len(shape) == 3 and shape[2] in (3, 4):
+        raise UserError(f"{path}: shape {shape} is that of a picture in colour, a volume is D x H x W")
     array = np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
     return array if len(shape) == 3 else array[None]
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 import struct
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from conftest import assert_user_error, broken_copies, run_script, scene
 from skimage.data import shepp_logan_phantom
 
+import export_model
+import infer
 import mri
 import mri_dataset
 import predict
@@ -170,6 +173,7 @@ def test_what_is_no_undersampled_slice_of_that_size_is_refused():
     for noisy, denoised, word in (
         (np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.float32), "uint8"),
         (np.zeros((32, 32), np.float32), np.zeros((32, 30), np.float32), "different shapes"),
+        (slice_of(32, 32), slice_of(32, 32), "100% of the frequencies"),
     ):
         with pytest.raises(ValueError, match=word):
             mri.put_back_image(noisy, denoised, 0.3)
@@ -385,8 +389,8 @@ def test_mistakes_are_one_line(tmp_path):
     arrays = {
         "complex": np.ones((32, 32), complex), "nan": np.full((32, 32), np.nan), "row": np.ones(9),
         "four": np.ones((2, 2, 3, 3)), "text": np.array([["a"]]), "objects": np.array([[None]], object),
-        "black": np.zeros((3, 8, 8)), "good": np.ones((3, 40, 40)), "none": np.ones((0, 4, 4)),
-        "kspace": np.fft.fft2(slice_of(32, 32)),
+        "black": np.zeros((3, 8, 8)), "good": np.ones((3, 40, 40)), "rgb": np.ones((9, 9, 3)),
+        "none": np.ones((0, 4, 4)), "kspace": np.fft.fft2(slice_of(32, 32)),
     }  # fmt: skip
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array, allow_pickle=name == "objects")
@@ -402,6 +406,7 @@ def test_mistakes_are_one_line(tmp_path):
         (["--data", "nan.npy"], ["nan.npy", "NaN"]),
         (["--data", "row.npy"], ["row.npy", "(9,)"]),
         (["--data", "four.npy"], ["four.npy", "D x H x W"]),
+        (["--data", "rgb.npy"], ["rgb.npy", "colour"]),
         (["--data", "text.npy"], ["text.npy", "U1"]),
         (["--data", "objects.npy"], ["objects.npy", "pickled"]),
         (["--data", "black.npy"], ["black.npy", "above 0"]),
@@ -553,6 +558,22 @@ def test_measured_kspace_is_reconstructed(slices, trained, tmp_path):
     found = np.load(tmp_path / "out" / "scan_000_denoise.npy")
     assert found.shape == (64, 64)
     np.testing.assert_allclose(np.fft.fft2(found.astype(float))[mask], kspace[mask], atol=2e-3)
+
+
+def test_an_exported_network_scores_the_same(slices, trained, tmp_path, capsys):
+    export_model.main(["--model_path", trained, "--save_dir", tmp_path / "model"])
+    flags = ["--model_file", tmp_path / "model" / "model.pdmodel", "--params_file"]
+    flags += [tmp_path / "model" / "model.pdiparams", "--input_file", slices / "val", "--noise", "mri0.3"]
+    capsys.readouterr()
+    assert infer.main([*flags, "--save_dir", tmp_path / "out", "--use_gpu", "False"]) == 0
+    denoiser, noise, wanted = Denoiser(trained), parse_noise("mri0.3"), []
+    for index, path in enumerate(sorted((slices / "val" / "Phantoms").iterdir())):
+        clean = read_image(path).pages[0]
+        noisy = noise.add(clean / np.float32(255), np.random.default_rng([0, index, 0]))
+        restored = noise.restore(noisy, denoiser(noisy))
+        wanted.append(psnr(clean, np.clip(np.floor(restored * 255 + 0.5), 0, 255), 255))
+    found = re.search(r"^Metric psnr: (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert float(found[1]) == pytest.approx(np.mean(wanted), abs=2e-3)
 
 
 @pytest.mark.parametrize(

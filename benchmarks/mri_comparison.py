@@ -1,0 +1,180 @@
+"""Slices from a tenth of their k-space: a network trained on undersampled slices, one on clean ones, and no network.
+
+    python benchmarks/mri_comparison.py --save_dir mri/                    # half an hour on two cores
+    python benchmarks/mri_comparison.py --save_dir mri/ --minutes 1 --phantoms 60 --scored 3 --size 96    # a look
+
+Makes phantoms to train and others to score on (or takes --train_dir and --val_dir), trains both networks for the same
+minutes, and prints a table in Markdown; all are scored as val.py scores, on the same undersampled slices. What lies in
+--save_dir already is not made again. --picture draws the first scored slice in all versions.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cli  # noqa: E402  isort: skip  (before Paddle: it quiets its import)
+
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from skimage.restoration import denoise_tv_chambolle  # noqa: E402
+
+from dataset import ValidationSet  # noqa: E402
+from denoising import Denoiser, evaluate  # noqa: E402
+from noise import parse_noise  # noqa: E402
+
+RECIPE = (
+    "--n_channel 1 --translate 64 --augment --batchsize 4 --optimizer muon --lr 2e-3 --lr_schedule cosine "
+    "--warmup_steps 50 --val_dirs none --log_iters 50"
+)
+CAPTION, CAPTION_WIDTH = 22, 220
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--save_dir", required=True, help="where slices and runs are kept")
+    parser.add_argument("--train_dir", help="slices to train on, instead of phantoms")
+    parser.add_argument("--val_dir", help="slices to score on, instead of other phantoms")
+    parser.add_argument("--share", default="0.1", help="of the k-space that is measured (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10, help="of each training (default: %(default)s)")
+    parser.add_argument("--phantoms", type=int, default=1000, help="to train on (default: %(default)s)")
+    parser.add_argument("--scored", type=int, default=20, help="slices (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="side of the phantoms (default: %(default)s)")
+    parser.add_argument("--flags", default="", help='more for train.py, e.g. "--precision bf16 --n_feature 32"')
+    parser.add_argument("--picture", help="a PNG of the first scored slice in all versions")
+    return parser
+
+
+# --- What is compared -----------------------------------------------------------------------------
+
+
+class WithoutNetwork:
+    """A function from an undersampled slice to a reconstruction, in the place of a Denoiser."""
+
+    n_channel, network = 1, SimpleNamespace(multiple=1)
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, undersampled):
+        return self.function(undersampled)
+
+
+def zero_filled(undersampled):
+    """Nothing where nothing was measured: what was measured is put back by the evaluation."""
+    return np.zeros_like(undersampled)
+
+
+def total_variation(noise, rounds=120):
+    """Projections onto what was measured and onto images of little variation, in turn (POCS), from strong to weak."""
+
+    def reconstruct(undersampled):
+        image = noise.restore(undersampled, zero_filled(undersampled))
+        for weight in np.geomspace(0.2, 0.01, rounds):
+            smooth = denoise_tv_chambolle(image[..., 0], weight, max_num_iter=50)[..., None]
+            image = noise.restore(undersampled, smooth)
+        return image
+
+    return reconstruct
+
+
+def slices(options, name, seed, count):
+    """A folder of phantoms, made unless it is there already."""
+    folder = Path(options.save_dir) / f"{name}_{options.size}_{count}"
+    if not folder.exists():
+        flags = ["--phantoms", count, "--seed", seed, "--size", options.size, "--save_dir", folder]
+        run("mri_dataset.py", *flags)
+    return folder
+
+
+def trained(options, train_dir, method):
+    """The weights of one method, trained unless they are there already."""
+    name = f"{method}_{options.share}_{options.minutes:g}"
+    done = sorted((Path(options.save_dir) / name).glob("*/finished"))
+    if not done:
+        cli.note(f"{method}: {options.minutes:g} minutes")
+        flags = [*RECIPE.split(), "--patchsize", options.size, *options.flags.split()]
+        flags += ["--method", method, "--noisetype", f"mri{options.share}", "--max_minutes", options.minutes]
+        run("train.py", *flags, "--data_dir", train_dir, "--save_model_path", options.save_dir, "--log_name", name)
+        folder = max((Path(options.save_dir) / name).glob("*/best_model.pdparams")).parent
+        (folder / "finished").touch()
+        done = [folder / "finished"]
+    steps = (done[0].parent / "metrics.csv").read_text().splitlines()[-1].split(",")[0]
+    cli.note(f"{method}: {steps} steps or a few more")
+    return done[0].parent / "best_model.pdparams"
+
+
+def run(script, *flags):
+    command = [sys.executable, "-W", "ignore", ROOT / script, *flags]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(f"{script}: {(result.stderr.strip() or result.stdout).splitlines()[-1]}")
+
+
+# --- Results --------------------------------------------------------------------------------------
+
+
+def main():
+    options = get_parser().parse_args()
+    try:
+        noise = parse_noise(f"mri{options.share}")
+    except ValueError as error:
+        sys.exit(f"--share: {error}")
+    Path(options.save_dir).mkdir(parents=True, exist_ok=True)
+    train_dir = options.train_dir or slices(options, "train", 0, options.phantoms)
+    scored = ValidationSet("slices", str(options.val_dir or slices(options, "val", 1, options.scored)))
+    compared = {
+        "inverse FFT of what was measured, weighted by 1/p: the network's input": None,
+        "inverse FFT of what was measured": WithoutNetwork(zero_filled),
+        "total variation, 120 rounds": WithoutNetwork(total_variation(noise)),
+    }
+    for method, meaning in (("noise2noise", "undersampled targets"), ("supervised", "clean targets")):
+        compared[f"network, {meaning}"] = Denoiser(trained(options, train_dir, method))
+
+    print("| reconstruction | PSNR | SSIM | s a slice |\n|---|---|---|---|")
+    pictures = {}
+    for name, reconstruct in compared.items():
+        label = name.split(":")[0].split(", weighted")[0]
+
+        def keep(score, clean, noisy, result, label=label, weighted=reconstruct is None):
+            if score.index == 0:
+                pictures.setdefault("fully sampled", clean)
+                pictures["weighted by 1/p" if weighted else label] = noisy if weighted else result
+
+        start = time.perf_counter()
+        result = evaluate(reconstruct or WithoutNetwork(zero_filled), scored, noise, 1, options.scored, keep)
+        seconds = (time.perf_counter() - start) / len(result.scores)
+        kind, cost = ("_noisy", "") if reconstruct is None else ("", f"{seconds:.2f}")
+        print(f"| {name} | {result.mean('psnr' + kind):.2f} | {result.mean('ssim' + kind):.3f} | {cost} |", flush=True)
+    if options.picture:
+        draw(pictures, options.picture)
+
+
+def draw(pictures, target):
+    """Two rows of three, with captions."""
+    tiles = [captioned(picture[..., 0], name) for name, picture in pictures.items()]
+    rows = [np.hstack(tiles[start : start + 3]) for start in (0, 3)]
+    with cli.atomic_write(target) as temporary:
+        Image.fromarray(np.vstack(rows)).save(temporary, optimize=True)
+
+
+def captioned(image, text):
+    height, width = image.shape
+    around = max(width, CAPTION_WIDTH) + 6
+    canvas = Image.new("L", (around, height + CAPTION), 255)
+    canvas.paste(Image.fromarray(image), ((around - width) // 2, 0))
+    place = (around / 2, height + CAPTION / 2)
+    ImageDraw.Draw(canvas).text(place, text, 0, ImageFont.load_default(13), anchor="mm")
+    return np.asarray(canvas)
+
+
+if __name__ == "__main__":
+    main()

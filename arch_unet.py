@@ -45,6 +45,17 @@ class PlainOps:
         """Each pixel four times, with `skip` beside the result."""
         return paddle.concat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], axis=1)
 
+    def unshuffle(self, x):
+        """Half the size, with 2x2 pixels as channels."""
+        return F.pixel_unshuffle(x, 2)
+
+    def shuffle(self, x):
+        """The way back."""
+        return F.pixel_shuffle(x, 2)
+
+    def add(self, x, y):
+        return x + y
+
     def norm(self, x, layer, slope=0.2):
         """A normalisation and a leaky ReLU."""
         return F.leaky_relu(layer(x), slope)
@@ -223,7 +234,52 @@ class UNetN2N(DenoisingNetwork):
         return self.ops.conv(x, self.dec_conv1c, slope=1.0)
 
 
-NETWORKS = {"unet": UNet, "unet_n2n": UNetN2N}
+class UNetLite(DenoisingNetwork):
+    """A U-Net for small images and few minutes: 881,196 parameters at 64 features (docs/lite.md).
+
+    The image is taken apart into one of half the size and four times the channels, where all convolutions take place,
+    on three levels; what comes out is added to the image. A pixel costs a tenth of what it does in `UNet`.
+    """
+
+    multiple = 8
+    margin = 56
+    slope = 0.1
+
+    def __init__(self, in_nc=3, out_nc=3, n_feature=64):
+        super().__init__(arch="unet_lite", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
+        if in_nc != out_nc:
+            raise ValueError(f"unet_lite adds to its input, which has {in_nc} channels and not {out_nc}")
+        n, wide, widest = n_feature, 3 * n_feature // 2, 2 * n_feature
+        widths = {
+            "enc_conv1a": (4 * in_nc, n), "enc_conv1b": (n, n),
+            "enc_conv2a": (n, wide), "enc_conv2b": (wide, wide),
+            "enc_conv3a": (wide, widest), "enc_conv3b": (widest, widest),
+            "dec_conv2a": (2 * wide, wide), "dec_conv2b": (wide, wide),
+            "dec_conv1a": (2 * n, n), "dec_conv1b": (n, n),
+        }  # fmt: skip
+        for name, (inputs, outputs) in widths.items():
+            self.add_sublayer(name, conv(inputs, outputs, slope=self.slope))
+        self.up2 = UpsampleCat(widest, wide)
+        self.up1 = UpsampleCat(wide, n)
+        self.last = conv(n, 4 * out_nc, slope=1.0)
+        self.last.weight.set_value(self.last.weight * 0.1)  # it starts at what it is given
+
+    def _double_conv(self, x, name):
+        for letter in "ab":
+            x = self.ops.conv(x, getattr(self, name + letter), self.slope)
+        return x
+
+    def body(self, x):
+        image = x
+        skip1 = self._double_conv(self.ops.unshuffle(x), "enc_conv1")
+        skip2 = self._double_conv(self.ops.pool(skip1), "enc_conv2")
+        x = self._double_conv(self.ops.pool(skip2), "enc_conv3")
+        x = self._double_conv(self.ops.upsample_cat(x, self.up2.deconv, skip2), "dec_conv2")
+        x = self._double_conv(self.ops.upsample_cat(x, self.up1.deconv, skip1), "dec_conv1")
+        return self.ops.add(self.ops.shuffle(self.ops.conv(x, self.last, slope=1.0)), image)
+
+
+NETWORKS = {"unet": UNet, "unet_n2n": UNetN2N, "unet_lite": UNetLite}
 
 
 def build_network(arch="unet", n_channel=3, n_feature=48, n_input=None, **more):

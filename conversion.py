@@ -96,7 +96,7 @@ def _convert(entry, stem, options):
     if suffix == ".mat":
         pieces = _crops(raw_frames.read_frame(entry), raw_frames.crop_starts, raw_frames.CROP)
     elif suffix in images.IMAGE_SUFFIXES:
-        pieces = _image_pieces(entry, options)
+        pieces = image_pieces(entry, options)
     else:
         raise Skip("no image by its name")
     noise = parse_noise(options.noise)
@@ -115,8 +115,8 @@ def _convert(entry, stem, options):
         raise Skip("no page of the wanted size")
 
 
-def _image_pieces(entry, options):
-    """Yields (mark, HWC pixels, the file's bytes if they can serve as they are)."""
+def image_pieces(entry, options):
+    """Yields (mark, HWC pixels, the file's bytes if they can serve as they are) of the sizes that are asked for."""
     # The header alone tells the size of most files that are left out: on disk, no more is read.
     data = None if entry.place is None else entry.read()
     _check_size(images.image_size(entry.container if data is None else entry.name, data), options)
@@ -172,7 +172,7 @@ def _to_channels(page, alpha, n_channel):
 
 
 def _crops(pixels, starts, side, mark=""):
-    """Yields pieces, as _image_pieces does, at each of the starts along both axes."""
+    """Yields pieces, as image_pieces does, at each of the starts along both axes."""
     height, width = pixels.shape[:2]
     for index, (top, left) in enumerate(itertools.product(starts(height), starts(width)), 1):
         yield f"{mark}_s{index:03d}", pixels[top : top + side, left : left + side], None

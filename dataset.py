@@ -16,6 +16,7 @@ import numpy as np
 
 import cli
 import images
+import pair_files
 import renders
 from cli import UserError
 from methods import draw_picks
@@ -156,6 +157,11 @@ class TrainingImages:
             patches.append(draw_picks(generator(self.seed, PICKS, epoch, index), size, size))
         return tuple(patches)
 
+    def batch(self, places):
+        """The samples of some (epoch, image), stacked."""
+        samples = [self.sample(epoch, index) for epoch, index in places]
+        return tuple(np.stack(part) for part in zip(*samples, strict=True))
+
     def _patches(self, layers, rng):
         """The same random patch of each layer, float32."""
         size = self.patchsize
@@ -212,8 +218,7 @@ class Batches:
         first = (position * self.world_size + self.rank) * self.batchsize
         # Fewer images than one batch: they are used again, each time with another crop.
         places = [divmod(first + i, len(order)) for i in range(self.batchsize)]
-        samples = [self.dataset.sample(epoch + again * 1_000_003, int(order[place])) for again, place in places]
-        return tuple(np.stack(part) for part in zip(*samples, strict=True))
+        return self.dataset.batch([(epoch + again * 1_000_003, int(order[place])) for again, place in places])
 
     def starting_at(self, step):
         """Yields the batches of `step`, `step + 1`, ... without end, a few of them ready ahead."""
@@ -279,6 +284,27 @@ class ValidationPairs(ValidationSet):
             yield name, clean, noisy
 
 
+class ValidationPairFile(ValidationSet):
+    """A file of noisy and clean images (pair_files.py); `folder` is its path."""
+
+    own_noise = True
+
+    def _read(self):
+        return pair_files.read(self.folder, pair_files.VALIDATION)
+
+    def paths(self, limit=None):
+        """A number for each image."""
+        return list(range(len(self._read()[0])))[:limit]
+
+    def images(self, n_channel, noise, rng, limit=None):
+        """Yields (number, clean image HWC uint8, noisy image HWC float32 of 0..1) in order; no noise is added."""
+        for index, pair in enumerate(zip(*self._read(), strict=True)):
+            if limit and index >= limit:
+                return
+            noisy, clean = (as_channels(image.transpose(1, 2, 0), n_channel, self.folder) for image in pair)
+            yield f"{index:05d}", clean, images.to_01(noisy)
+
+
 class ValidationRenders(ValidationSet):
     """A folder of buffers with converged renders in target/, scored as they are seen: tone-mapped."""
 
@@ -331,7 +357,11 @@ def find_validation_sets(val_dirs):
     Returns:
         The sets that are there, and those published ones that are not.
     """
-    kind = _kind_of(val_dirs)
+    if pair_files.is_pair_file(val_dirs):
+        one = ValidationPairFile(os.path.splitext(os.path.basename(val_dirs))[0], str(val_dirs))
+        one.paths()  # a file that cannot be read is told now
+        return [one], []
+    kind = _kind_of(cli.existing_folder("--val_dirs", val_dirs))
     if kind is not ValidationSet:
         return [kind(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs))], []
     present, absent = [], []

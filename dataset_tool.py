@@ -7,10 +7,15 @@ Examples:
   python dataset_tool.py --input_dir Imagenet_val --save_dir noisy --noise gauss25 --seed 7
   python dataset_tool.py --validation_set BSD300 --input_dir BSDS300-images.tgz \
       --save_dir validation
+  python dataset_tool.py --input_dir photos --save_dir pairs --pairs 50000 --noise gauss30
 
 Folders, .zip and .tar go in; a folder or, if its name ends so, a .zip comes out. Interrupted, the
 same command goes on where it stopped; any number of workers writes the same bytes. The list of
 skipped files and a record of the options lie in SAVE_DIR/.dataset_tool/.
+
+With --pairs, SAVE_DIR gets two files of small patches for Noise2Noise: train.npz with two
+independent corruptions of each (noisy1, noisy2: uint8, N x 3 x 32 x 32), and val.npz with
+patches of other images, corrupted and clean (noisy, clean).
 
 What becomes of unusual files:
   rotated by EXIF, grey, palette, CMYK, 1 bit    upright RGB
@@ -22,18 +27,23 @@ What becomes of unusual files:
   .mat raw frame (SIDD)                          512-pixel crops at half overlap, float32 NPY
 """
 
+import argparse
 import collections
 import concurrent.futures
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
 import os
 import zipfile
 
+import numpy as np
+
 import cli
 import images
+import pair_files
 import raw_frames
 from archives import (
     OWN_FOLDER,
@@ -45,7 +55,8 @@ from archives import (
     place_validation_set,
 )
 from cli import UserError, number
-from conversion import convert, plan_names
+from conversion import convert, image_pieces, plan_names
+from metrics import psnr
 from noise import list_of_noise, parse_noise
 
 BATCH = 16  # files per task: the cost of handing over is spread, and a crash loses little
@@ -62,6 +73,10 @@ def get_parser():
         choices=list(VALIDATION_SETS),
         help="unpack this set from its owner's archive into SAVE_DIR, as it is",
     )
+    data.add_argument("--pairs", type=number(int, 1), help="write pair files: so many noisy pairs, and")
+    data.add_argument(
+        "--val_pairs", type=number(int, 1), default=1000, help="so many with the clean one, of other images"
+    )
     filters = parser.add_argument_group("filter")
     filters.add_argument("--min_size", type=number(int, 1), default=256, help="smallest side")
     filters.add_argument("--max_size", type=number(int, 1), default=512, help="largest side")
@@ -69,7 +84,7 @@ def get_parser():
         "--crop",
         type=number(int, 8),
         metavar="SIDE",
-        help="cut what is larger than --max_size into squares of this side",
+        help="cut what is larger than --max_size into squares of this side; of --pairs the side, 32 unless given",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--n_channel", type=int, default=3, choices=[1, 3], help="1 grey, 3 RGB")
@@ -228,6 +243,9 @@ def main(argv=None):
         place_validation_set(options.validation_set, options.input_dir, options.save_dir, options.overwrite)
         return 0
     check_options(options)
+    if options.pairs:
+        make_pairs(options)
+        return 0
     entries = list_entries(options.input_dir, leave_out=options.save_dir)
     stems = plan_names([entry.name for entry in entries], options)
     if not options.save_dir.lower().endswith(".zip"):
@@ -253,6 +271,14 @@ def check_options(options):
         parse_noise(options.noise)
     except ValueError as error:
         raise UserError(f"--noise: {error}") from None
+    if options.pairs:
+        if options.noise == "none":
+            raise UserError("--pairs: two corruptions of each patch are wanted; --noise names their kind")
+        for name in ("min_size", "max_size", "format"):
+            if getattr(options, name) != get_parser().get_default(name):
+                raise UserError(f"--{name}: has no meaning with --pairs, whose patches are 8-bit and of side --crop")
+        if options.save_dir.lower().endswith((".zip", *pair_files.SUFFIXES)):
+            raise UserError(f"--save_dir: {options.save_dir} is a file; --pairs writes two into a folder")
     if options.noise != "none" and options.format in ("jpeg", "copy"):
         raise UserError(f"--format: {options.format} cannot hold noise; keep writes NPY, png 8-bit PNG")
     if os.path.isfile(options.save_dir) and not options.save_dir.lower().endswith(".zip"):
@@ -279,6 +305,63 @@ def make(target, entries, stems, options):
     if not summary["images"]:
         complain_of_nothing(target.records, options)
     print_summary(summary, target.records, fresh, options.save_dir)
+
+
+# --- Pair files -----------------------------------------------------------------------------------
+
+
+def make_pairs(options):
+    """Cuts patches out of clean images, of which some are held out, and writes both pair files."""
+    side, noise = options.crop or 32, parse_noise(options.noise)
+    train, val = (os.path.join(options.save_dir, name) for name in ("train.npz", "val.npz"))
+    for path in (train, val):
+        if os.path.exists(path) and not options.overwrite:
+            raise UserError(f"--save_dir: {path} exists; --overwrite replaces it")
+    cli.writable_folder("--save_dir", options.save_dir)
+    entries = list_entries(options.input_dir, leave_out=options.save_dir)
+    entries = [entry for entry in entries if entry.name.lower().endswith(images.IMAGE_SUFFIXES)]
+    held_out = min(options.val_pairs, len(entries) // 5)
+    if not held_out:
+        raise UserError(f"--input_dir: {options.input_dir} has {len(entries)} images, too few to hold any out")
+    entries = [entries[i] for i in np.random.default_rng([options.seed, 0]).permutation(len(entries))]
+
+    # Each purpose has a stream of random numbers of its own: nothing of one corruption is in the other.
+    skipped: dict = {}
+    with cli.progress(total=len(entries), unit="image") as bar:
+        read = functools.partial(whole_images, options=options, side=side, skipped=skipped)
+        clean, sources = pair_files.cut(
+            entries[held_out:], read, options.pairs, side, np.random.default_rng([options.seed, 1]), bar.update
+        )
+        val_clean, val_sources = pair_files.cut(
+            entries[:held_out], read, options.val_pairs, side, np.random.default_rng([options.seed, 2]), bar.update
+        )
+    if not (len(clean) and len(val_clean)):
+        reasons = "; ".join(sorted(set(skipped.values())))
+        raise UserError(f"--input_dir: too few images in {options.input_dir} have patches of {side} pixels ({reasons})")
+    noisy1, noisy2 = (pair_files.corrupt(clean, noise, options.seed, stream) for stream in (3, 4))
+    val_noisy = pair_files.corrupt(val_clean, noise, options.seed, 5)
+    pair_files.write(train, pair_files.TRAINING, (noisy1, noisy2))
+    pair_files.write(val, pair_files.VALIDATION, (val_noisy, val_clean))
+
+    for path, a, b, count in ((train, noisy1, clean, sources), (val, val_noisy, val_clean, val_sources)):
+        level = np.mean([psnr(*pair, 255) for pair in zip(a, b, strict=True)])
+        print(f"{path}: {len(a)} pairs of {side} x {side} pixels from {count} images, noisy {level:.2f} dB")
+    for reason, count in collections.Counter(skipped.values()).most_common():
+        print(f"{count:8d} skipped: {_printable(reason)}")
+    if len(clean) < options.pairs or len(val_clean) < options.val_pairs:
+        cli.note("there are no more: of images as small as a patch, each gives one")
+
+
+def whole_images(entry, options, side, skipped):
+    """The images in a file that are large enough for a patch; why there are none goes into `skipped`."""
+    any_size = argparse.Namespace(min_size=side, max_size=10**9, crop=None, n_channel=options.n_channel, format="png")
+    try:
+        return [pixels for _, pixels, _ in image_pieces(entry, any_size)]
+    except Skip as skip:
+        skipped[entry.name] = skip.reason
+    except UserError:
+        skipped[entry.name] = "unreadable"
+    return []
 
 
 if __name__ == "__main__":

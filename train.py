@@ -13,6 +13,9 @@ Examples:
   python train.py --method=noise2noise --noisetype=text0.25 --data_dir=my_images --max_minutes=20
   python train.py --method=noise2noise --data_dir=captures_a --pair_dir=captures_b --max_minutes=20
 
+  # Small images in one file (dataset_tool.py --pairs): Noise2Noise Lite, docs/lite.md.
+  python train.py --preset=lite --data_dir=pairs/train.npz --val_dirs=pairs/val.npz --max_minutes=5
+
   # Go on where the last run of that name stopped.
   python train.py --resume
 
@@ -38,6 +41,7 @@ import dataset
 import devices
 import distributed
 import images
+import pair_files
 import renders
 import reporting
 from arch_unet import NETWORKS, NORMS
@@ -46,9 +50,9 @@ from denoising import Denoiser, evaluate, free_memory
 from methods import LOSSES, METHODS, build_method, default_loss
 from noise import list_of_noise, parse_noise
 from optimizers import KINDS as OPTIMIZERS
-from pairs import TrainingPairs
+from pairs import PairFile, TrainingPairs
 from schedule import Schedule
-from training import STATE, Training, parse_options
+from training import PRESETS, STATE, Training, parse_options
 
 # What may change between a run and its continuation; anything else would make it another run.
 CHANGEABLE = {
@@ -62,14 +66,17 @@ SHOWN = 5  # how many images of each set are kept as pictures
 def get_parser():
     """The published flags under their published names, and ours."""
     parser = cli.Parser(__doc__)
+    parser.add_argument("--preset", choices=PRESETS, help="flags that go together, each of which may still be given")
     data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", help="folder of training images, searched recursively")
+    data.add_argument("--data_dir", help="folder of training images, searched recursively; or a pair file (.npz, .pkl)")
     data.add_argument(
         "--pair_dir",
         help="real pairs: the other capture (with --method supervised the clean image) of each file in --data_dir, "
         "by its name; without --data_dir, a folder for each scene with two frames or more",
     )
-    data.add_argument("--val_dirs", default="./validation", help="folder of clean validation sets, or none")
+    data.add_argument(
+        "--val_dirs", default="./validation", help="folder of clean validation sets, a pair file, or none"
+    )
     data.add_argument("--train_size", type=number(int, 1), help="train on the first so many images only")
     data.add_argument("--noisetype", help=f"gauss25 unless there are pairs; {list_of_noise()}")
     data.add_argument("--val_noisetype", help="noise of the validation; as --noisetype unless given")
@@ -186,9 +193,13 @@ def check_options(options):
     """Refuses what cannot work, before the first slow step; fills in what follows from other options."""
     if not (options.data_dir or options.pair_dir):
         raise UserError("--data_dir: the folder of training images is needed")
-    pairs, single = options.pair_dir is not None, options.method == "neighbor2neighbor"
+    pair_file = bool(options.data_dir) and pair_files.is_pair_file(options.data_dir)
+    pairs, single = pair_file or options.pair_dir is not None, options.method == "neighbor2neighbor"
     buffers = bool(options.data_dir) and renders.is_folder(options.data_dir)
     refusals = {
+        "--method: a pair file is learnt from by noise2noise, one with clean images by supervised":
+            pair_file and single,
+        "--pair_dir: a pair file has both halves of its pairs": pair_file and options.pair_dir,
         "--pair_dir: neighbor2neighbor learns from single images; --method noise2noise takes pairs": pairs and single,
         "--noisetype: real pairs have their own noise": pairs and options.noisetype not in (None, "none"),
         "--method: renders have targets: noise2noise learns from target/, supervised from clean/": buffers and single,
@@ -231,9 +242,9 @@ def validation_sets(options):
     noisetype = options.val_noisetype or options.noisetype
     if options.val_dirs == "none":
         return [], None
-    if noisetype == "none" and not os.path.isdir(options.val_dirs):
+    if noisetype == "none" and not (os.path.isdir(options.val_dirs) or pair_files.is_pair_file(options.val_dirs)):
         return [], None
-    present, absent = dataset.find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
+    present, absent = dataset.find_validation_sets(options.val_dirs)
     if noisetype == "none":
         present, absent = [one for one in present if one.own_noise], []
         if not present:
@@ -267,6 +278,9 @@ class StopRequest:
 
 def training_images(options, target):
     """The images or pairs to train on."""
+    if pair_files.is_pair_file(options.data_dir or ""):
+        shared = options.n_channel, options.patchsize, options.seed
+        return PairFile(options.data_dir, *shared, options.augment, target, options.train_size)
     more = {
         "frozen": options.noise_protocol == "frozen",
         "augment": options.augment,

@@ -119,9 +119,23 @@ class Training:
 # --- Options of a run and of its continuation ---------------------------------------------------------------
 
 
+# Flags that go together.
+PRESETS = {
+    # Small images, minutes on a CPU: docs/lite.md.
+    "lite": {
+        "arch": "unet_lite", "n_feature": 64, "method": "noise2noise", "augment": True, "batchsize": 64,
+        "optimizer": "muon", "lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 50, "ema": 0.998,
+        "log_name": "lite",
+    },
+}  # fmt: skip
+
+
 def parse_options(parser, argv, changeable):
     """Reads the flags; with --resume the options of the run, which only the flags named in `changeable` may change."""
     options = parser.parse_args(argv)
+    if options.preset:
+        parser.set_defaults(**PRESETS[options.preset])
+        options = parser.parse_args(argv)
     if options.resume is None:
         options.run_folder, options.state = None, None
         return options

@@ -31,7 +31,7 @@ def get_parser():
     """The published flags under their published names, and ours."""
     parser = cli.Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="the .pdparams weights to score")
-    parser.add_argument("--val_dirs", default="./validation", help="folder of clean validation sets")
+    parser.add_argument("--val_dirs", default="./validation", help="folder of clean validation sets, or a pair file")
     parser.add_argument("--noisetype", help=f"{list_of_noise()}; what the network was trained on, unless given")
     parser.add_argument("--n_feature", type=number(int, 1), help="refuse weights of another width")
     parser.add_argument("--n_channel", type=int, choices=[1, 3, 4], help="refuse weights of other channels")
@@ -137,7 +137,7 @@ def main(argv=None):
     """Scores, and writes what was asked for."""
     options = get_parser().parse_args(argv)
     cli.existing_file("--model_path", options.model_path)
-    present, absent = dataset.find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
+    present, absent = dataset.find_validation_sets(options.val_dirs)
     refuse_existing(options)
     montages = Montages(options)
     ops = devices.prepare(options)

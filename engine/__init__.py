@@ -43,6 +43,15 @@ class EngineOps:
     def enlarge_cat(self, x, skip):
         return _run("denoise_enlarge", x, skip)
 
+    def unshuffle(self, x):
+        return _run("denoise_rearrange", x, True)
+
+    def shuffle(self, x):
+        return _run("denoise_rearrange", x, False)
+
+    def add(self, x, y):
+        return _run("denoise_add", x, y, not x.stop_gradient, not y.stop_gradient)
+
     def norm(self, x, layer, slope=SLOPE):
         # Paddle's layers want channels first; they see float32, as the statistics should.
         y = F.leaky_relu(layer(self.leave(x)), slope)

@@ -521,6 +521,74 @@ std::vector<Tensor> EnlargeBackward(const Tensor& x, const Tensor& skip, const T
   return {dx, dskip};
 }
 
+// --- Pixels as channels ----------------------------------------------------------------------------------------
+
+// Between an image and one of half the size whose channels hold 2x2 pixels each, in the order (channel, row, column).
+// `x` is the image that is given; `apart` tells that it is the large one.
+Tensor Rearranged(const Tensor& x, bool apart) {
+  Threads threads;
+  Shape given = x.shape();
+  PD_CHECK(apart ? given[1] % 2 == 0 && given[2] % 2 == 0 : given[3] % 4 == 0,
+           "The image must have an even size to be taken apart, and four channels for each to be put together.");
+  int64_t rows = apart ? given[1] / 2 : given[1], columns = apart ? given[2] / 2 : given[2];
+  int64_t channels = apart ? given[3] : given[3] / 4;
+  Tensor y = Empty(apart ? Shape{given[0], rows, columns, 4 * channels} : Shape{given[0], 2 * rows, 2 * columns, channels},
+                   x.dtype());
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    const E* from = In<E>(x);
+    E* to = Out<E>(y);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t n = 0; n < given[0]; n++) {
+      for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < columns; j++) {
+          int64_t small = ((n * rows + i) * columns + j) * 4 * channels;
+          for (int64_t k = 0; k < 4; k++) {
+            int64_t large = (((n * rows + i) * 2 + k / 2) * columns * 2 + 2 * j + k % 2) * channels;
+            for (int64_t c = 0; c < channels; c++) {
+              if (apart) {
+                to[small + 4 * c + k] = from[large + c];
+              } else {
+                to[large + c] = from[small + 4 * c + k];
+              }
+            }
+          }
+        }
+      }
+    }
+  });
+  return y;
+}
+
+std::vector<Tensor> RearrangeForward(const Tensor& x, bool apart) { return {Rearranged(x, apart)}; }
+std::vector<Tensor> RearrangeBackward(const Tensor& dy, bool apart) { return {Rearranged(dy, !apart)}; }
+
+// --- Sums ------------------------------------------------------------------------------------------------------
+
+std::vector<Tensor> AddForward(const Tensor& x, const Tensor& y, bool, bool) {
+  Threads threads;
+  PD_CHECK(x.shape() == y.shape() && x.dtype() == y.dtype(), "Only images of one shape and type can be added.");
+  Tensor sum = Empty(x.shape(), x.dtype());
+  WithType(x, [&](auto element) {
+    using E = decltype(element);
+    const E *first = In<E>(x), *second = In<E>(y);
+    E* to = Out<E>(sum);
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < x.numel(); i++) Store(to[i], Load(first[i]) + Load(second[i]));
+  });
+  return {sum};
+}
+
+std::vector<Tensor> AddBackward(const Tensor& dsum, bool needs_dx, bool needs_dy) {
+  Threads threads;
+  std::vector<Tensor> gradients;
+  for (bool needed : {needs_dx, needs_dy}) {
+    gradients.push_back(needed ? Empty(dsum.shape(), dsum.dtype()) : Unneeded(dsum.dtype()));
+    if (needed) std::memcpy(Out<void>(gradients.back()), dsum.data(), dsum.numel() * phi::SizeOf(dsum.dtype()));
+  }
+  return gradients;
+}
+
 // --- The way in and out ----------------------------------------------------------------------------------------
 
 // [batch, rows, columns] to [batch, columns, rows]: with the pixels on one side it swaps the place of the channels.
@@ -629,6 +697,28 @@ PD_BUILD_GRAD_OP(denoise_enlarge)
     .Inputs({"X", "Skip", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Skip")})
     .SetKernelFn(PD_KERNEL(EnlargeBackward));
+
+PD_BUILD_OP(denoise_rearrange)
+    .Inputs({"X"})
+    .Outputs({"Y"})
+    .Attrs({"apart: bool"})
+    .SetKernelFn(PD_KERNEL(RearrangeForward));
+PD_BUILD_GRAD_OP(denoise_rearrange)
+    .Inputs({paddle::Grad("Y")})
+    .Outputs({paddle::Grad("X")})
+    .Attrs({"apart: bool"})
+    .SetKernelFn(PD_KERNEL(RearrangeBackward));
+
+PD_BUILD_OP(denoise_add)
+    .Inputs({"X", "Y"})
+    .Outputs({"Sum"})
+    .Attrs({"needs_dx: bool", "needs_dy: bool"})
+    .SetKernelFn(PD_KERNEL(AddForward));
+PD_BUILD_GRAD_OP(denoise_add)
+    .Inputs({paddle::Grad("Sum")})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Y")})
+    .Attrs({"needs_dx: bool", "needs_dy: bool"})
+    .SetKernelFn(PD_KERNEL(AddBackward));
 
 PD_BUILD_OP(denoise_enter)
     .Inputs({"Image"})

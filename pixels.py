@@ -14,6 +14,10 @@ BOMB_BYTES, BOMB_RATIO = 1 << 29, 200
 ORIENTATION = 274  # the tag of EXIF and TIFF that says how the camera was held
 
 
+class TooLarge(UserError):
+    """An image beyond the limits, found before it is decoded."""
+
+
 @dataclass
 class Picture:
     """What a file holds: pixels, turned upright, and what is handed on to a file made from them."""
@@ -35,7 +39,7 @@ def check_size(path, data, shapes, itemsize):
     # A page's height and width are among the three largest of its dimensions; the rest are few.
     pixels = max((math.prod(sorted(shape)[-2:]) for shape in shapes), default=0)
     if pixels > MAX_PIXELS or (total > BOMB_BYTES and total > BOMB_RATIO * len(data)):
-        raise UserError(f"{path}: would unpack to {pixels / 1e6:.0f} megapixels, {total / 1e9:.1f} GB: refused")
+        raise TooLarge(f"{path}: would unpack to {pixels / 1e6:.0f} megapixels, {total / 1e9:.1f} GB: refused")
     if total == 0:
         raise UserError(f"{path}: holds no pixels")
 

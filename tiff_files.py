@@ -75,6 +75,8 @@ def _follow_chain(data):
         (count,) = struct.unpack_from(order + count_form, data, offset)
         following = offset + struct.calcsize(order + count_form) + count * entry_size
         (offset,) = struct.unpack_from(order + offset_form, data, following)
+    if offset:
+        raise ValueError("its pages run in a circle")  # which tifffile would follow for ever
 
 
 def _decode_pages(data, chosen, path):

@@ -13,6 +13,8 @@ SCRIPTS = {
     "predict",
     "export_model",
     "infer",
+    "serve",
+    "serve_client",
     "figure",
     "mri_dataset",
     "render_dataset",

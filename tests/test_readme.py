@@ -17,6 +17,8 @@ SCRIPTS = [
     "predict",
     "export_model",
     "infer",
+    "serve",
+    "serve_client",
     "figure",
     "mri_dataset",
     "render_dataset",

@@ -1,0 +1,131 @@
+"""One network for many requests: what waits together and has one size is computed together.
+
+>>> batcher = Batcher(Denoiser("best_model.pdparams").run_batch, max_batch=8)
+>>> denoised = BatchedDenoiser(network, batcher, Ticket())(noisy)  # in any thread, many at a time
+
+Not images share a batch but the windows that a Denoiser hands to its network: padded to multiples of 32, grey already
+repeated to three channels. So a grey scan and a colour photo go together, and a small image waits for one window of
+a large one, not for all of it. A batch gives each of its images the same bits as a run of its own would.
+"""
+
+import collections
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from denoising import Denoiser
+
+# Larger batches gain nothing (docs/serving.md) and only take memory; a single window may be larger.
+BATCH_PIXELS = 1 << 20
+
+
+class Dropped(Exception):
+    """Nobody waits for this result any more."""
+
+
+class Ticket:
+    """What the windows of one request have in common: whether somebody waits for them."""
+
+    dropped = False
+
+
+@dataclass(eq=False)
+class _Window:
+    nchw: np.ndarray
+    ticket: Ticket
+    arrived: float = field(default_factory=time.monotonic)
+    result: Future = field(default_factory=Future)
+
+
+class Batcher:
+    """Runs windows from many threads through a network, in order of arrival, in a thread of its own.
+
+    Args:
+        run: takes and returns N x C x H x W.
+        max_batch: so many windows at once at most.
+        max_wait: seconds that the first window of a batch waits for others. What comes while a batch is computed
+            waits together anyway.
+        on_batch: called as on_batch(number of windows, seconds) after each.
+    """
+
+    def __init__(self, run, max_batch, max_wait=0.0, on_batch=lambda size, seconds: None):
+        self.run, self.max_batch, self.max_wait, self.on_batch = run, max_batch, max_wait, on_batch
+        self.waiting: collections.deque[_Window] = collections.deque()
+        self.changed = threading.Condition()
+        self.stopped = False
+        self.thread = threading.Thread(target=self._work, name="network")
+        self.thread.start()
+
+    def __call__(self, nchw, ticket):
+        """The result of one window, 1 x C x H x W, when it is done.
+
+        Raises:
+            Dropped: the ticket was dropped, or the service has ended, before its turn came.
+        """
+        window = _Window(nchw, ticket)
+        with self.changed:
+            if self.stopped:
+                raise Dropped
+            self.waiting.append(window)
+            self.changed.notify()
+        return window.result.result()
+
+    def stop(self):
+        """Drops what waits, and returns when the running batch has ended."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify()
+        self.thread.join()
+
+    def _work(self):
+        while True:
+            with self.changed:
+                batch = self._next()
+            if batch is None:
+                return
+            start = time.monotonic()
+            try:
+                results = self.run(np.concatenate([window.nchw for window in batch]))
+            except Exception as error:  # noqa: BLE001 - it belongs to those who wait for it
+                for window in batch:
+                    window.result.set_exception(error)
+                continue
+            self.on_batch(len(batch), time.monotonic() - start)
+            for window, result in zip(batch, results, strict=True):
+                window.result.set_result(result[None])
+
+    def _next(self):
+        """Waits for a batch and takes it from the queue; None when the service ends."""
+        while True:
+            for window in [window for window in self.waiting if window.ticket.dropped or self.stopped]:
+                self.waiting.remove(window)
+                window.result.set_exception(Dropped())
+            if self.stopped:
+                return None
+            if not self.waiting:
+                self.changed.wait()
+                continue
+            first = self.waiting[0]
+            size = min(self.max_batch, max(1, BATCH_PIXELS // (first.nchw.shape[2] * first.nchw.shape[3])))
+            batch = [window for window in self.waiting if window.nchw.shape == first.nchw.shape][:size]
+            patience = first.arrived + self.max_wait - time.monotonic()
+            if len(batch) == size or patience <= 0:
+                for window in batch:
+                    self.waiting.remove(window)
+                return batch
+            self.changed.wait(patience)
+
+
+class BatchedDenoiser(Denoiser):
+    """A Denoiser whose windows share batches with those of others."""
+
+    def __init__(self, network, batcher, ticket, **options):
+        super().__init__(network, **options)
+        self.batcher, self.ticket = batcher, ticket
+
+    def run_batch(self, nchw_01):
+        """One window, when its turn has come."""
+        return self.batcher(np.ascontiguousarray(nchw_01), self.ticket)

@@ -1,0 +1,74 @@
+"""An HTTP service: POST an image, get it back denoised in the same format.
+
+Examples:
+  python serve.py --model_path best_model.pdparams
+  python serve.py --model_path models/gauss5_50.pdparams --port 9000 --precision bf16 --max_megapixels 50
+  python serve.py --model_path best_model.pdparams --host 0.0.0.0 --max_queue 8 --access_log
+
+  curl --data-binary @noisy.png "http://127.0.0.1:8000/denoise?strength=0.8" -o denoised.png
+  python serve_client.py --image_path photos/ --save_dir denoised/
+
+GET / is a page to try it on, /health is for load balancers, /metrics for Prometheus. It prints its address once it is
+ready; SIGTERM and Ctrl-C let it finish what it has. It has neither passwords nor TLS, and therefore listens on this
+machine alone unless --host says otherwise. docs/serving.md tells the rest.
+"""
+
+import cli  # isort: skip  (before Paddle: it quiets its import)
+
+import asyncio
+
+import devices
+from cli import UserError, number
+from denoising import Denoiser
+from image_process import ImageProcesses
+
+IMAGE_PROCESSES = 2
+
+
+def get_parser():
+    """All flags."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--model_path", required=True, help="the .pdparams or .pth weights")
+    add = parser.add_argument_group("service").add_argument
+    add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 or :: for all of this machine")
+    add("--port", type=number(int, 0, 65535), default=8000, help="0 for any that is free")
+    add("--max_mb", type=number(float, 0.001, 2000), default=50, help="of one upload")
+    add("--max_megapixels", type=number(float, 0.01, 500), default=25, help="of one image, all its pages together")
+    add("--max_queue", type=number(int, 1, 10000), default=32, help="images at a time; others are answered with 503")
+    add("--max_connections", type=number(int, 1, 100000), default=256, help="open at a time")
+    add("--timeout", type=number(float, 0.1, 86400), default=120, help="seconds for one image, waiting included")
+    add("--transfer_timeout", type=number(float, 0.1, 86400), default=60, help="seconds for an upload or a download")
+    add("--decode_timeout", type=number(float, 0.1, 86400), default=10, help="seconds to decode an upload")
+    add("--stop_timeout", type=number(float, 0, 86400), default=30, help="seconds to finish in when told to stop")
+    add("--access_log", action="store_true", help="a line on stderr for each request")
+    add = parser.add_argument_group("computing").add_argument
+    add("--max_batch", type=number(int, 1, 256), default=8, help="windows of one size computed at once")
+    add("--max_wait_ms", type=number(float, 0, 10000), default=0, help="that a window waits for others of its size")
+    add("--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given")
+    devices.add_flags(parser)
+    return parser
+
+
+def main(argv=None):
+    """Checks everything, takes the address, loads the network, and serves until it is told to stop."""
+    options = get_parser().parse_args(argv)
+    cli.existing_file("--model_path", options.model_path)
+    try:
+        import connections
+        import service
+    except ImportError as error:
+        if error.name != "aiohttp":
+            raise
+        raise UserError("the service needs aiohttp: pip install -r requirements-serve.txt") from None
+    with connections.bound_socket(options.host, options.port) as listener:
+        processes = ImageProcesses(IMAGE_PROCESSES, int(options.max_megapixels * 1e6))
+        try:
+            denoiser = Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
+            asyncio.run(service.Service(options, denoiser, processes).run(listener))
+        finally:
+            processes.end()
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -183,6 +183,7 @@ def get_parser():
     device = devices.add_flags(parser)
     device.add_argument("--parallel", action="store_true", help="as published; see paddle.distributed.launch")
     device.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
+    device.add_argument("--to_static", action="store_true", help="run Paddle's own layers as a static graph")
     return parser  # fmt: skip
 
 
@@ -233,6 +234,10 @@ def check_options(options):
             raise UserError(f"--{flag}: {error}") from None
     if options.norm != "none" and options.arch != "unet_n2n":
         raise UserError(f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has")
+    if options.to_static:
+        if options.engine == "onednn":
+            raise UserError("--to_static: the engine's operators have no static graph; --engine paddle has")
+        options.engine = "paddle"
     if options.parallel and distributed.WORLD_SIZE == 1:
         cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
 
@@ -448,6 +453,8 @@ def train(options):
                 training.save_state(folder)
                 last_saved = time.perf_counter()
     stream.close()
+    if options.to_static:
+        log.line(f"static graph: {len(training.network.forward.program_cache)} programs")  # one for each size
     log.close()
     if distributed.WORLD_SIZE > 1:
         # In each process's own log: equal weights on all ranks can be seen there.

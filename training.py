@@ -34,6 +34,8 @@ class Training:
         distributed.broadcast_parameters(self.network)
         self.network.ops = ops
         self.network.train()
+        if options.to_static:
+            paddle.jit.to_static(self.network, full_graph=True)
         self.averaged = self.network
         if options.ema:
             self.averaged = build_network(**structure)

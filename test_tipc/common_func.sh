@@ -2,7 +2,7 @@
 #
 # A row is green only if its command ended with 0 and its check agrees; what this machine cannot run is skipped with
 # the reason, which is found before the run and never from its outcome; everything else is red, and so is the exit code.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034  # what is set here is used by the chains
 set -euo pipefail
 
 declare -a CONFIG_LINES=() USED=() LIST=() ARGS=() CHECK=()
@@ -110,6 +110,11 @@ option() {
     if given "$1" && given "$2"; then ARGS+=("$1=$2"); fi
 }
 
+# add NAME [VALUE]: the same with the key of a field, and its value or ours.
+add() {
+    option "${KEY[$1]}" "${2-${VALUE[$1]}}"
+}
+
 # words TEXT: appends the words of a command line to ARGS.
 words() {
     local -a these
@@ -127,8 +132,8 @@ interpreter() {
 
 # --- The 52 lines of train_infer_python.txt and what follows them ----------------------------------------------
 
-read_train_config() {
-    header 1 train_params
+# read_training_lines: lines 2 to 21.
+read_training_lines() {
     field model 2 model_name
     field python 3 python
     field gpu_list 4 gpu_list
@@ -148,6 +153,13 @@ read_train_config() {
     field distill_train 19 distill_train
     field free_train1 20
     field free_train2 21
+    check_name
+}
+
+# read_train_config: all of it. Two blocks are ours: options by mode, and what results are held against.
+read_train_config() {
+    header 1 train_params
+    read_training_lines
     header 23 eval_params
     field eval 24 eval
     field eval_option 25
@@ -177,18 +189,17 @@ read_train_config() {
     field benchmark 50
     field infer_option1 51
     field infer_option2 52
-    # Official blocks, and two of ours: options by mode, and what results are held against.
     local key
-    for key in batch_size fp_items epoch --profiler_options flags; do block_field "bench_$key" train_benchmark_params $key; done
-    block_field random_input infer_benchmark_params random_infer_input
-    block_field mode_options mode_params "$MODE"
-    for key in lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer benchmark_train; do
-        block_field ignored mode_params $key
+    for key in batch_size fp_items epoch --profiler_options flags; do
+        block_field "bench_$key" train_benchmark_params $key
     done
-    for key in reference tolerance train_loss; do block_field $key accuracy_params $key; done
-    block_field stored accuracy_params results
+    block_field random_input infer_benchmark_params random_infer_input
+    for key in lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer benchmark_train; do
+        block_field "options_$key" mode_params $key
+    done
+    VALUE[mode_options]=${VALUE[options_$MODE]-}
+    for key in reference tolerance train_loss results; do block_field "accuracy_$key" accuracy_params $key; done
     reject_unused
-    check_name
 }
 
 # check_name: the model's name becomes a folder that is emptied.
@@ -224,6 +235,95 @@ no_gpus() {
 # no_bf16: prints why bfloat16 cannot be computed on this CPU, if so.
 no_bf16() {
     [ "${MACHINE[bf16]}" = 1 ] || echo "this CPU has no AVX512_BF16"
+}
+
+# --- Training ---------------------------------------------------------------------------------------------
+
+# nodes_of GPUS: how many machines it names.
+nodes_of() {
+    local -a machines=(this)
+    if [[ $1 == *';'* ]]; then IFS=',' read -r -a machines <<<"${1%%;*}"; fi
+    echo "${#machines[@]}"
+}
+
+# launch GPUS LOGS: how a training is started, into ARGS; RANKS is how many of its processes log here, LAUNCH_LOGS
+# where, if they are several, OBSTACLE why this machine cannot run it.
+#
+# GPUS is -1 (CPU), -1,-1 (two processes on the CPU), 0 or 0,1 (these GPUs), or IP,IP;GPUS (machines).
+launch() {
+    local ips='' gpus=${1#*;} nodes
+    local -a cards=()
+    ARGS=("$PYTHON") LAUNCH_LOGS='' OBSTACLE=''
+    if [[ $1 == *';'* ]]; then ips=${1%%;*}; fi
+    nodes=$(nodes_of "$1")
+    IFS=',' read -r -a cards <<<"$gpus"
+    RANKS=$((nodes * ${#cards[@]}))
+    if [ "${cards[0]}" != -1 ]; then OBSTACLE=$(no_gpus ${#cards[@]}); fi
+    [ "$RANKS" -gt 1 ] || return 0
+    LAUNCH_LOGS=$2
+    if [[ $ips =~ ^127\.0\.0\.1(,127\.0\.0\.1)+$ ]]; then
+        # All machines are this one, which starts them all.
+        ARGS=(bash test_tipc/launch_nodes.sh "$PYTHON" "$nodes" "${#cards[@]}" "$LAUNCH_LOGS")
+        if [ "${cards[0]}" != -1 ]; then OBSTACLE=${OBSTACLE:-"machines that are one cannot share its GPUs"}; fi
+        return
+    fi
+    ARGS+=(-m paddle.distributed.launch --log_dir "$LAUNCH_LOGS")
+    if [ "${cards[0]}" = -1 ]; then
+        ARGS+=(--nproc_per_node "${#cards[@]}")
+    else
+        ARGS+=("--devices=$gpus")
+    fi
+    if [ -n "$ips" ]; then
+        # The chain is started on each machine; only its own processes log there.
+        ARGS+=("--ips=$ips")
+        RANKS=${#cards[@]}
+        is_here "$ips" || OBSTACLE=${OBSTACLE:-"none of the addresses $ips is this machine's"}
+    fi
+}
+
+is_here() {
+    local address
+    for address in $(hostname -I); do
+        [[ ",$1," != *",$address,"* ]] || return 0
+    done
+    return 1
+}
+# trainer_commands TRAINER: the commands of one of the trainers, TRAIN and EXPORT; QUANTISED is what kind of model.
+trainer_commands() {
+    QUANTISED=False
+    case $1 in
+        norm_train) TRAIN=${VALUE[norm_train]} EXPORT=${VALUE[norm_export]-} ;;
+        pact_train) TRAIN=${VALUE[pact_train]} EXPORT=${VALUE[pact_export]-} QUANTISED=True ;;
+        fpgm_train) TRAIN=${VALUE[fpgm_train]} EXPORT=${VALUE[fpgm_export]-} ;;
+        distill_train) TRAIN=${VALUE[distill_train]} EXPORT=${VALUE[distill_export]-} ;;
+        "${KEY[free_train1]}") TRAIN="${VALUE[norm_train]} ${VALUE[free_train1]}" EXPORT=${VALUE[norm_export]-} ;;
+        "${KEY[free_train2]}") TRAIN=${VALUE[free_train2]} EXPORT=${VALUE[free_export2]-} ;;
+        *) die "$CONFIG: trainer:$1 is none of the trainers below it" ;;
+    esac
+    given "$TRAIN" || die "$CONFIG: trainer:$1 has no command"
+}
+
+# train_command GPUS DEVICE AUTOCAST TRAINER SAVE: what starts a training, into ARGS, and what checks it, into CHECK.
+train_command() {
+    trainer_commands "$4"
+    launch "$1" "$5_launch"
+    WEIGHTS=$5/$MODEL/${VALUE[train_model]} # the official place: a folder of the model's name
+    words "$TRAIN"
+    words "${VALUE[mode_options]}"
+    option "${KEY[device]}" "$2"
+    add save "$5"
+    add epochs
+    add weights
+    case $3 in
+        null | fp32) ;;
+        amp) ARGS+=(--amp) ;;
+        bf16) ARGS+=(--precision=bf16) OBSTACLE=${OBSTACLE:-$(no_bf16)} ;;
+        *) die "$CONFIG: ${KEY[autocast]}: train.py knows no '$3'" ;;
+    esac
+    add batch
+    add train_option
+    CHECK=("$PYTHON" test_tipc/check_row.py train --log "$5.log" --weights "$WEIGHTS" --loss "${VALUE[accuracy_train_loss]}"
+        --ranks "$RANKS" --launch_logs "$LAUNCH_LOGS")
 }
 
 # --- Rows ---------------------------------------------------------------------------------------------------
@@ -307,6 +407,23 @@ skip() {
     CHECK=()
     SKIPPED=$((SKIPPED + 1))
     status "skipped ($reason)" "$*" "$log"
+}
+
+# attempt LOG [REASON]: runs ARGS, unless there is a reason or an OBSTACLE on this machine, or something failed before.
+attempt() {
+    local reason=${OBSTACLE:-${2-}}
+    if [ -n "$reason" ]; then
+        skip "$reason" "$1" "${ARGS[@]}"
+    elif [ -n "$BROKEN" ]; then
+        blocked "$BROKEN" "$1" "${ARGS[@]}"
+    else
+        row "$1" "${ARGS[@]}"
+    fi
+}
+
+# step LOG: the same; if it fails, it blocks what comes after it.
+step() {
+    attempt "$1" || BROKEN="$(basename "$1" .log) failed"
 }
 
 # finish: says how it went; 0 all green, 1 something red, 77 nothing could be run here.

@@ -4,7 +4,7 @@
 #   bash test_tipc/prepare.sh test_tipc/configs/N2N/train_infer_python.txt 'lite_train_lite_infer'
 #
 # Nothing is downloaded. whole_train_* trains on the folder that TIPC_DATA names, ./Imagenet_val unless set.
-# shellcheck source=test_tipc/common_func.sh
+# shellcheck source-path=SCRIPTDIR source=common_func.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
 open_config "${1-}" "${2-}" lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer whole_infer \
     benchmark_train

@@ -6,13 +6,8 @@
 #
 # A third argument is the GPU to use with whole_infer. Exit code: 0 all green, 1 a row failed, 2 the configuration or
 # the call is wrong, 77 this machine can run none of it.
-# shellcheck source=test_tipc/common_func.sh
+# shellcheck source-path=SCRIPTDIR source=common_func.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
-
-# Adds an option from the configuration: its key, and its value or ours.
-add() {
-    option "${KEY[$1]}" "${2-${VALUE[$1]}}"
-}
 
 # --- Inference ----------------------------------------------------------------------------------------------
 
@@ -101,7 +96,7 @@ infer_row() {
     shift 4
     add results "$results"
     CHECK=("$PYTHON" test_tipc/check_row.py infer --log "$log" --images "${VALUE[images]}" --results "$results"
-        --clean test_tipc/data/clean --reference "$REFERENCE" --tolerance "${VALUE[tolerance]}"
+        --clean test_tipc/data/clean --reference "$REFERENCE" --tolerance "${VALUE[accuracy_tolerance]}"
         --precision "$precision" --facts "precision=$precision" "batch_size=$batch" "$@")
     # Nothing depends on it: the next row runs all the same.
     attempt "$log" "$reason" || return 0
@@ -111,132 +106,36 @@ infer_row() {
 reference_row() {
     REFERENCE=$2_reference
     ARGS=("$PYTHON")
-    words "${VALUE[reference]}"
+    words "${VALUE[accuracy_reference]}"
     ARGS+=("--model_path=$1" "--image_path=${VALUE[images]}" "--save_dir=$REFERENCE")
     step "$REFERENCE.log"
 }
 
-# attempt LOG [REASON]: runs ARGS, unless there is a reason or an OBSTACLE on this machine, or something failed before.
-attempt() {
-    local reason=${OBSTACLE:-${2-}}
-    if [ -n "$reason" ]; then
-        skip "$reason" "$1" "${ARGS[@]}"
-    elif [ -n "$BROKEN" ]; then
-        blocked "$BROKEN" "$1" "${ARGS[@]}"
-    else
-        row "$1" "${ARGS[@]}"
-    fi
-}
-
-# step LOG: the same; if it fails, it blocks what comes after it.
-step() {
-    attempt "$1" || BROKEN="$(basename "$1" .log) failed"
-}
-
 # --- Training -----------------------------------------------------------------------------------------------
-
-# launch GPUS: how the training is started, into ARGS; LAUNCH_LOGS are the logs of its processes, if it has several,
-# RANKS their number, NODES how many machines take part, OBSTACLE why this machine cannot.
-#
-# GPUS is -1 (CPU), -1,-1 (two processes on the CPU), 0 or 0,1 (these GPUs), or IP,IP;GPUS (machines).
-launch() {
-    local ips='' gpus=$1
-    local -a cards=() machines=()
-    ARGS=("$PYTHON") LAUNCH_LOGS='' RANKS=1 NODES=1 OBSTACLE=''
-    if [[ $1 == *';'* ]]; then
-        ips=${1%%;*} gpus=${1#*;}
-        IFS=',' read -r -a machines <<<"$ips"
-        NODES=${#machines[@]}
-    fi
-    IFS=',' read -r -a cards <<<"$gpus"
-    RANKS=$((NODES * ${#cards[@]}))
-    if [ "${cards[0]}" != -1 ]; then OBSTACLE=$(no_gpus ${#cards[@]}); fi
-    if [ "$RANKS" -gt 1 ]; then LAUNCH_LOGS=$OUTPUT/launch_$TAG; fi
-    if [ -n "$ips" ] && [[ $ips =~ ^127\.0\.0\.1(,127\.0\.0\.1)*$ ]]; then
-        # All machines are this one: the helper starts them and waits for all.
-        ARGS=(bash test_tipc/launch_nodes.sh "$PYTHON" "$NODES" "${#cards[@]}" "$LAUNCH_LOGS")
-        # On GPUs, each of these "machines" would take the same cards.
-        if [ "${cards[0]}" != -1 ]; then OBSTACLE=${OBSTACLE:-"GPUs need one machine per address"}; fi
-    elif [ -n "$ips" ]; then
-        ARGS+=(-m paddle.distributed.launch "--ips=$ips" "--devices=$gpus" "--log_dir=$LAUNCH_LOGS")
-        is_one_of "${machines[@]}" || OBSTACLE="this machine has none of the addresses $ips"
-        # Only the processes of this machine log here.
-        RANKS=${#cards[@]}
-    elif [ "$RANKS" -gt 1 ] && [ "${cards[0]}" = -1 ]; then
-        ARGS+=(-m paddle.distributed.launch --nproc_per_node "$RANKS" --log_dir "$LAUNCH_LOGS")
-    elif [ "$RANKS" -gt 1 ]; then
-        ARGS+=(-m paddle.distributed.launch "--devices=$gpus" --log_dir "$LAUNCH_LOGS")
-    fi
-}
-
-is_one_of() {
-    local address
-    for address in $(hostname -I); do
-        [[ " $* " != *" $address "* ]] || return 0
-    done
-    return 1
-}
-
-# trainer_commands TRAINER: the commands of one of the trainers, TRAIN and EXPORT; QUANTISED is what kind of model.
-trainer_commands() {
-    QUANTISED=False
-    case $1 in
-        norm_train) TRAIN=${VALUE[norm_train]} EXPORT=${VALUE[norm_export]} ;;
-        pact_train) TRAIN=${VALUE[pact_train]} EXPORT=${VALUE[pact_export]} QUANTISED=True ;;
-        fpgm_train) TRAIN=${VALUE[fpgm_train]} EXPORT=${VALUE[fpgm_export]} ;;
-        distill_train) TRAIN=${VALUE[distill_train]} EXPORT=${VALUE[distill_export]} ;;
-        "${KEY[free_train1]}") TRAIN="${VALUE[norm_train]} ${VALUE[free_train1]}" EXPORT=${VALUE[norm_export]} ;;
-        "${KEY[free_train2]}") TRAIN=${VALUE[free_train2]} EXPORT=${VALUE[free_export2]} ;;
-        *) die "$CONFIG: trainer:$1 is none of the trainers below it" ;;
-    esac
-    given "$TRAIN" || die "$CONFIG: trainer:$1 has no command"
-}
 
 # train_row GPUS DEVICE AUTOCAST TRAINER: trains, and what follows from it.
 train_row() {
-    local gpus=$1 device=$2 autocast=$3 trainer=$4 weights model save eval_log
-    trainer_commands "$trainer"
-    TAG=${trainer}_gpus_${gpus//[;]/_}_autocast_${autocast} BROKEN=
-    launch "$gpus"
-    TAG+=_nodes_$NODES save=$OUTPUT/$TAG
-    # The official place of the weights: a folder of the model's name.
-    weights=$save/$MODEL/${VALUE[train_model]}
-    model=$save
-    if given "${VALUE[inference_dir]}"; then model+=/${VALUE[inference_dir]}; fi
-
-    words "$TRAIN"
-    words "${VALUE[mode_options]}"
-    option "${KEY[device]}" "$device"
-    add save "$save"
-    add epochs
-    add weights
-    case $autocast in
-        null) ;;
-        amp) ARGS+=(--amp) ;;
-        *) add autocast "$autocast" ;;
-    esac
-    if [ "$autocast" = bf16 ]; then OBSTACLE=${OBSTACLE:-$(no_bf16)}; fi
-    add batch
-    add train_option
-    CHECK=("$PYTHON" test_tipc/check_row.py train --log "$save.log" --weights "$weights" --loss "${VALUE[train_loss]}"
-        --ranks "$RANKS" --launch_logs "$LAUNCH_LOGS")
+    local gpus=${1#*;} save eval_log model
+    save=$OUTPUT/$4_gpus_${gpus}_autocast_$3_nodes_$(nodes_of "$1") BROKEN=''
+    train_command "$1" "$2" "$3" "$4" "$save"
     step "$save.log"
-    [ "$MODE" != benchmark_train ] || return 0
 
     if given "${VALUE[eval]}"; then
         ARGS=("$PYTHON")
         words "${VALUE[eval]}"
-        option "${KEY[weights]}" "$weights"
-        option "${KEY[device]}" "$device"
+        option "${KEY[weights]}" "$WEIGHTS"
+        option "${KEY[device]}" "$2"
         add eval_option
         eval_log=${save}_eval.log
         CHECK=("$PYTHON" test_tipc/check_row.py eval --log "$eval_log")
         step "$eval_log"
     fi
     given "$EXPORT" || return 0
-    reference_row "$weights" "$save"
-    export_row "$EXPORT" "$weights" "$model" "${save}_export.log"
-    infer_rows "$model" "${gpus//[;]/_}"
+    reference_row "$WEIGHTS" "$save"
+    model=$save
+    if given "${VALUE[inference_dir]}"; then model+=/${VALUE[inference_dir]}; fi
+    export_row "$EXPORT" "$WEIGHTS" "$model" "${save}_export.log"
+    infer_rows "$model" "$gpus"
 }
 
 # export_row COMMAND WEIGHTS FOLDER LOG
@@ -280,6 +179,7 @@ check_values() {
 whole_infer() {
     local -a models exports quants
     local index model_dir
+    given "${VALUE[infer_model]}" || die "$CONFIG: infer_model:null: there are no finished weights for whole_infer"
     split infer_model && models=("${LIST[@]}")
     split infer_export && exports=("${LIST[@]}")
     split infer_quant && quants=("${LIST[@]}")
@@ -294,9 +194,9 @@ whole_infer() {
         fi
         infer_rows "$model_dir" "$index"
     done
-    if given "${VALUE[stored]}"; then
+    if given "${VALUE[accuracy_results]}"; then
         BROKEN=''
-        ARGS=("$PYTHON" test_tipc/compare_results.py "--gt_file=${VALUE[stored]}"
+        ARGS=("$PYTHON" test_tipc/compare_results.py "--gt_file=${VALUE[accuracy_results]}"
             "--log_file=$OUTPUT/python_infer_*.log")
         step "$OUTPUT/compare_results.log"
     fi
@@ -321,8 +221,7 @@ train_and_infer() {
     done
 }
 
-open_config "${1-}" "${2-}" lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer whole_infer \
-    benchmark_train
+open_config "${1-}" "${2-}" lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer whole_infer
 read_train_config
 [ "$MODE" = whole_infer ] || { choose epochs && choose batch && choose train_option; }
 check_values

@@ -4,6 +4,7 @@ The chain runs here in a copy, on a stand-in interpreter that records every comm
 right or wrong as a test asks; only the checks are the real ones, where a test is about them.
 """
 
+import importlib
 import json
 import re
 import shutil
@@ -13,7 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT
+from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
+
+sys.path.insert(0, str(ROOT / "test_tipc"))
+import analysis
+import extract_loss
+import fpgm
+import train_for_tipc
 
 BASH = shutil.which("bash")
 pytestmark = pytest.mark.skipif(BASH is None, reason="the chain is bash")
@@ -42,7 +49,7 @@ if script == "machine.py":
     print(os.environ.get("FACTS", "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=0").replace(" ", "\\n"))
 elif argv[0] == "-c":
     print(12345)
-elif script in ("check_row.py", "compare_results.py"):
+elif script in ("check_row.py", "compare_results.py", "extract_loss.py", "analysis.py"):
     if os.environ.get("CHECKS"):
         os.execv({python!r}, [{python!r}, *argv])
 elif fault == f"{{script}} fails":
@@ -50,13 +57,17 @@ elif fault == f"{{script}} fails":
     sys.exit(3)
 elif script == "train_for_tipc.py":
     losses = dict(rises="0.3 0.4 0.5", nan="0.5 nan 0.3", few="0.5 0.3").get(fault, "0.5 0.4 0.3")
-    print("".join(f"0001 Loss1={{loss}}, Lambda=1, Loss2=0.1, ips: 3.0 images/s\\n" for loss in losses.split()))
+    losses = losses.split()
+    if fault == "static differs" and "--to_static" in argv:
+        losses[1] = "0.400001"
+    for i, loss in enumerate(losses):
+        print(f"0001 {{i:05d}} Loss1={{loss}}, Lambda=1, Loss2=0.1, Loss_Full={{loss}}, Time=1, ips: 3.0 images/s")
     weights = Path(flags["save_model_path"], flags["log_name"], "best_model.pdparams")
     weights.parent.mkdir(parents=True, exist_ok=True)
     if fault != "no weights":
         weights.write_text("weights")
     if "log_dir" in flags:
-        for rank in range(int(flags["nproc_per_node"])):
+        for rank in range(int(flags.get("nproc_per_node", 1))):
             log = Path(flags["log_dir"], f"workerlog.{{rank}}")
             log.parent.mkdir(parents=True, exist_ok=True)
             digest = rank if fault == "ranks differ" else 7
@@ -268,6 +279,40 @@ def test_a_wrong_call_is_refused(chain):
     assert "no such interpreter" in chain.run(config, "whole_infer", PYTHON="/none/python").stderr
 
 
+MODES = ["lite_train_lite_infer", "lite_train_whole_infer", "whole_train_whole_infer", "whole_infer"]
+CHAINS = {  # by what a configuration's name says: the script and its modes
+    "dy2static": ("test_train_dy2static_python.sh", ["lite_train_lite_infer"]),
+    "train_": ("test_train_inference_python.sh", MODES),
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_command_of_every_configuration_is_one_that_the_scripts_take(path, chain):
+    script, modes = next(value for key, value in CHAINS.items() if key in path.name)
+    for mode in modes:
+        result = chain.run(path, mode, script=script, checks=False, FACTS="cuda=1 gpus=2 tensorrt=1 bf16=1")
+        if mode == "whole_infer" and result.returncode == 2:
+            assert "infer_model:null: there are no finished weights" in result.stderr
+            continue
+        assert result.returncode in (0, 77), result.stdout + result.stderr
+        assert chain.rows
+        for row in chain.rows:
+            words = row[3].split(" - ", 1)[1].rsplit(" - ", 1)[0].split()
+            takes(words)
+
+
+def takes(words):
+    """Parses a command by the parser of its script."""
+    place = next(place for place, word in enumerate(words) if word.endswith(".py"))
+    name, flags = words[place], words[place + 1 :]
+    assert (ROOT / name).is_file()
+    if Path(name).stem in ("train_for_tipc", "train_fpgm", "train_distill"):
+        flags, _ = train_for_tipc.translate([word for word in flags if not word.startswith("--teacher=")])
+        name = "train.py"
+    module = importlib.import_module(Path(name).stem)
+    module.get_parser().parse_args(flags)
+
+
 # --- Breaking it --------------------------------------------------------------------------------------------
 
 
@@ -378,6 +423,170 @@ def test_a_row_that_hangs_is_ended(chain):
     )
     assert "ended after 2 seconds" in result.stdout
     assert chain.rows[1][1] == "failed"
+
+
+# --- Losses and speeds --------------------------------------------------------------------------------------
+
+
+def test_a_static_graph_has_the_same_losses_as_layers(folders, tmp_path):
+    logs = {}
+    for kind, more in (("dynamic", ["--engine=paddle"]), ("static", ["--to_static"])):
+        result = run_script(
+            "train.py", f"--data_dir={folders / 'data'}", "--val_dirs=none", "--patchsize=32", "--n_feature=4",
+            "--max_steps=3", "--log_iters=1", f"--save_model_path={tmp_path}", f"--log_name={kind}", *more, ok=0,
+        )  # fmt: skip
+        assert ("static graph: 2 programs" in result.stdout) == (kind == "static")
+        logs[kind] = tmp_path / kind / "log"
+        logs[kind].write_text(result.stdout)
+    assert extract_loss.main([str(logs["dynamic"]), str(logs["static"])]) == 0
+    assert_user_error(run_script("train.py", "--data_dir=.", "--to_static", "--engine=onednn"), "--to_static")
+
+
+def loss_log(path, *losses):
+    lines = (f"0001 {i:05d} Loss1={x}, Lambda=1.0, Loss2={x}, Loss_Full={x}, Time={i}\n" for i, x in enumerate(losses))
+    path.write_text("engine: onednn\n" + "".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (["0.5", "0.4", "0.3"], "3 losses are the same"),
+        (["0.5", "0.4", "0.300001"], "3 and 3 losses, 1 of which differ"),
+        (["0.5", "0.4"], "3 and 2 losses, 0 of which differ"),
+        (["0.5", "0.4", "nan"], "a loss is not finite"),
+        ([], "holds no losses"),
+    ],
+)
+def test_losses_are_compared_to_the_last_digit(other, message, tmp_path, capsys):
+    logs = [loss_log(tmp_path / "a", "0.5", "0.4", "0.3"), loss_log(tmp_path / "b", *other)]
+    assert extract_loss.main(logs) == ("same" not in message)
+    assert message in capsys.readouterr().out
+    nan = loss_log(tmp_path / "c", "0.5", "nan", "0.3")
+    assert extract_loss.main([nan, nan]) == 1
+
+
+def test_dynamic_and_static_training_that_differ_are_red(chain):
+    config = chain.config("test_tipc/configs/N2N/train_dy2static_python.txt")
+    assert chain.run(config, "lite_train_lite_infer", script="test_train_dy2static_python.sh").returncode == 0
+    assert ["--to_static" in words for words in chain.called("train_for_tipc.py")] == [False, True]
+    run = {"mode": "lite_train_lite_infer", "script": "test_train_dy2static_python.sh"}
+    chain.run(config, **run, FAULT="static differs")
+    assert [row[1] for row in chain.rows] == ["successfully", "successfully", "failed"]
+    chain.run(config, **run, FAULT="train_for_tipc.py fails")
+    assert [row[1] for row in chain.rows] == ["failed"] * 3
+    text = config.read_text()
+    config.write_text(text.replace("to_static_train:--to_static", "null:null"))
+    assert "line 20 should be to_static_train" in chain.run(config, **run).stderr
+    config.write_text(text + text.replace("base_train", "other_train"))
+    assert chain.run(config, **run).returncode == 0
+    assert len(chain.rows) == 6
+
+
+def test_the_speed_is_read_from_the_log(tmp_path, capsys):
+    log, out = tmp_path / "log", tmp_path / "speed"
+    flags = ["--filename", log, "--speed_log_file", out, "--model_name", "N2N_bs4_fp32_DP_N1C1", "--base_batch_size", 4]
+    flags += ["--convergence_key", "Loss1=", "--skip_steps", 1]
+
+    def analyse(*speeds, loss="0.25"):
+        lines = [f"0001 00000 Loss1={loss}, avg_samples: 4, ips: {speed} images/s, eta: 0\n" for speed in speeds]
+        log.write_text("LAUNCH INFO ips: None\n" + "".join(lines))
+        out.unlink(missing_ok=True)
+        return analysis.main(list(map(str, flags)))
+
+    assert analyse(1, 10, 12, 14) == 0
+    record = json.loads(out.read_text())
+    assert record["ips"] == 12
+    assert record["convergence_value"] == 0.25
+    assert (record["batch_size"], record["device_num"], record["speed_unit"]) == (4, "N1C1", "images/s")
+    assert re.fullmatch(r"[0-9a-f]{40}", record["frame_commit"])
+    assert set(record) >= {"model_branch", "model_commit", "model_name", "fp_item", "run_mode", "frame_version"}
+    for speeds in ((1, 10, 12), (1, 10, 12, 0), (1, 10, 12, "nan"), (1, 10, 12, -1), ()):
+        assert analyse(*speeds) == 1
+        assert not out.exists()
+    assert analyse(1, 10, 12, 14, loss="nan") == 1
+    capsys.readouterr()
+
+
+def test_benchmarks_run_in_all_the_ways_that_are_asked_for(chain):
+    run = {"mode": "benchmark_train", "script": "benchmark_train.sh"}
+    result = chain.run(chain.config(), **run, checks=False, FACTS="cuda=0 gpus=0 tensorrt=0 bf16=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    names = [re.search(r"train_log/\w+?_(N2N_bs4_\w+)_log", row[3])[1] for row in chain.rows]
+    wanted = [f"{fp}_DP_{n}{t}" for t in ("", "_d2sT") for fp in ("fp32", "bf16") for n in ("N1C1", "N1C2")]
+    assert names == [f"N2N_bs4_{name}" for name in wanted]
+    assert [row[1] for row in chain.rows] == ["successfully"] * 6 + ["skipped"] * 2
+    trainings = chain.called("train_for_tipc.py")
+    assert ["--to_static" in words for words in trainings] == [False] * 4 + [True] * 2
+    assert ["--precision=bf16" in words for words in trainings] == [False, False, True, True, False, False]
+    assert ["--nproc_per_node" in words for words in trainings] == [False, True] * 3
+
+    config = chain.config()
+    result = subprocess.run(
+        [BASH, "test_tipc/benchmark_train.sh", config, "benchmark_train", "dynamic_bs2_fp32_DP_N1C2"], cwd=chain.root,
+        capture_output=True, text=True,
+        env={**ENVIRONMENT, "PYTHON": str(chain.python), "CALLS": str(chain.calls), "CHECKS": "1",
+             "PYTHONPATH": str(ROOT), "BENCHMARK_LOG_DIR": str(chain.root)},
+    )  # fmt: skip
+    # Three steps are too few to speak of a speed, and so it is red.
+    assert result.returncode == 1
+    assert "analysis failed: " in result.stdout
+    assert (
+        "--batchsize=2"
+        in (chain.root / "test_tipc" / "output" / "N2N" / "benchmark_train" / "results_benchmark.log").read_text()
+    )
+    assert not list((chain.root / "index").iterdir())
+    for wrong in ("dynamic_fp32", "dynamic_bs2_fp64_DP_N1C1", "fast_bs2_fp32_DP_N1C1", "dynamic_bs2_fp32_DP_N2C3"):
+        result = subprocess.run(
+            [BASH, "test_tipc/benchmark_train.sh", config, "benchmark_train", wrong], cwd=chain.root,
+            capture_output=True, text=True, env={**ENVIRONMENT, "PYTHON": str(chain.python), "CALLS": str(chain.calls)},
+        )  # fmt: skip
+        assert result.returncode == 2, result.stdout
+        assert len(result.stderr.splitlines()) == 1
+
+
+# --- Pruning ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["unet", "unet_n2n"])
+def test_pruning_drops_the_filters_that_others_can_replace(arch):
+    import paddle
+
+    from arch_unet import build_network
+
+    paddle.seed(3)
+    network = build_network(arch, n_feature=6)
+    image = paddle.rand([1, 3, 32, 64])
+    same = fpgm.prune(network, 6)
+    assert np.array_equal(same(image).numpy(), network(image).numpy())
+    small = fpgm.prune(network, 4)
+    assert small.options["n_feature"] == 4
+    assert small(image).shape == [1, 3, 32, 64]
+    assert sum(p.size for p in small.parameters()) < sum(p.size for p in network.parameters())
+    # The two filters in the middle of six are the ones that go.
+    weight = np.array([[9.0, 0], [0, 9], [0.1, 0.1], [-9, 0], [0, -9], [0, 0]])
+    assert fpgm.kept_filters(weight, 4).tolist() == [0, 1, 3, 4]
+    with pytest.raises(ValueError, match="normalisations"):
+        fpgm.prune(build_network("unet_n2n", n_feature=4, norm="batch"), 2)
+
+
+def test_pruning_filters_that_do_nothing_changes_nothing():
+    import paddle
+
+    from arch_unet import build_network
+
+    # A third of all filters have no weight; all zeros lie in the middle of the others, which are drawn around zero.
+    paddle.seed(4)
+    network = build_network(n_feature=6)
+    for layer in network.sublayers():
+        if isinstance(layer, paddle.nn.Conv2D | paddle.nn.Conv2DTranspose):
+            weight, axis = layer.weight.numpy(), int(isinstance(layer, paddle.nn.Conv2DTranspose))
+            if weight.shape[axis] > 3:
+                np.moveaxis(weight, axis, 0)[::3] = 0
+                layer.weight.set_value(weight)
+    image = paddle.rand([1, 3, 32, 32])
+    small = fpgm.prune(network, 4)
+    np.testing.assert_allclose(small(image).numpy(), network(image).numpy(), atol=1e-6)
 
 
 # --- Stored results -----------------------------------------------------------------------------------------

@@ -1,0 +1,53 @@
+"""Trains a small network that also learns from a large one: its output for the same noisy images.
+
+    python test_tipc/train_distill.py --teacher=best_model.pdparams --n_feature=24 --data_dir=images --n_epoch=1
+
+takes the flags of train.py, and --teacher. The loss is that of the method plus the mean squared distance to the
+teacher's output.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli  # isort: skip  (before Paddle: it quiets its import)
+
+import paddle
+import train_for_tipc
+
+import checkpoint
+import train
+from methods import build_method
+
+
+class Distillation:
+    """A method's loss and the distance to a teacher."""
+
+    def __init__(self, method, teacher):
+        self.method, self.teacher, self.target = method, teacher, method.target
+
+    def __call__(self, network, noisy, *more, ramp):
+        """As of every method, see methods.py."""
+        loss, loss1, loss2, Lambda = self.method(network, noisy, *more, ramp=ramp)
+        self.teacher.ops = network.ops  # the engine that the run has chosen
+        with paddle.no_grad():
+            wanted = self.teacher(noisy)
+        distance = paddle.mean((network(noisy) - wanted) ** 2)
+        return loss + distance, loss1 + distance, loss2, Lambda
+
+
+def main():
+    """Trains with the teacher beside the method."""
+    words = sys.argv[1:]
+    given = [word.split("=", 1)[1] for word in words if word.startswith("--teacher=")]
+    if len(given) != 1:
+        raise cli.UserError("--teacher: the weights of the large network are needed, as --teacher=FILE")
+    teacher, _ = checkpoint.load_network(cli.existing_file("--teacher", given[0]))
+    # train.py asks for its method by this name.
+    train.build_method = lambda options: Distillation(build_method(options), teacher)
+    return train_for_tipc.main([word for word in words if not word.startswith("--teacher=")])
+
+
+if __name__ == "__main__":
+    cli.run(main)

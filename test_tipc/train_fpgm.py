@@ -1,0 +1,43 @@
+"""Prunes trained weights by FPGM, and trains what is left.
+
+    python test_tipc/train_fpgm.py --pretrained=best_model.pdparams --n_feature=36 --data_dir=images --n_epoch=1
+
+takes the flags of train.py; --pretrained are the weights to prune, --n_feature how many features stay.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli  # isort: skip  (before Paddle: it quiets its import)
+
+import train_for_tipc
+from fpgm import prune
+
+import checkpoint
+import train
+
+
+def size(network):
+    """How many numbers a network has."""
+    return sum(parameter.size for parameter in network.parameters())
+
+
+def main():
+    """Writes the pruned weights beside the run, and trains from them."""
+    flags, _ = train_for_tipc.translate(sys.argv[1:])
+    options = train.get_parser().parse_args(flags)
+    network, about = checkpoint.load_network(cli.existing_file("--pretrained", options.pretrained or ""))
+    if not options.n_feature < network.options["n_feature"]:
+        raise cli.UserError(f"--n_feature: {options.n_feature} prunes nothing of {network.options['n_feature']}")
+    small = prune(network, options.n_feature)
+    path = os.path.join(cli.writable_folder("--save_model_path", options.save_model_path), "pruned.pdparams")
+    checkpoint.save_network(path, checkpoint.network_state(small), about | small.options)
+    print(f"pruned: {size(network)} to {size(small)} parameters; {path}")
+    return train_for_tipc.main([*sys.argv[1:], f"--pretrained={path}"])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,13 +1,16 @@
-r"""Denoises images with an exported model on Paddle Inference; measures speed, and quality if truth is known.
+r"""Denoises images with an exported model on Paddle Inference, ONNX Runtime or OpenVINO; measures speed and quality.
 
     python infer.py --model_file=output/model.pdmodel --params_file=output/model.pdiparams \
         --input_file=validation/BSD300/test --save_dir output/inference_img --batch_size=2 \
         --use_gpu=False --enable_mkldnn=True --cpu_threads=2 --precision=fp32 --enable_benchmark=True
+    python infer.py --runtime=openvino --precision=int8 --model_file=models/best_model_int8.onnx \
+        --input_file=demo/astronaut_noise.png --save_dir output/int8
 
-It needs neither the training code nor the checkpoint: what travels is this file, runtimes.py, benchmark_log.py,
-images.py, pixels.py, tiff_files.py, metrics.py, noise.py, mri.py, cli.py, and what export_model.py wrote. What is asked
-for is what runs: device, threads, oneDNN and precision are read back from the predictor and from oneDNN itself, and
-whatever Paddle would replace in silence is refused.
+It needs neither the training code nor the checkpoint, and Paddle only to run on it: what travels is this file,
+runtimes.py, onnx_runtimes.py, benchmark_log.py, images.py, pixels.py, tiff_files.py, exr_files.py, metrics.py,
+noise.py, mri.py, cli.py, and what export_model.py or quantize_model.py wrote. What is asked for is what runs: device,
+threads and precision are read back from the runtime, and whatever it would replace in silence is refused
+(docs/deployment.md).
 
 Images of one size share a batch, whatever their order; none is padded to fit others, because that
 would change its borders. Results are NAME_denoise.png (NPY and TIFF keep their format), and none
@@ -16,7 +19,6 @@ that exists is replaced without --overwrite. Reading and writing of files is not
 
 import contextlib
 import json
-import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -27,10 +29,10 @@ import numpy as np
 import cli
 import images
 import metrics
+import runtimes
 from benchmark_log import BenchmarkLog
 from cli import UserError, boolean, number
 from noise import list_of_noise, parse_noise
-from runtimes import PaddleEngine
 
 
 def get_parser():
@@ -44,19 +46,8 @@ def get_parser():
     add("--noise", help=f"added first; the input is the truth then: {list_of_noise()}")
     add("--seed", type=number(int, 0), default=0, help="of --noise")
     add("--json", action="store_true", help="print results as JSON, all else to stderr")
-    add = parser.add_argument_group("model").add_argument
-    add("--model_dir", help="folder of model.pdmodel (or model.json) and model.pdiparams")
-    add("--model_file", help="the program, .pdmodel or .json")
-    add("--params_file", help="its weights; MODEL.pdiparams unless given")
-    add = parser.add_argument_group("engine").add_argument
     add("-b", "--batch_size", type=number(int, 1), default=1, help="images run at once")
-    add("--use_gpu", type=boolean, default=False, help="run on the GPU")
-    add("--gpu_mem", type=number(int, 1), default=500, help="MB taken on the GPU at first")
-    add("--enable_mkldnn", type=boolean, help="oneDNN; on for CPUs unless given")
-    add("--cpu_threads", type=number(int, 1), help="all cores of this process unless given")
-    add("--precision", choices=("fp32", "bf16", "fp16", "int8"), default="fp32")
-    add("--ir_optim", type=boolean, default=True, help="let Paddle fuse operators")
-    add("--use_tensorrt", type=boolean, default=False, help="run on TensorRT")
+    runtimes.add_flags(parser)
     add = parser.add_argument_group("benchmark").add_argument
     add("--enable_benchmark", type=boolean, default=False, help="warm up; AutoLog's report")
     add("--random_input", type=_shape, help="time this instead of images, e.g. 1,3,256,256")
@@ -74,12 +65,12 @@ def main(argv=None):
     """Checks everything, builds the engine, runs, and reports."""
     options = get_parser().parse_args(argv)
     noise = check_options(options)
-    model = find_model(options)
+    runtimes.find_model(options)
     jobs = [] if options.random_input else plan(options)
     if options.save_dir:
         cli.writable_folder("--save_dir", options.save_dir)
 
-    engine = PaddleEngine(*model, options)
+    engine = runtimes.open_engine(options)
     cli.note(engine.describe())
     log = BenchmarkLog(
         engine.name, options.precision, options.batch_size, "dynamic", engine.facts,
@@ -106,45 +97,11 @@ def check_options(options):
         raise UserError("--input_file: give either images or --random_input")
     if options.gt_dir:
         cli.existing_folder("--gt_dir", options.gt_dir)
-    if options.enable_mkldnn is None:
-        options.enable_mkldnn = not options.use_gpu
-    if options.cpu_threads is None:
-        # What a container or taskset grants, where the system tells.
-        affinity = getattr(os, "sched_getaffinity", None)
-        options.cpu_threads = len(affinity(0)) if affinity else os.cpu_count()
-    fp16 = "is not certified on GPUs yet" if options.use_gpu else "is computed on GPUs only"
-    refusals = {
-        "--use_tensorrt: needs --use_gpu=True": options.use_tensorrt and not options.use_gpu,
-        "--enable_mkldnn: oneDNN is for CPUs": options.enable_mkldnn and options.use_gpu,
-        "--precision: bf16 is computed by oneDNN: add --enable_mkldnn=True":
-            options.precision == "bf16" and not options.enable_mkldnn,
-        f"--precision: fp16 {fp16}": options.precision == "fp16",
-        "--precision: int8 needs quantised weights, export_model.py writes float ones":
-            options.precision == "int8",
-    }  # fmt: skip
-    for message, refused in refusals.items():
-        if refused:
-            raise UserError(message)
+    runtimes.check_flags(options)
     try:
         return parse_noise(options.noise) if options.noise else None
     except ValueError as error:
         raise UserError(f"--noise: {error}") from None
-
-
-def find_model(options):
-    """The paths of program and weights."""
-    program, params = options.model_file, options.params_file
-    if options.model_dir and not program:
-        cli.existing_folder("--model_dir", options.model_dir)
-        paths = [os.path.join(options.model_dir, name) for name in ("model.pdmodel", "model.json")]
-        program = next(filter(os.path.isfile, paths), paths[0])
-    if not program:
-        raise UserError("--model_file: which model? export_model.py writes one")
-    cli.existing_file("--model_file", program)
-    if Path(program).suffix not in (".pdmodel", ".json"):
-        raise UserError(f"--model_file: {program} is neither .pdmodel nor .json")
-    params = params or str(Path(program).with_suffix(".pdiparams"))
-    return Path(program), Path(cli.existing_file("--params_file", params))
 
 
 @dataclass
@@ -299,7 +256,9 @@ class Runner:
             raise UserError(f"{names}: the result holds NaN or infinite pixels")
         if channels < takes:
             y = y.mean(axis=1, keepdims=True)
-        y = y.reshape(len(batch), channels, height, width).transpose(0, 2, 3, 1)
+        # As many as went in, unless the network makes an image of a render and its buffers.
+        gives = channels if takes == 1 or channels < takes else y.shape[1]
+        y = y.reshape(len(batch), gives, height, width).transpose(0, 2, 3, 1)
         for (job, page), image, result in zip(batch, inputs, y, strict=True):
             result = self.noise.restore(image, result) if self.noise else result
             job.done[page] = images.from_01(result, job.picture.pages[page].dtype)

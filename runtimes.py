@@ -1,9 +1,11 @@
 """Runtimes that execute an exported model: what is asked for is what runs, or it is refused.
 
->>> engine = PaddleEngine(Path("model.pdmodel"), Path("model.pdiparams"), options)
->>> denoised = engine(noisy)  # NCHW float32
+>>> options = engine_options(runtime="openvino", precision="int8", model_file="model_int8.onnx")
+>>> engine = open_engine(options)
+>>> denoised = engine(noisy)  # NCHW float32; engine.facts tells how it really runs
 """
 
+import argparse
 import contextlib
 import ctypes
 import hashlib
@@ -11,6 +13,7 @@ import json
 import math
 import os
 import re
+import struct
 import sys
 import tempfile
 import warnings
@@ -18,10 +21,112 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import UserError
+import cli
+from cli import UserError, boolean, number
+from onnx_runtimes import OnnxRuntimeEngine, OpenVinoEngine, fields
 
 # Paddle's C++ side logs each pass over the graph; errors remain.
 os.environ.setdefault("GLOG_minloglevel", "2")
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+ONNX_ENGINES = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
+RUNTIMES = ("paddle", *ONNX_ENGINES)
+
+
+# --- Flags --------------------------------------------------------------------------------------------------
+
+
+def add_flags(parser):
+    """The flags of a model and of what runs it: the published ones, and ours."""
+    add = parser.add_argument_group("model").add_argument
+    add("--model_dir", help="folder of model.pdmodel (or model.json) and model.pdiparams, or model.onnx")
+    add("--model_file", help="the program, .pdmodel or .json; or an .onnx file")
+    add("--params_file", help="its weights; MODEL.pdiparams unless given")
+    add = parser.add_argument_group("engine").add_argument
+    add("--runtime", choices=RUNTIMES, default="paddle", help="Paddle Inference, or what runs .onnx files")
+    add("--use_gpu", type=boolean, default=False, help="run on the GPU")
+    add("--gpu_mem", type=number(int, 1), default=500, help="MB taken on the GPU at first")
+    add("--enable_mkldnn", type=boolean, help="Paddle's oneDNN; on for CPUs unless given")
+    add("--cpu_threads", type=number(int, 1), help="all cores of this process unless given")
+    add("--precision", choices=PRECISIONS, default="fp32")
+    add("--ir_optim", type=boolean, default=True, help="let the runtime fuse operators")
+    add("--use_tensorrt", type=boolean, default=False, help="run on TensorRT")
+    add("--use_openvino", type=boolean, default=False, help="the OpenVINO that Paddle 3 carries, instead of oneDNN")
+
+
+def check_flags(options):
+    """Refuses what would not run as asked, and fills in what follows from the rest."""
+    if options.enable_mkldnn is None:
+        options.enable_mkldnn = options.runtime == "paddle" and not options.use_gpu and not options.use_openvino
+    if options.cpu_threads is None:
+        # What a container or taskset grants, where the system tells.
+        affinity = getattr(os, "sched_getaffinity", None)
+        options.cpu_threads = len(affinity(0)) if affinity else os.cpu_count()
+    fp16 = "is not certified on GPUs yet" if options.use_gpu else "is computed on GPUs only"
+    paddle, precision = options.runtime == "paddle", options.precision
+    refusals = {
+        "--use_tensorrt: needs --use_gpu=True": options.use_tensorrt and not options.use_gpu,
+        "--enable_mkldnn: oneDNN is for CPUs": options.enable_mkldnn and options.use_gpu,
+        "--use_openvino: OpenVINO is for CPUs": options.use_openvino and options.use_gpu,
+        "--use_openvino: give either this or --enable_mkldnn=True": options.use_openvino and options.enable_mkldnn,
+        "--use_openvino: always optimises: leave --ir_optim": options.use_openvino and not options.ir_optim,
+        "--precision: bf16 is computed by oneDNN: add --enable_mkldnn=True":
+            paddle and precision == "bf16" and not (options.enable_mkldnn or options.use_openvino),
+        f"--precision: fp16 {fp16}": paddle and precision == "fp16",
+        "--precision: int8 is computed by oneDNN: add --enable_mkldnn=True":
+            paddle and precision == "int8" and not options.enable_mkldnn,
+    }  # fmt: skip
+    for message, refused in refusals.items():
+        if refused:
+            raise UserError(message)
+
+
+def engine_options(**changes):
+    """The flags' defaults with changes, checked."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    options = parser.parse_args([])
+    vars(options).update(changes)
+    check_flags(options)
+    return options
+
+
+def find_model(options):
+    """The paths of program and weights; an .onnx file has both in one."""
+    program, params = options.model_file, options.params_file
+    onnx = options.runtime != "paddle"
+    if options.model_dir and not program:
+        cli.existing_folder("--model_dir", options.model_dir)
+        names = ("model.pdmodel", "model.json")
+        if onnx:
+            names = ("model_int8.onnx",) if options.precision == "int8" else ("model.onnx",)
+        paths = [os.path.join(options.model_dir, name) for name in names]
+        program = next(filter(os.path.isfile, paths), paths[0])
+    if not program:
+        raise UserError("--model_file: which model? export_model.py writes one")
+    cli.existing_file("--model_file", program)
+    suffix = Path(program).suffix
+    if onnx:
+        if suffix != ".onnx":
+            raise UserError(f"--model_file: {program} is no .onnx file, which --runtime={options.runtime} runs")
+        return Path(program), None
+    if suffix == ".onnx":
+        raise UserError(f"--model_file: {program} is run by --runtime=openvino or onnxruntime")
+    if suffix not in (".pdmodel", ".json"):
+        raise UserError(f"--model_file: {program} is neither .pdmodel nor .json")
+    params = params or str(Path(program).with_suffix(".pdiparams"))
+    return Path(program), Path(cli.existing_file("--params_file", params))
+
+
+def open_engine(options):
+    """The engine that the flags name, ready to run: checked, and found to compute as asked."""
+    program, params = find_model(options)
+    if options.runtime == "paddle":
+        return PaddleEngine(program, params, options)
+    return ONNX_ENGINES[options.runtime](program, options)
+
+
+# --- Paddle -------------------------------------------------------------------------------------------------
 
 
 class PaddleEngine:
@@ -40,7 +145,11 @@ class PaddleEngine:
         self.name = self.record.get("options", {}).get("arch", program.stem)
         self.folder = Path(paddle.__file__).parent
         _check_device(paddle, inference, options)
-        self.channels = check_model(program, params)
+        self.channels, quantised = check_model(program, params)
+        if quantised != (options.precision == "int8"):
+            state = "holds 8-bit weights: --precision=int8" if quantised else (
+                "holds float weights: quantize_model.py makes 8-bit ones")  # fmt: skip
+            raise UserError(f"--precision: {program} {state}")
         config = inference.Config(str(program), str(params))
         with _captured():
             configure(config, program, options)
@@ -61,7 +170,10 @@ class PaddleEngine:
             "enable_mkldnn": config.mkldnn_enabled(),
             "cpu_math_library_num_threads": config.cpu_math_library_num_threads(),
         }
-        self._verify(options)
+        if options.use_openvino:
+            self._verify_openvino(options)
+        else:
+            self._verify(options)
 
     def __call__(self, nchw):
         """Runs one batch."""
@@ -87,8 +199,8 @@ class PaddleEngine:
                 raise UserError(f"--{flag}: asked for {value}, Paddle takes {self.facts[key]}")
         done = self._convolutions()
         if done is None:
-            if options.precision == "bf16":
-                raise UserError("--precision: oneDNN's library is not there to confirm bf16")
+            if options.precision != "fp32":
+                raise UserError(f"--precision: oneDNN's library is not there to confirm {options.precision}")
             return
         self.facts["convolutions_by_onednn"] = len(done)
         if bool(done) != options.enable_mkldnn:
@@ -97,11 +209,27 @@ class PaddleEngine:
                 f"convolutions with --ir_optim={options.ir_optim}"
             )
         low = sum("bf16" in line for line in done)
+        bytes_ = sum("s8" in line for line in done)
+        self.facts["convolutions"] = {"bf16": low, "fp32": len(done) - low - bytes_, "int8": bytes_}
+        # The last layer stays in float.
+        if options.precision == "int8" and bytes_ < len(done) - 1:
+            raise UserError(f"--precision: oneDNN runs {bytes_} of {len(done)} convolutions in int8 on this CPU")
         if options.precision == "bf16" and low < len(done):
             raise UserError(
                 f"--precision: only {low} of {len(done)} convolutions would run in bf16, the rest "
                 "silently in fp32; on a CPU that knows bf16, a model.pdmodel of export_model.py runs all"
             )
+
+    def _verify_openvino(self, options):
+        """Paddle tells little of what its OpenVINO does; whether that was loaded, and in what the results are."""
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+            loaded = any("openvino_intel_cpu_plugin" in line for line in file)
+        x = np.random.default_rng(0).random((1, self.channels, 32, 32), dtype=np.float32)
+        # A result in bfloat16 that became float32 again has nothing in the lower half of its bits.
+        halves = not (np.ascontiguousarray(self(x)).view(np.uint32) & 0xFFFF).any()
+        if not loaded or halves != (options.precision == "bf16"):
+            raise UserError(f"--precision: Paddle's OpenVINO does not compute in {options.precision} on this CPU")
+        self.facts["openvino"] = True
 
     def _convolutions(self):
         """What oneDNN logs of a small run, a line for each convolution; None without its library.
@@ -125,8 +253,10 @@ class PaddleEngine:
     def describe(self):
         """One line on how it runs."""
         facts = self.facts
-        onednn = "on" if facts["enable_mkldnn"] else "off"
-        cpu = f"CPU, oneDNN {onednn}, {facts['cpu_math_library_num_threads']} thread(s)"
+        library = f"oneDNN {'on' if facts['enable_mkldnn'] else 'off'}"
+        if facts.get("openvino"):
+            library = "its OpenVINO"
+        cpu = f"CPU, {library}, {facts['cpu_math_library_num_threads']} thread(s)"
         where = cpu if facts["runtime_device"] == "cpu" else "GPU"
         return f"Paddle Inference {facts['version']}: {where}, {facts['precision']}, {self.name}"
 
@@ -150,6 +280,11 @@ def configure(config, program, options):
     else:
         config.disable_gpu()
         config.set_cpu_math_library_num_threads(options.cpu_threads)
+    if options.use_openvino:
+        from paddle.inference import PrecisionType
+
+        config.enable_openvino_engine(PrecisionType.Bfloat16 if options.precision == "bf16" else PrecisionType.Float32)
+        return
     # oneDNN is on unless it is switched off.
     if options.enable_mkldnn:
         config.enable_mkldnn()
@@ -157,6 +292,11 @@ def configure(config, program, options):
         config.disable_mkldnn()
     if options.precision == "bf16":
         config.enable_mkldnn_bfloat16()
+    if options.precision == "int8":
+        # Without the list, poolings and concatenations are rounded as well, which costs 9 dB.
+        config.enable_mkldnn_int8({"conv2d", "fused_conv2d"})
+        if hasattr(config, "enable_new_ir"):
+            config.enable_new_ir(False)
     if program.suffix == ".json":
         # Paddle 3.3 crashes in this pass when a leaky ReLU follows a convolution.
         config.delete_pass("conv_activation_onednn_fuse_pass")
@@ -181,7 +321,7 @@ def check_model(program, params):
     """Finds broken files, over which the C++ side would abort or not even stumble.
 
     Returns:
-        How many channels the program takes.
+        How many channels the program takes, and whether it has 8-bit weights.
     """
     from paddle.base import core
 
@@ -192,11 +332,35 @@ def check_model(program, params):
         channels, weights = read(program.read_bytes())
     except (ValueError, TypeError, LookupError, RuntimeError):
         raise UserError(f"--model_file: {program} is broken, or no model of one image input") from None
-    # Each array is 20 bytes, a description of its type and dimensions, and its numbers, here float32.
-    size = sum(22 + sum(1 + -(-max(n.bit_length(), 1) // 7) for n in dims) + 4 * math.prod(dims) for dims in weights)
-    if size != params.stat().st_size:
+    try:
+        stored = list(_read_params(params.read_bytes()))
+    except (ValueError, LookupError, struct.error):
+        stored = []
+    if sorted(count for count, _ in stored) != sorted(weights):
         raise UserError(f"--params_file: {params} is truncated, or holds other weights than {program} needs")
-    return channels
+    return channels, any(kind == INT8 for _, kind in stored)
+
+
+INT8 = 21  # Paddle's number for it
+BYTES = {INT8: 1, 2: 4, 3: 8, 5: 4}  # and for int32, int64 and float32
+
+
+def _read_params(data):
+    """Yields how many numbers each array of a .pdiparams has, and their type."""
+    place = 0
+    while place < len(data):
+        levels, size = struct.unpack_from("<4xQ4xI", data, place)
+        place += 20
+        kind, count, description = 0, 1, data[place : place + size]
+        for field, value in fields(description):
+            if field == 1:
+                kind = value
+            elif field == 2:
+                count *= value
+        place += size + count * BYTES[kind]
+        if levels or place > len(data):
+            raise ValueError
+        yield count, kind
 
 
 def _read_pdmodel(data):
@@ -207,14 +371,14 @@ def _read_pdmodel(data):
     feeds = [block.op(i) for i in range(block.op_size()) if block.op(i).type() == "feed"]
     (shape,) = [block.find_var(op.output("Out")[0].encode()).shape() for op in feeds]
     stored = [v for v in block.all_vars() if v.persistable() and v.name() not in ("feed", "fetch")]
-    return shape[1], [v.shape() for v in stored]
+    return shape[1], [math.prod(v.shape()) for v in stored]
 
 
 def _read_json(data):
     operators = json.loads(data)["program"]["regions"][0]["blocks"][0]["ops"]
     (entry,) = [op for op in operators if op["#"].endswith(".data")]
     (shape,) = [attribute["AT"]["D"] for attribute in entry["A"] if attribute["N"] == "shape"]
-    return shape[1], [op["O"]["TT"]["D"][1] for op in operators if op["#"] == "p"]
+    return shape[1], [math.prod(op["O"]["TT"]["D"][1]) for op in operators if op["#"] == "p"]
 
 
 def read_record(program, params):

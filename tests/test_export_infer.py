@@ -13,6 +13,7 @@ from PIL import Image
 
 import cli
 import export_model
+import exporting
 import images
 import infer
 import runtimes
@@ -137,13 +138,13 @@ def test_a_killed_export_leaves_no_program_beside_foreign_weights(step, model, w
 
 
 def test_a_wrong_export_is_a_failure_that_writes_nothing(weights, tmp_path, monkeypatch, capsys):
-    plain = export_model.with_plain_biases
+    plain = exporting.with_plain_biases
 
     def spoilt(program):
         # The slope of the activations, as a converter once got it wrong.
         return plain(program).replace(np.float32(0.2).tobytes(), np.float32(0.3).tobytes())
 
-    monkeypatch.setattr(export_model, "with_plain_biases", spoilt)
+    monkeypatch.setattr(exporting, "with_plain_biases", spoilt)
     assert export_model.main(["--model_path", weights, "--save_dir", tmp_path / "out"]) == 1
     assert "export failed" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
@@ -224,7 +225,8 @@ def test_bf16_of_a_part_is_refused(exports, pictures):
     ("flags", "words"),
     [
         (["--precision", "fp16"], "--precision: fp16"),
-        (["--precision", "int8"], "--precision: int8"),
+        (["--precision", "int8"], "--precision: .*holds float weights"),
+        (["--precision", "int8", "--enable_mkldnn", "False"], "--precision: int8 is computed by oneDNN"),
         (["--precision", "bf16", "--enable_mkldnn", "False"], "--precision: bf16"),
         (["--use_tensorrt", "True"], "--use_tensorrt: needs --use_gpu"),
         (["--use_gpu", "True", "--enable_mkldnn", "True"], "--enable_mkldnn: oneDNN is for CPUs"),

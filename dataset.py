@@ -324,10 +324,9 @@ class ValidationRenders(ValidationSet):
             yield name, renders.as_picture("target", target), frame.network_input()
 
     def shown(self, image_01):
-        """The first three channels that a network got are tone-mapped already; what it gave is linear light."""
-        if image_01.shape[2] == renders.N_INPUT:
-            return images.from_01(image_01[..., :3], np.uint8)
-        return renders.as_picture("render", image_01)
+        """The first three channels that a network got are the render; what it gave is linear light."""
+        light = renders.decode(image_01[..., :3]) if image_01.shape[2] == renders.N_INPUT else image_01
+        return renders.as_picture("render", light)
 
 
 def images_by_name(flag, folder):

@@ -56,6 +56,8 @@ def main(argv=None):
         raise UserError(f"--format: Paddle {paddle.__version__} cannot write model.json, 3.0 and later can")
     paddle.set_device("cpu")
     network, facts = load_network(options.model_path)
+    if network.options.get("n_input") not in (None, network.options["n_channel"]):
+        raise UserError(f"--model_path: {options.model_path} takes renders with buffers; images alone are exported")
     record = exporting.record_of(network, facts)
     exporting.check_replaceable(folder, options.format, record["weights"], options.overwrite)
 

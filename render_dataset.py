@@ -123,7 +123,7 @@ def plan(options, cameras):
 
 def settings_of(options):
     """What decides over the pixels: a folder holds those of one setting."""
-    names = ("seed", "size", "spp", "reference_spp", "n_renders", "format", "variant")
+    names = ("seed", "size", "spp", "reference_spp", "n_renders", "format")
     return {name: getattr(options, name) for name in names} | {"drawn": not (options.scenes or options.valid_scenes)}
 
 

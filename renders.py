@@ -34,6 +34,16 @@ def untone(display):
     return ratio / (1 - ratio)
 
 
+def encode(light):
+    """What a network gets of light: its logarithm from 1 % of white on, which it sees as well as what is brighter."""
+    return np.log1p(np.maximum(light, 0) / np.float32(0.01)) / np.float32(5)
+
+
+def decode(code):
+    """The inverse of `encode`."""
+    return np.expm1(code * np.float32(5)) * np.float32(0.01)
+
+
 def as_picture(kind, buffer):
     """A buffer as HWC uint8: renders tone-mapped, normals from -1..1 to 0..1."""
     if kind == "normal":
@@ -98,8 +108,8 @@ class Frame:
     picture: images.Picture
 
     def network_input(self):
-        """What a network gets, H x W x 9: the paper tone-maps its input, while its output is linear light."""
-        return np.concatenate([tone_map(self.render), np.clip(self.albedo, 0, 1), self.normal], axis=2)
+        """What a network gets, H x W x 9; what it gives is linear light."""
+        return np.concatenate([encode(self.render), np.clip(self.albedo, 0, 1), self.normal], axis=2)
 
 
 def read_frame(paths):

@@ -1,6 +1,7 @@
 """Renders with buffers: what is read, learnt from, scored and written; mismatches are one line that names the files."""
 
 import numpy as np
+import paddle
 import pytest
 from conftest import assert_user_error, run_script, scene
 
@@ -61,7 +62,8 @@ def test_the_tone_map_is_reinhards_and_has_an_inverse():
     display = renders.tone_map(light)
     np.testing.assert_allclose(display, (light / (1 + light)) ** (1 / 2.2), rtol=1e-6)
     np.testing.assert_allclose(renders.untone(display), light, rtol=1e-3)
-    assert renders.tone_map(np.float32(-1)) == 0
+    np.testing.assert_allclose(renders.decode(renders.encode(light)), light, rtol=1e-5)
+    assert renders.tone_map(np.float32(-1)) == renders.encode(np.float32(-1)) == 0
     assert np.isfinite(renders.untone(np.float32(1)))
 
 
@@ -160,7 +162,8 @@ def test_validation_scores_what_is_seen(folder):
     target = images.read_image(folder / "target" / "scene0.exr").pages[0]
     np.testing.assert_array_equal(clean, images.from_01(renders.tone_map(target), np.uint8))
     np.testing.assert_array_equal(found.shown(target), clean)
-    assert found.shown(noisy).shape == clean.shape
+    frame = renders.read_frame(renders.find_frames("--val_dirs", folder)[0])
+    np.testing.assert_allclose(found.shown(noisy), renders.as_picture("render", frame.render), atol=1)
     (named,), _ = find_validation_sets(folder.parent)
     assert (named.name, type(named)) == ("frames", ValidationRenders)
 
@@ -221,3 +224,11 @@ def test_clean_targets_that_are_absent_are_asked_for(tmp_path):
     (tmp_path / "clean").rmdir()
     with pytest.raises(UserError, match="clean does not exist; render_dataset.py --clean_targets makes them"):
         TrainingRenders(tmp_path, parse_noise("none"), 3, 16, 0, target="clean")
+
+
+def test_what_comes_out_is_light_on_the_surface():
+    network = build_network("unet_n2n", n_channel=3, n_feature=4, n_input=9)
+    network.dec_conv1c.weight.set_value(network.dec_conv1c.weight * 0)
+    x = RNG.random((1, 9, 32, 40)).astype(np.float32)
+    with paddle.no_grad():
+        np.testing.assert_allclose(network(paddle.to_tensor(x)).numpy(), 0.9 * (x[:, 3:6] + 0.05), rtol=0.01)

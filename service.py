@@ -153,12 +153,15 @@ class Service:
         connection.busy = True
         connection.deadline = start + 2 * options.transfer_timeout + options.timeout + IDLE_SECONDS
         what, status, held = "other", "gone", 0
+        response = web.Response()  # for those who have gone before there is one
         try:
             try:
                 what, answer = self.route(request)
                 response = await answer(request)
             except Refused as refusal:
                 response = error_response(refusal)
+            except ConnectionError:
+                raise
             except Exception:  # noqa: BLE001 - a bug: told to the log, and to nobody else
                 cli.note(traceback.format_exc())
                 response = error_response(Refused(500, "an error within the service; its log says more"))

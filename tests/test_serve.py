@@ -437,6 +437,7 @@ def slow_server():
     flags = ("--max_queue", 2, "--max_batch", 1, "--max_connections", 20, "--timeout", 20)
     with serving("--model_path", ROOT / "best_model.pdparams", *flags) as server:
         yield server
+        assert not [line for line in server.errors if "Traceback" in line], "".join(server.errors)
 
 
 def wait_for(condition, seconds=30):
@@ -481,7 +482,13 @@ def test_work_for_a_client_that_has_gone_is_dropped(slow_server):
         connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
         wait_for(lambda: slow_server.metrics()["denoise_queue"] == 1)
     wait_for(lambda: slow_server.metrics()["denoise_queue"] == 0, 1)
-    assert slow_server.metrics()['denoise_requests_total{what="denoise",status="gone"}'] == 1
+    # Another one leaves in the middle of its upload.
+    with socket.create_connection(("127.0.0.1", slow_server.port)) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\nnot all")
+        wait_for(lambda: slow_server.metrics()["denoise_held_bytes"] == 7)
+    wait_for(lambda: slow_server.metrics()['denoise_requests_total{what="denoise",status="gone"}'] == 2, 5)
+    assert slow_server.metrics()["denoise_held_bytes"] == 0
+    assert not [name for name in slow_server.metrics() if 'status="500"' in name]
 
 
 def test_connections_have_a_limit_and_idle_ones_an_end(slow_server):

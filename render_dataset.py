@@ -62,7 +62,7 @@ def get_parser():
     quality.add_argument(
         "--variant",
         default="scalar_rgb",
-        help="of Mitsuba: llvm_ad_rgb is three times as fast where it finds LLVM 17 or newer (DRJIT_LIBLLVM_PATH)",
+        help="of Mitsuba: llvm_ad_rgb is three times as fast where it finds a new LLVM, e.g. 19 (DRJIT_LIBLLVM_PATH)",
     )
     quality.add_argument("--workers", type=number(int, 1, 1024), default=cli.cores(), help="processes")
     return parser

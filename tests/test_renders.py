@@ -232,3 +232,19 @@ def test_what_comes_out_is_light_on_the_surface():
     x = RNG.random((1, 9, 32, 40)).astype(np.float32)
     with paddle.no_grad():
         np.testing.assert_allclose(network(paddle.to_tensor(x)).numpy(), 0.9 * (x[:, 3:6] + 0.05), rtol=0.01)
+
+
+def test_the_comparison_prints_a_table(tmp_path):
+    for split in ("train", "valid"):
+        for i in range(2):
+            write_frame(tmp_path / "data" / split, f"scene{i}", seed=i)
+    result = run_script(
+        "benchmarks/render_comparison.py", "--data_dir", tmp_path / "data", "--save_dir", tmp_path / "runs",
+        "--flags", "--n_feature 4 --batchsize 1 --patchsize 32 --max_steps 2", "--picture", tmp_path / "a.png", ok=0,
+    )  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines()]
+    scores = {row[0]: float(row[1]) for row in rows[2:]}
+    assert rows[0][0] == "2 frames"
+    assert set(scores) >= {"noisy", "joint bilateral filter", "ours, noisy targets", "ours, clean targets"}
+    assert scores["joint bilateral filter"] > scores["noisy"] + 1
+    assert images.read_image(tmp_path / "a.png").pages[0].shape[1] > 5 * 48

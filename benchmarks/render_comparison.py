@@ -1,0 +1,151 @@
+"""Path-traced renders: a network that learnt from noisy targets, one from clean ones, and denoisers that need none.
+
+    python render_dataset.py --save_dir renders --clean_targets          # docs/rendering.md tells how long it takes
+    python benchmarks/render_comparison.py --data_dir renders --save_dir compared/          # twenty minutes, two cores
+    python benchmarks/render_comparison.py --data_dir renders --save_dir compared/ --minutes 1         # a look
+
+Trains two networks for the same minutes and on the same scenes, and prints a table in Markdown: PSNR and SSIM of the
+tone-mapped 8-bit picture against the converged render, as val.py scores. A network that lies in --save_dir already is
+not trained again. Intel's Open Image Denoise is in the table if its package is there (pip install pyoidn).
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cli  # noqa: E402  isort: skip  (before Paddle: it quiets its import)
+
+import cv2  # noqa: E402
+
+import images  # noqa: E402
+import montage  # noqa: E402
+import renders  # noqa: E402
+from denoising import Denoiser  # noqa: E402
+from metrics import psnr, ssim  # noqa: E402
+
+RECIPE = (
+    "--arch unet_n2n --augment --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine "
+    "--warmup_steps 50 --clip_grad 1 --val_dirs none --log_iters 20"
+)
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data_dir", required=True, help="of render_dataset.py --clean_targets")
+    parser.add_argument("--save_dir", required=True, help="where the runs are kept")
+    parser.add_argument("--minutes", type=float, default=10, help="of each training (default: %(default)s)")
+    parser.add_argument("--flags", default="", help='more for train.py, e.g. "--precision bf16 --n_feature 32"')
+    parser.add_argument("--picture", help="a PNG of some frames in all versions")
+    parser.add_argument(
+        "--pictured", type=int, nargs="+", default=[0, 1, 2, 3], help="their numbers (default: 0 1 2 3)"
+    )
+    return parser
+
+
+def trained(options, method):
+    """The weights of a method, trained unless they are there already."""
+    found = list((Path(options.save_dir) / method).glob("*/finished"))
+    if not found:
+        print(f"{method}: {options.minutes} minutes", file=sys.stderr)
+        command = [sys.executable, ROOT / "train.py", *RECIPE.split(), "--method", method, *options.flags.split()]
+        command += ["--data_dir", Path(options.data_dir) / "train", "--max_minutes", options.minutes]
+        command += ["--save_model_path", options.save_dir, "--log_name", method]
+        if subprocess.run([str(word) for word in command], stdout=sys.stderr).returncode != 0:
+            sys.exit(f"{method}: the training ended with an error")
+        run = max((Path(options.save_dir) / method).glob("*/best_model.pdparams")).parent
+        (run / "finished").touch()
+        found = [run / "finished"]
+    return found[0].parent / "best_model.pdparams"
+
+
+# --- Denoisers that need no training ----------------------------------------------------------------------------
+
+
+def joint_bilateral(frame, radius=6, deviation=4.0, albedo=0.1, normal=0.3, colour=0.05, firefly=10.0):
+    """Averages neighbours that are alike in albedo, normal and blurred colour.
+
+    Pixels much brighter than the median around them are brought down first: a firefly would fill its whole window.
+    The deviations are those that did best on eleven training scenes.
+    """
+    height, width = frame.render.shape[:2]
+
+    def moved(padded, down, right):
+        return padded[radius + down : radius + down + height, radius + right : radius + right + width]
+
+    def padded(array):
+        return np.pad(array, [(radius, radius), (radius, radius), (0, 0)], "reflect")
+
+    light = padded(frame.render)
+    around = [moved(light, down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    light = np.minimum(frame.render, firefly * np.median(around, axis=0) + 0.05)
+    blurred = cv2.GaussianBlur(renders.tone_map(light), (0, 0), 1.5)
+    guide = np.concatenate([frame.albedo / albedo, frame.normal / normal, blurred / colour], axis=2)
+    lights, guides = padded(light), padded(guide)
+    total, weights = np.zeros_like(light), np.zeros((height, width, 1), np.float32)
+    for down in range(-radius, radius + 1):
+        for right in range(-radius, radius + 1):
+            unlike = ((moved(guides, down, right) - guide) ** 2).sum(axis=2, keepdims=True)
+            weight = np.exp(-0.5 * (unlike + (down**2 + right**2) / deviation**2))
+            total += weight * moved(lights, down, right)
+            weights += weight
+    return total / weights
+
+
+def open_image_denoise():
+    """Intel's denoiser with albedo and normals, or None where its package is not."""
+    try:
+        import pyoidn
+    except ImportError:
+        print("without Open Image Denoise: pip install pyoidn", file=sys.stderr)
+        return None
+    return lambda frame: pyoidn.denoise(frame.render, np.clip(frame.albedo, 0, 1), frame.normal, hdr=True)
+
+
+# --- The table --------------------------------------------------------------------------------------------------
+
+
+def main():
+    options = get_parser().parse_args()
+    by_noisy, by_clean = (Denoiser(str(trained(options, method))) for method in ("noise2noise", "supervised"))
+    versions = {
+        "noisy": lambda frame: frame.render,
+        "joint bilateral filter": joint_bilateral,
+        "ours, noisy targets": lambda frame: renders.denoise(by_noisy, frame),
+        "ours, clean targets": lambda frame: renders.denoise(by_clean, frame),
+        "Open Image Denoise": open_image_denoise(),
+    }
+    versions = {name: denoise for name, denoise in versions.items() if denoise}
+    frames = renders.find_frames("--data_dir", Path(options.data_dir) / "valid", "target")
+    scores, seconds, rows = {name: [] for name in versions}, dict.fromkeys(versions, 0.0), []
+    for number, (*paths, target_path) in enumerate(frames):
+        frame, target = renders.read_frame(paths), renders.read_buffer("target", target_path)[1]
+        clean, row = renders.as_picture("target", target), []
+        for name, denoise in versions.items():
+            start = time.perf_counter()
+            denoised = denoise(frame)
+            seconds[name] += time.perf_counter() - start
+            shown = renders.as_picture("render", denoised)
+            scores[name].append((psnr(clean, shown, 255), ssim(clean, shown, 255)))
+            row.append((shown, f"{name} {scores[name][-1][0]:.2f}"))
+        if number in options.pictured:
+            rows.append([*row, (clean, "converged")])
+    print(f"| {len(frames)} frames | PSNR [dB] | SSIM | s a frame |")
+    print("|---|---|---|---|")
+    for name, of_frames in scores.items():
+        means = np.mean(of_frames, axis=0)
+        print(f"| {name} | {means[0]:.2f} | {means[1]:.4f} | {seconds[name] / len(frames):.2f} |")
+    if options.picture:
+        images.write_image(options.picture, montage.grid(rows))
+
+
+if __name__ == "__main__":
+    cli.run(main)

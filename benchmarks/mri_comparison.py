@@ -97,7 +97,7 @@ def slices(options, name, seed, count):
 
 def trained(options, train_dir, method):
     """The weights of one method, trained unless they are there already."""
-    name = f"{method}_{options.share}_{options.minutes:g}"
+    name = f"{method}_{options.size}_{options.share}_{options.minutes:g}"
     done = sorted((Path(options.save_dir) / name).glob("*/finished"))
     if not done:
         cli.note(f"{method}: {options.minutes:g} minutes")
@@ -107,8 +107,6 @@ def trained(options, train_dir, method):
         folder = max((Path(options.save_dir) / name).glob("*/best_model.pdparams")).parent
         (folder / "finished").touch()
         done = [folder / "finished"]
-    steps = (done[0].parent / "metrics.csv").read_text().splitlines()[-1].split(",")[0]
-    cli.note(f"{method}: {steps} steps or a few more")
     return done[0].parent / "best_model.pdparams"
 
 
@@ -137,7 +135,9 @@ def main():
         "total variation, 120 rounds": WithoutNetwork(total_variation(noise)),
     }
     for method, meaning in (("noise2noise", "undersampled targets"), ("supervised", "clean targets")):
-        compared[f"network, {meaning}"] = Denoiser(trained(options, train_dir, method))
+        denoiser = Denoiser(trained(options, train_dir, method))
+        cli.note(f"{method}: {denoiser.options['step']} steps")
+        compared[f"network, {meaning}"] = denoiser
 
     print("| reconstruction | PSNR | SSIM | s a slice |\n|---|---|---|---|")
     pictures = {}

@@ -143,13 +143,14 @@ def outdoors(rng, plain):
             "type": "sunsky",
             "sun_direction": sun,
             "turbidity": rng.uniform(2, 7),
-            "sun_scale": float(rng.choice([0.0, 0.3, 1.0], p=[0.25, 0.25, 0.5])),
-            # Larger than it is: softer shadows, and light that paths find.
-            "sun_aperture": rng.uniform(1, 6),
+            "sun_scale": 0.0,  # paths seldom find a sun as small as it is
             "to_world": T().rotate([1, 0, 0], -90),
         },
         "sensor": camera(rng, distance=(6, 10), elevation=(2, 28), target=[0, 1.2, 0]),
     }
+    if rng.random() < 0.75:
+        shine = rng.uniform(0.3, 3) * np.array([1, 0.9, 0.75])
+        scene["sun"] = {"type": "directional", "direction": [-x for x in sun], "irradiance": rgb(shine)}
     for i in range(int(rng.integers(2, 8))):
         place, size = rng.uniform(-6, 6, 2), rng.uniform(0.3, 1.2, 3) * [1, 2.2, 1]
         if place[1] > 1:

@@ -4,6 +4,7 @@ Examples:
   python serve.py --model_path best_model.pdparams
   python serve.py --model_path models/gauss5_50.pdparams --port 9000 --precision bf16 --max_megapixels 50
   python serve.py --model_path best_model.pdparams --host 0.0.0.0 --max_queue 8 --access_log
+  python serve.py --model_dir output/ --runtime openvino
 
   curl --data-binary @noisy.png "http://127.0.0.1:8000/denoise?strength=0.8" -o denoised.png
   python serve_client.py --image_path photos/ --save_dir denoised/
@@ -17,7 +18,11 @@ import cli  # isort: skip  (before Paddle: it quiets its import)
 
 import asyncio
 
+import paddle
+
 import devices
+import runtimes
+from arch_unet import DenoisingNetwork
 from cli import UserError, number
 from denoising import Denoiser
 from image_process import ImageProcesses
@@ -27,8 +32,12 @@ IMAGE_PROCESSES = 2
 
 def get_parser():
     """All flags."""
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--model_path", required=True, help="the .pdparams or .pth weights")
+    parser = cli.Parser(__doc__, conflict_handler="resolve")
+    add = parser.add_argument_group("model").add_argument
+    add("--model_path", help="the .pdparams or .pth weights")
+    add("--model_dir", help="or a folder of export_model.py")
+    add("--model_file", help="or a program in it, .pdmodel, .json or .onnx")
+    add("--runtime", choices=runtimes.RUNTIMES, default="paddle", help="what runs an exported model")
     add = parser.add_argument_group("service").add_argument
     add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 or :: for all of this machine")
     add("--port", type=number(int, 0, 65535), default=8000, help="0 for any that is free")
@@ -46,13 +55,55 @@ def get_parser():
     add("--max_wait_ms", type=number(float, 0, 10000), default=0, help="that a window waits for others of its size")
     add("--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given")
     devices.add_flags(parser)
+    # The same flag for both kinds of model.
+    add("--precision", default="fp32", choices=runtimes.PRECISIONS, help="fp16 and int8 of exported models only")
     return parser
+
+
+def check_model(options):
+    """Refuses what names no model; returns the options of the runtime for an exported one."""
+    if sum(map(bool, (options.model_path, options.model_dir, options.model_file))) != 1:
+        raise UserError("--model_path: give either weights, or --model_dir or --model_file of an exported model")
+    if options.model_path:
+        cli.existing_file("--model_path", options.model_path)
+        if options.runtime != "paddle" or options.precision in ("fp16", "int8"):
+            raise UserError("--runtime, --precision: weights run on this project's engine in fp32 or bf16")
+        return None
+    if options.engine != "auto":
+        raise UserError("--engine: runs weights; what runs an exported model is --runtime")
+    chosen = {name: getattr(options, name) for name in ("model_dir", "model_file", "runtime", "precision")}
+    chosen = runtimes.engine_options(**chosen, use_gpu=options.device == "gpu")
+    runtimes.find_model(chosen)
+    return chosen
+
+
+class ExportedNetwork(DenoisingNetwork):
+    """What a Denoiser takes for a network: an exported model in a runtime of its own."""
+
+    def __init__(self, engine):
+        super().__init__(n_channel=engine.channels)
+        self.engine = engine
+
+    def forward(self, x):
+        return paddle.to_tensor(self.engine(x.numpy()))
+
+
+def load(options, exported):
+    """A Denoiser of weights, or of an exported model."""
+    if not exported:
+        return Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
+    paddle.set_device("cpu")
+    engine = runtimes.open_engine(exported)
+    cli.note(engine.describe())
+    denoiser = Denoiser(ExportedNetwork(engine), tile=options.tile)
+    denoiser.options = engine.record.get("options", {})
+    return denoiser
 
 
 def main(argv=None):
     """Checks everything, takes the address, loads the network, and serves until it is told to stop."""
     options = get_parser().parse_args(argv)
-    cli.existing_file("--model_path", options.model_path)
+    exported = check_model(options)
     try:
         import connections
         import service
@@ -63,8 +114,7 @@ def main(argv=None):
     with connections.bound_socket(options.host, options.port) as listener:
         processes = ImageProcesses(IMAGE_PROCESSES, int(options.max_megapixels * 1e6))
         try:
-            denoiser = Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
-            asyncio.run(service.Service(options, denoiser, processes).run(listener))
+            asyncio.run(service.Service(options, load(options, exported), processes).run(listener))
         finally:
             processes.end()
     return 0

@@ -50,11 +50,11 @@ class Service:
     def __init__(self, options, denoiser, processes):
         self.options, self.denoiser, self.processes = options, denoiser, processes
         if denoiser.n_input != denoiser.n_channel:
-            raise UserError(f"--model_path: {options.model_path} takes buffers beside the image: use predict.py")
+            raise UserError("--model_path: this network takes buffers beside the image: use predict.py")
         try:
             self.noise = parse_noise(denoiser.options.get("noisetype", "none"))
         except ValueError as error:
-            raise UserError(f"--model_path: {options.model_path}: {error}") from None
+            raise UserError(f"--model_path: {error}") from None
         self.max_bytes = int(options.max_mb * 1e6)
         self.stop_signals = 0
         self.queue = 0  # images that wait or are computed

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_serve.py                      # 256x256 pictures, some five minutes
     python benchmarks/bench_serve.py --size 64 --seconds 10 --max_batch 1 8
-    python benchmarks/bench_serve.py --precision bf16
+    python benchmarks/bench_serve.py --serve="--model_path best_model.pdparams --precision bf16"
 
 Needs hey (apt install hey) and aiohttp. Each of the clients sends the same PNG as soon as it has its last answer, also
 when that was a 503: a real client would wait as the answer tells it. Load and service share this machine. Prints
@@ -12,6 +12,7 @@ tables in Markdown; ends with an error if the service's own counters do not agre
 import argparse
 import csv
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,13 +33,15 @@ def get_parser():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--model_path", default=str(ROOT / "best_model.pdparams"), help="weights (default: %(default)s)")
-    add("--precision", default="fp32", choices=["fp32", "bf16"], help="of the service (default: %(default)s)")
+    add(
+        "--serve",
+        default=f"--model_path {ROOT / 'best_model.pdparams'}",
+        help="flags of serve.py (default: %(default)s)",
+    )
     add("--size", type=int, default=256, help="side of the picture (default: %(default)s)")
     add("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128], help="at a time, one after the other")
     add("--seconds", type=int, default=30, help="for each number of clients (default: %(default)s)")
     add("--max_batch", type=int, nargs="+", default=[8], help="of the service; a table for each (default: %(default)s)")
-    add("--max_queue", type=int, default=32, help="of the service (default: %(default)s)")
     return parser
 
 
@@ -46,9 +49,8 @@ class Served:
     """serve.py on a free port, and what it counts."""
 
     def __init__(self, options, max_batch):
-        flags = {"--model_path": options.model_path, "--precision": options.precision, "--max_batch": max_batch}
-        flags |= {"--max_queue": options.max_queue, "--max_connections": 1000, "--port": 0}
-        command = [sys.executable, str(ROOT / "serve.py"), *(str(part) for pair in flags.items() for part in pair)]
+        flags = [*shlex.split(options.serve), "--port", "0", "--max_connections", "1000", "--max_batch", str(max_batch)]
+        command = [sys.executable, str(ROOT / "serve.py"), *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.url = self.process.stdout.readline().strip()
         if not self.url:
@@ -102,7 +104,8 @@ def print_row(cells):
 def measure(options, picture, max_batch):
     """A table for one service."""
     upload = ("-m", "POST", "-T", "image/png", "-D", str(picture))
-    print(f"\n{options.size}x{options.size}, {options.precision}, `--max_batch {max_batch}`:\n")
+    name = options.serve.replace(f"{ROOT}/", "")
+    print(f"\n{options.size}x{options.size}, `{name} --max_batch {max_batch}`:\n")
     print_row(["clients", "images/s", "p50 s", "p99 s", "503/s", "p99 of 503, ms", "other answers", "windows a batch"])
     print_row(["---"] * 8)
     with Served(options, max_batch) as served:

@@ -232,6 +232,16 @@ def test_the_page_runs_its_own_script_and_nothing_else(server):
     assert json.loads(server.ask("GET", "/health")[2])["status"] == "ok"
 
 
+def test_an_exported_model_is_served_too(weights, tmp_path):
+    run_script("export_model.py", "--model_path", weights, "--save_dir", tmp_path, ok=0)
+    image = noisy_scene(45, 67)
+    with serving("--model_dir", tmp_path) as server:
+        status, _, body = server.post(as_bytes(image, "PNG"))
+    assert status == 200
+    result = images.read_image("answer", body).pages[0].astype(int)
+    assert np.abs(result - Denoiser(str(weights))(image)).max() <= 1
+
+
 # --- What is refused --------------------------------------------------------------------------------------
 
 
@@ -579,6 +589,9 @@ def test_mistakes_at_the_start_are_one_line(server, weights, tmp_path):
         ({"--host": ""}, ["--host"]),
         ({"--model_path": tmp_path / "nowhere"}, ["--model_path", "nowhere"]),
         ({"--model_path": tmp_path / "garbage.pdparams"}, ["garbage.pdparams"]),
+        ({"--model_dir": tmp_path}, ["--model_path", "either"]),
+        ({"--precision": "int8"}, ["--precision", "bf16"]),
+        ({"--runtime": "openvino"}, ["--runtime"]),
     ):
         with pytest.raises(cli.UserError) as refusal:
             serve.main([part for pair in {**flags, **changed}.items() for part in pair])

@@ -196,9 +196,9 @@ class UNetN2N(DenoisingNetwork):
     Nearest-neighbour upsampling, a slope of 0.1 after every convolution but the last, which is linear. With `norm`
     a normalisation stands between each convolution and its activation, as in pytorch-noise2noise.
 
-    With nine inputs, the buffers of a render (renders.py), what comes out is light: the network tells how much of it
-    falls on the surface, as a logarithm, and the surface's albedo, channels 3 to 5, is multiplied in. So the texture
-    need not be learnt, and neither dark nor bright parts dominate the gradient of a relative loss.
+    With nine inputs, the buffers of a render (renders.py), what comes out is light: the render is divided by albedo,
+    blurred, multiplied by the exponential of what the network says, and by albedo again. So it starts where light is
+    already smooth and textures are in place, and neither dark nor bright parts dominate a relative loss.
     """
 
     slope = 0.1
@@ -224,9 +224,12 @@ class UNetN2N(DenoisingNetwork):
         y = super().forward(x)
         if self.options["n_input"] != 9:
             return y
-        # At the start 0.9 on all surfaces; at most 12000, which no step of a young network goes beyond.
-        light = 0.01 * paddle.exp((4.5 + 2.0 * y).clip(-5.0, 14.0))
-        return light * (x[:, 3:6] + 0.05)
+        surface = x[:, 3:6] + 0.05
+        # The code of renders.py undone, and the texture; a firefly counts as twenty times white at most.
+        light = (0.01 * paddle.expm1(5.0 * x[:, :3]) / surface).clip(0.0, 20.0)
+        around = F.avg_pool2d(light, 11, stride=1, padding=5, exclusive=True)
+        # At most 12000, which no step of a young network goes beyond.
+        return 0.01 * paddle.exp((paddle.log1p(around / 0.01) + 2.0 * y).clip(-5.0, 14.0)) * surface
 
     def _conv(self, x, name):
         if self.options["norm"] == "none":

@@ -226,12 +226,19 @@ def test_clean_targets_that_are_absent_are_asked_for(tmp_path):
         TrainingRenders(tmp_path, parse_noise("none"), 3, 16, 0, target="clean")
 
 
-def test_what_comes_out_is_light_on_the_surface():
+def test_an_empty_network_blurs_the_light_and_keeps_the_texture():
     network = build_network("unet_n2n", n_channel=3, n_feature=4, n_input=9)
     network.dec_conv1c.weight.set_value(network.dec_conv1c.weight * 0)
-    x = RNG.random((1, 9, 32, 40)).astype(np.float32)
+    albedo = scene(32, 40).astype(np.float32) / 255
+    light = np.full((32, 40, 3), 3, np.float32)
+    light[16, 20] *= 50  # a firefly
+    frame = renders.Frame((albedo + 0.05) * light, albedo, np.zeros_like(albedo), Picture([]))
+    x = paddle.to_tensor(frame.network_input().transpose(2, 0, 1)[None])
     with paddle.no_grad():
-        np.testing.assert_allclose(network(paddle.to_tensor(x)).numpy(), 0.9 * (x[:, 3:6] + 0.05), rtol=0.01)
+        denoised = network(x).numpy()[0].transpose(1, 2, 0)
+    expected = np.full((32, 40, 1), 3.0)
+    expected[11:22, 15:26] += (20 - 3) / 121
+    np.testing.assert_allclose(denoised / (albedo + 0.05), np.broadcast_to(expected, albedo.shape), rtol=0.01)
 
 
 def test_the_comparison_prints_a_table(tmp_path):

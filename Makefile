@@ -26,6 +26,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy *.py engine
+	MYPYPATH=from_scratch $(BIN)/mypy from_scratch/*.py
 
 test: lint
 	$(BIN)/python -m pytest

@@ -24,7 +24,7 @@ def conv2d(x, weight, bias, **geometry):
     def backward(g):
         dx = input_gradient(g, weight.data, x.shape, **geometry) if x.tracked else None
         dw = weight_gradient(x.data, g, weight.shape[:2], **geometry)
-        return dx, dw, g.sum(axis=(0, 1, 2))
+        return dx, dw, np.einsum("nhwc->c", g)
 
     return Tensor(y, (x, weight, bias), backward)
 
@@ -42,7 +42,7 @@ def conv_transpose2d(x, weight, bias, output_padding=0, **geometry):
 
     def backward(g):
         dx = correlate(g, weight.data, **geometry) if x.tracked else None
-        return dx, weight_gradient(g, x.data, size, **geometry), g.sum(axis=(0, 1, 2))
+        return dx, weight_gradient(g, x.data, size, **geometry), np.einsum("nhwc->c", g)
 
     return Tensor(y, (x, weight, bias), backward)
 
@@ -95,15 +95,8 @@ def upsample_nearest(x, scale):
 def leaky_relu(x, slope=0.0):
     """Negative values times a slope of 0 to 1; with 0 it is ReLU."""
     y = np.maximum(x.data, slope * x.data)
-
-    def backward(g):
-        factor = (y > 0).astype(g.dtype)  # 1 or slope; np.where takes five times as long
-        factor *= 1 - slope
-        factor += slope
-        factor *= g
-        return (factor,)
-
-    return Tensor(y, (x,), backward)
+    # maximum(True or False, slope) is 1 or the slope, and much faster than np.where.
+    return Tensor(y, (x,), lambda g: (g * np.maximum(y > 0, g.dtype.type(slope)),))
 
 
 def sigmoid(x):

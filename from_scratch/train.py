@@ -11,6 +11,7 @@ loss.png, pictures.png, and checkpoint.npz, from which a stopped training goes o
 import threads  # isort: skip
 
 import json
+import math
 import os
 import signal
 import sys
@@ -50,10 +51,10 @@ def get_parser():
     parser.add_argument("--train", default="data/pairs/train.npz", help="training pairs (default: %(default)s)")
     parser.add_argument("--val", default="data/pairs/val.npz", help="validation images (default: %(default)s)")
     parser.add_argument("--out", default="results/from_scratch", help="folder for results (default: %(default)s)")
-    parser.add_argument("--epochs", type=positive, default=5, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=positive, default=3, help="(default: %(default)s)")
     parser.add_argument("--batch", type=positive, default=16, help="pairs in a step (default: %(default)s)")
     parser.add_argument("--features", type=positive, default=24, help="width of the network (default: %(default)s)")
-    parser.add_argument("--lr", type=not_negative, default=2e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--lr", type=not_negative, default=4e-3, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=positive, default=1, help="of weights and order (default: %(default)s)")
     parser.add_argument("--val_every", type=positive, default=1000, help="steps (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="start anew where a training has been")
@@ -116,7 +117,7 @@ def as_tensor(image_255):
 
 def rate(step, total):
     """Of the highest learning rate: rises for some steps, then falls along a cosine."""
-    return min(1, (step + 1) / WARMUP) * 0.5 * (1 + np.cos(np.pi * step / total))
+    return min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 def augment(first, second, seed):

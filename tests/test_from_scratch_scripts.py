@@ -398,3 +398,24 @@ def test_help_shows_an_example_and_defaults(name):
     assert f"python from_scratch/{name}.py " in result.stdout
     assert "(default: " in result.stdout
     assert_user_error(run_script(f"from_scratch/{name}.py", "--no_such_flag"), "--")
+
+
+# --- The benchmark ------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_compares_the_same_network():
+    everyone = ["ours", "blas", "index", "paddle-unfold-1", "paddle-1"]
+    flags = ["--rounds", 1, "--steps", 1, "--batch", 6, "--features", 3]
+    # It ends with an error if losses or gradients differ.
+    result = run_script("benchmarks/bench_from_scratch.py", *flags, "--only", *everyone, ok=0)
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len(everyone)
+    assert all(float(row[1]) >= float(row[2]) > 0 for row in rows)
+
+
+def test_the_benchmark_tells_where_the_time_goes():
+    result = run_script("benchmarks/bench_from_scratch.py", "--where", "--steps", 2, "--features", 8, ok=0)
+    shares = [float(line.split("|")[2].strip(" %")) for line in result.stdout.splitlines() if line.endswith(" % |")]
+    assert len(shares) == 8
+    assert min(shares) >= 0
+    assert sum(shares) == pytest.approx(100, abs=4)

@@ -177,9 +177,8 @@ def other_step(who, options):
 
         def conv(x, w, b):
             cols = unfold(x)  # N x (C kh kw) x (H W)
-            return (matmul(w.reshape([w.shape[0], -1]), cols) + b.reshape([-1, 1])).reshape(
-                [-1, w.shape[0], *x.shape[2:]]
-            )
+            y = matmul(w.reshape([w.shape[0], -1]), cols) + b.reshape([-1, 1])
+            return y.reshape([-1, w.shape[0], *x.shape[2:]])
 
         def up(x, w, b):
             cols = matmul(w.reshape([w.shape[0], -1]).T, x.reshape([x.shape[0], x.shape[1], -1]))
@@ -253,24 +252,26 @@ def prepare(who, options):
 
 def measure(who, options):
     """Prints the loss, a digest of each gradient, and the seconds of each step, as JSON."""
-    step, check = prepare(who, options)
-    import numpy as np  # ours counts its threads before NumPy is imported
+    import numpy as np
 
+    step, check = prepare(who, options)
     loss, found = check()
     # A number for each tensor to which each of its elements adds a part of its own.
     digest = {name: float((g * np.cos(np.arange(g.size).reshape(g.shape))).sum()) for name, g in found.items()}
     seconds = []
-    for i in range(options.steps + 2):
+    warm = 2 if options.steps > 1 else 0
+    for i in range(options.steps + warm):
         start = time.perf_counter()
         step()
-        if i >= 2:
+        if i >= warm:
             seconds.append(time.perf_counter() - start)
     print(json.dumps({"loss": loss, "digest": digest, "seconds": seconds}))
 
 
 def run(who, options):
     """Measures in a process of its own; None if that fails, as where a framework is not installed."""
-    flags = [f"--{name}={getattr(options, name)}" for name in ("steps", "batch", "features")]
+    flags = [f"--batch={options.batch}", f"--features={options.features}"]
+    flags.append(f"--steps={1 if who == 'index' else options.steps}")  # that one takes seconds
     environment = dict(os.environ)
     # Ours gives each of its threads one of BLAS. Paddle's operations are sometimes fastest on a single one.
     threads = 1 if who == "ours" or who.endswith("-1") else CORES
@@ -306,7 +307,7 @@ KINDS = {
 
 
 def where(options):
-    """Prints what share of a step of one thread each kind of work takes, that it calls not counted with it."""
+    """Prints what share of a step of one thread each kind of work takes, without what it calls of other kinds."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     sys.path.insert(0, str(ROOT / "from_scratch"))
     import convolution

@@ -13,7 +13,7 @@ import render_dataset
 import renders
 from cli import UserError
 
-FLAGS = ["--n_scenes", 4, "--n_valid", 1, "--size", 32, "--spp", 1, "--reference_spp", 128, "--clean_targets"]
+FLAGS = ["--n_scenes", 4, "--n_valid", 1, "--size", 32, "--spp", 1, "--reference_spp", 48, "--clean_targets"]
 SCENE = """<scene version="3.0.0">
   <integrator type="direct"/>
   <sensor type="perspective"><film type="hdrfilm"><integer name="width" value="20"/><integer name="height" value="10"/>

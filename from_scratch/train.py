@@ -42,7 +42,7 @@ from tensor import Tensor, gradients
 from unet import UNet
 
 SHARD = 4  # images that a thread takes at a time: what they need fits into its cache
-WARMUP = 100  # steps
+WARMUP = 200  # steps
 
 
 def get_parser():
@@ -54,7 +54,7 @@ def get_parser():
     parser.add_argument("--epochs", type=positive, default=3, help="(default: %(default)s)")
     parser.add_argument("--batch", type=positive, default=16, help="pairs in a step (default: %(default)s)")
     parser.add_argument("--features", type=positive, default=24, help="width of the network (default: %(default)s)")
-    parser.add_argument("--lr", type=not_negative, default=4e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--lr", type=not_negative, default=3e-3, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=positive, default=1, help="of weights and order (default: %(default)s)")
     parser.add_argument("--val_every", type=positive, default=1000, help="steps (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="start anew where a training has been")
@@ -69,7 +69,8 @@ class Training:
         self.options, self.pairs, self.val = options, pairs, val
         self.network = UNet(options.features, seed=options.seed)
         self.weights = self.network.parameters()
-        self.optimizer = Adam(list(self.weights.values()), options.lr)
+        # With the usual 0.999, a rare large gradient makes steps of several times the rate, and spoils a training.
+        self.optimizer = Adam(list(self.weights.values()), options.lr, beta2=0.99)
         self.steps_per_epoch = -(-len(pairs[0]) // options.batch)
         self.total = options.epochs * self.steps_per_epoch
         self.step, self.seconds = np.zeros((), np.int64), np.zeros(())

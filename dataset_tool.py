@@ -77,6 +77,7 @@ def get_parser():
     data.add_argument(
         "--val_pairs", type=number(int, 1), default=1000, help="so many with the clean one, of other images"
     )
+    data.add_argument("--val_dir", help="where those are from; unless given, some of --input_dir are held out")
     filters = parser.add_argument_group("filter")
     filters.add_argument("--min_size", type=number(int, 1), default=256, help="smallest side")
     filters.add_argument("--max_size", type=number(int, 1), default=512, help="largest side")
@@ -271,6 +272,8 @@ def check_options(options):
         parse_noise(options.noise)
     except ValueError as error:
         raise UserError(f"--noise: {error}") from None
+    if options.val_dir and not options.pairs:
+        raise UserError("--val_dir: belongs to --pairs")
     if options.pairs:
         if options.noise == "none":
             raise UserError("--pairs: two corruptions of each patch are wanted; --noise names their kind")
@@ -318,22 +321,22 @@ def make_pairs(options):
         if os.path.exists(path) and not options.overwrite:
             raise UserError(f"--save_dir: {path} exists; --overwrite replaces it")
     cli.writable_folder("--save_dir", options.save_dir)
-    entries = list_entries(options.input_dir, leave_out=options.save_dir)
-    entries = [entry for entry in entries if entry.name.lower().endswith(images.IMAGE_SUFFIXES)]
-    held_out = min(options.val_pairs, len(entries) // 5)
-    if not held_out:
+    entries, val_entries = shuffled_images("--input_dir", options), shuffled_images("--val_dir", options)
+    if not options.val_dir:
+        held_out = min(options.val_pairs, len(entries) // 5)
+        val_entries, entries = entries[:held_out], entries[held_out:]
+    if not val_entries:
         raise UserError(f"--input_dir: {options.input_dir} has {len(entries)} images, too few to hold any out")
-    entries = [entries[i] for i in np.random.default_rng([options.seed, 0]).permutation(len(entries))]
 
     # Each purpose has a stream of random numbers of its own: nothing of one corruption is in the other.
     skipped: dict = {}
-    with cli.progress(total=len(entries), unit="image") as bar:
+    with cli.progress(total=len(entries) + len(val_entries), unit="image") as bar:
         read = functools.partial(whole_images, options=options, side=side, skipped=skipped)
         clean, sources = pair_files.cut(
-            entries[held_out:], read, options.pairs, side, np.random.default_rng([options.seed, 1]), bar.update
+            entries, read, options.pairs, side, np.random.default_rng([options.seed, 1]), bar.update
         )
         val_clean, val_sources = pair_files.cut(
-            entries[:held_out], read, options.val_pairs, side, np.random.default_rng([options.seed, 2]), bar.update
+            val_entries, read, options.val_pairs, side, np.random.default_rng([options.seed, 2]), bar.update
         )
     if not (len(clean) and len(val_clean)):
         reasons = "; ".join(sorted(set(skipped.values())))
@@ -350,6 +353,18 @@ def make_pairs(options):
         print(f"{count:8d} skipped: {_printable(reason)}")
     if len(clean) < options.pairs or len(val_clean) < options.val_pairs:
         cli.note("there are no more: of images as small as a patch, each gives one")
+
+
+def shuffled_images(flag, options):
+    """The image files of --input_dir or --val_dir in random order; none of a flag that is not given."""
+    path = getattr(options, flag[2:])
+    if path is None:
+        return []
+    if not os.path.exists(path):
+        raise UserError(f"{flag}: {path} does not exist")
+    entries = list_entries(path, leave_out=options.save_dir)
+    entries = [entry for entry in entries if entry.name.lower().endswith(images.IMAGE_SUFFIXES)]
+    return [entries[i] for i in np.random.default_rng([options.seed, 0]).permutation(len(entries))]
 
 
 def whole_images(entry, options, side, skipped):

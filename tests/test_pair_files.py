@@ -203,6 +203,18 @@ def test_what_dataset_tool_refuses(tmp_path):
     save(tmp_path / "few" / "a.png", scene(40, 40))
     with pytest.raises(UserError, match="has 1 images, too few"):
         make(tmp_path / "few", tmp_path / "out2", "--pairs", 9)
+    with pytest.raises(UserError, match="--val_dir: .*nowhere does not exist"):
+        make(tmp_path / "in", tmp_path / "out2", "--pairs", 9, "--val_dir", tmp_path / "nowhere")
+
+
+def test_validation_can_have_a_folder_of_its_own(tmp_path, capsys):
+    save(tmp_path / "in" / "a.png", np.full((40, 40, 3), 100, np.uint8))
+    save(tmp_path / "val" / "b.png", np.full((40, 40, 3), 150, np.uint8))
+    flags = "--pairs", 9, "--val_pairs", 3, "--val_dir", tmp_path / "val"
+    assert make(tmp_path / "in", tmp_path / "out", *flags) == 0
+    assert "val.npz: 3 pairs of 32 x 32 pixels from 1 images" in capsys.readouterr().out
+    assert 95 < pair_files.read(tmp_path / "out" / "train.npz", TRAINING)[0].mean() < 105
+    assert (pair_files.read(tmp_path / "out" / "val.npz", VALIDATION)[1] == 150).all()
 
 
 # --- Training on them ---------------------------------------------------------------------------------------

@@ -1,0 +1,240 @@
+"""The light network, its operations, its preset and what is built on them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ENVIRONMENT, ROOT, noisy_scene, rows_of, run_script, save, scene
+from test_engine import assert_same, choose, images, needs_bf16, needs_compiler
+
+import lite
+import pair_files
+import train
+import training
+from arch_unet import PlainOps, build_network
+from denoising import Denoiser
+from pair_files import TRAINING, VALIDATION
+
+
+def network(n_feature=16):
+    """Untrained, with a last layer that changes the image."""
+    paddle.seed(1)
+    built = build_network("unet_lite", n_feature=n_feature)
+    built.last.weight.set_value(built.last.weight * 10)
+    built.eval()
+    return built
+
+
+def write_pairs(folder, count=200, val_count=20, sigma=25):
+    """Patches of scenes with noise; other scenes to validate on."""
+
+    def patches(count, first):
+        pictures = [scene(96, 96, seed=first + i) for i in range(1 + count // 40)]
+        rng = np.random.default_rng(first)
+        for i in range(count):
+            top, left = rng.integers(0, 65, 2)
+            yield pictures[i % len(pictures)][top : top + 32, left : left + 32].transpose(2, 0, 1)
+
+    def noisy(clean, seed):
+        noise = np.random.default_rng(seed).normal(0, sigma, clean.shape)
+        return np.clip(clean + noise + 0.5, 0, 255).astype(np.uint8)
+
+    clean, val_clean = (np.stack(list(patches(*one))) for one in ((count, 100), (val_count, 900)))
+    folder.mkdir(parents=True, exist_ok=True)
+    pair_files.write(folder / "train.npz", TRAINING, (noisy(clean, 1), noisy(clean, 2)))
+    pair_files.write(folder / "val.npz", VALIDATION, (noisy(val_clean, 3), val_clean))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+# --- The operations -----------------------------------------------------------------------------------------
+
+TOGETHER = {
+    "unshuffle": (lambda ops, x: ops.unshuffle(x), [(2, 3, 6, 8)]),
+    "unshuffle one": (lambda ops, x: ops.unshuffle(x), [(1, 1, 2, 2)]),
+    "shuffle": (lambda ops, x: ops.shuffle(x), [(2, 12, 5, 7)]),
+    "add": (lambda ops, x, y: ops.add(x, y), [(2, 5, 6, 7), (2, 5, 6, 7)]),
+    "add to itself": (lambda ops, x: ops.add(ops.shuffle(ops.unshuffle(x)), x), [(3, 5, 4, 8)]),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", TOGETHER)
+def test_operations_equal_paddles(name):
+    function, shapes = TOGETHER[name]
+    assert_same(function, images(*shapes))
+
+
+@needs_compiler
+@needs_bf16
+@pytest.mark.parametrize("name", TOGETHER)
+def test_operations_in_bf16(name):
+    function, shapes = TOGETHER[name]
+    assert_same(function, images(*shapes), tolerance=0.02, ops=choose("bf16"))
+
+
+def test_shuffling_keeps_every_pixel_in_its_place():
+    image = paddle.to_tensor(np.arange(2 * 3 * 4 * 6, dtype="float32").reshape(2, 3, 4, 6))
+    apart = PlainOps().unshuffle(image)
+    assert (apart[1, 4 * 2 + 2 * 1 + 0].numpy() == image[1, 2, 1::2, 0::2].numpy()).all()
+    assert (PlainOps().shuffle(apart).numpy() == image.numpy()).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(5, 7), (6, 7)])
+def test_what_does_not_fit_is_refused(shape):
+    ops = choose()
+    with pytest.raises(OSError, match="even size"):
+        ops.unshuffle(ops.enter(paddle.rand([1, 3, *shape])))
+    with pytest.raises(OSError, match="one shape"):
+        ops.add(ops.enter(paddle.rand([1, 3, 4, 4])), ops.enter(paddle.rand([1, 3, 4, 5])))
+
+
+# --- The network --------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [(32, 32), (17, 29)])
+def test_the_engine_computes_the_same_network(size):
+    built = network()
+    image = paddle.rand([2, 3, *size])
+
+    def found(ops):
+        built.ops = ops
+        result = built(image)
+        return [result, *paddle.grad((result * image).sum(), list(built.parameters()))]
+
+    for a, b in zip(found(PlainOps()), found(choose()), strict=True):
+        assert float((a - b).abs().max()) <= 1e-4 * float(a.abs().max())
+
+
+def test_a_new_network_starts_near_its_input():
+    paddle.seed(1)
+    image = paddle.rand([1, 3, 32, 32])
+    assert float((build_network("unet_lite", n_feature=16)(image) - image).abs().mean()) < 0.1
+
+
+def test_tiles_equal_the_whole():
+    image = noisy_scene(230, 270).astype(np.float32) / 255
+    whole = Denoiser(network(), tile=2000)(image)
+    assert np.abs(Denoiser(network(), tile=170)(image) - whole).max() < 1e-5
+    assert np.abs(whole - image).max() > 0.1
+
+
+def test_buffers_cannot_be_added_to_an_image():
+    with pytest.raises(ValueError, match="9 channels"):
+        build_network("unet_lite", n_input=9)
+
+
+def test_it_exports_and_infers(tmp_path):
+    import checkpoint
+
+    built = network()
+    weights = tmp_path / "lite.pdparams"
+    checkpoint.save_network(weights, checkpoint.network_state(built), {**built.options, "noisetype": "gauss25"})
+    run_script("export_model.py", "--model_path", weights, "--save_dir", tmp_path / "export", ok=0)
+    noisy = save(tmp_path / "noisy.png", noisy_scene(45, 67))
+    run_script(
+        "infer.py", "--use_gpu=False", "--model_file", tmp_path / "export/model.pdmodel",
+        "--params_file", tmp_path / "export/model.pdiparams", "--input_file", noisy,
+        "--save_dir", tmp_path / "inferred", ok=0,
+    )  # fmt: skip
+    assert list((tmp_path / "inferred").glob("*noisy*"))
+
+
+# --- The preset ---------------------------------------------------------------------------------------------
+
+
+def options_of(*flags):
+    return training.parse_options(train.get_parser(), [*map(str, flags)], train.CHANGEABLE)
+
+
+def test_a_preset_gives_flags_that_may_still_be_given():
+    plain, preset = options_of(), options_of("--preset", "lite")
+    assert plain.arch == "unet"
+    assert all(getattr(preset, name) == value for name, value in training.PRESETS["lite"].items())
+    given = options_of("--lr", 0.5, "--preset", "lite", "--batchsize", 3)
+    assert (given.lr, given.batchsize, given.arch) == (0.5, 3, "unet_lite")
+
+
+def run(pairs, tmp_path, *flags):
+    where = ["--data_dir", pairs / "train.npz", "--val_dirs", pairs / "val.npz", "--save_model_path", tmp_path / "runs"]
+    flags = ["--preset", "lite", "--n_feature", 16, *where, *flags]
+    assert train.main([*map(str, flags)]) == 0
+    return max((tmp_path / "runs" / "lite").iterdir())
+
+
+def test_a_short_training_denoises(pairs, tmp_path):
+    folder = run(pairs, tmp_path, "--max_steps", 80)
+    scores = [float(row["value"]) for row in rows_of(folder / "metrics.csv") if row["name"] == "psnr/val"]
+    assert scores[-1] > 25.5  # noisy: 20.4
+    assert len(scores) == 10
+    result = run_script("val.py", "--model_path", folder / "best_model.pdparams", "--val_dirs", pairs / "val.npz", ok=0)
+    assert f"[EVAL] val: psnr:{max(scores):.3f}"[:-1] in result.stdout
+
+
+def test_a_resumed_training_ends_with_the_same_weights(pairs, tmp_path):
+    import checkpoint
+
+    ends = []
+    for name, flags in (("whole", [6]), ("parts", [3])):
+        folder = run(
+            pairs, tmp_path / name, "--max_steps", *flags, "--n_epoch", 1, "--lr_schedule", "step", "--gamma", 1
+        )
+        if name == "parts":
+            assert train.main(["--resume", str(folder), "--max_steps", "6"]) == 0
+        ends.append(checkpoint.read_state(folder / "last_state.pdparams"))
+    weights = [name for name in ends[0] if name.startswith("network/")]
+    assert weights
+    assert all((ends[0][name] == ends[1][name]).all() for name in weights)
+
+
+# --- What is built on it ------------------------------------------------------------------------------------
+
+
+def test_the_courses_interface(pairs):
+    noisy1, noisy2 = pair_files.read(pairs / "train.npz", TRAINING)
+    noisy, clean = pair_files.read(pairs / "val.npz", VALIDATION)
+    model = lite.Model()
+    with pytest.raises(ValueError, match="no network yet"):
+        model.predict(noisy)
+    model.train(noisy1[:64], noisy2[:64], num_epochs=1)
+    denoised = model.predict(noisy)
+    assert denoised.dtype == np.uint8
+    assert denoised.shape == noisy.shape
+    one = model.predict(noisy[3:4])
+    assert np.abs(one[0].astype(int) - denoised[3]).max() <= 1
+    large = np.tile(noisy[:1], (1, 1, 16, 16))  # 512 x 512
+    assert model.predict(large).shape == (1, 3, 512, 512)
+    for wrong in (noisy[0], noisy / 255, noisy[:0]):
+        with pytest.raises(ValueError, match="uint8 of N x C x H x W"):
+            model.predict(wrong)
+
+
+def test_the_race_is_told_in_a_table(pairs, tmp_path):
+    result = run_script("benchmarks/lite_race.py", "--pairs", pairs, "--save_dir", tmp_path, "--minutes", 0.01, ok=0)
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")][1:]
+    assert [row[0] for row in rows] == ["0.6"]
+    assert all(5 < float(row[column]) < 60 for row in rows for column in (2, 4))
+    assert {"lite_race.png", "lite_race.json", "ours.pdparams", "theirs.pdparams"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+
+
+def test_the_script_runs_from_anywhere(tmp_path):
+    for i in range(6):
+        save(tmp_path / "pictures" / f"{i}.png", scene(40, 50, seed=i))
+    settings = {"PAIRS": tmp_path / "p", "RUNS": tmp_path / "r", "COUNT": 70, "MINUTES": 0.02, "PYTHON": sys.executable}
+    result = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "lite.sh"), "pictures"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=300, env={**ENVIRONMENT, **{name: str(value) for name, value in settings.items()}},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "[EVAL] val: psnr:" in result.stdout
+    assert list((tmp_path / "r" / "lite").glob("*/best_model.pdparams"))

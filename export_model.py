@@ -50,14 +50,9 @@ def main(argv=None):
     warnings.filterwarnings("ignore", "No ccache found")
     import paddle
 
-    from checkpoint import load_network
-
     if options.format == "json" and not hasattr(paddle.pir_utils, "OldIrGuard"):
         raise UserError(f"--format: Paddle {paddle.__version__} cannot write model.json, 3.0 and later can")
-    paddle.set_device("cpu")
-    network, facts = load_network(options.model_path)
-    if network.options.get("n_input") not in (None, network.options["n_channel"]):
-        raise UserError(f"--model_path: {options.model_path} takes renders with buffers; images alone are exported")
+    network, facts = exporting.load_exportable(options.model_path)
     record = exporting.record_of(network, facts)
     exporting.check_replaceable(folder, options.format, record["weights"], options.overwrite)
 

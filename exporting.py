@@ -26,6 +26,19 @@ PARAMS, FACTS = "model.pdiparams", "deploy.json"
 SIZES = ((1, 37, 53), (2, 67, 45))  # batch, height, width: odd, and larger than one window of 32
 
 
+def load_exportable(path):
+    """Loads a network for a runtime; renders' networks do more with their result than runtimes are told."""
+    import paddle
+
+    from checkpoint import load_network
+
+    paddle.set_device("cpu")
+    network, options = load_network(path)
+    if network.options.get("n_input") not in (None, network.options["n_channel"]):
+        raise UserError(f"--model_path: {path} takes renders with buffers; images alone are exported")
+    return network, options
+
+
 def record_of(network, options):
     """What a file for runtimes tells about itself: whose weights these are, and how they were trained."""
     import paddle
@@ -42,7 +55,7 @@ def write(network, folder, kind, record):
     """Writes a network into a folder and returns the program's path; in an .onnx file weights and record are within."""
     program = folder / PROGRAM[kind]
     if kind == "onnx":
-        program.write_bytes(to_onnx(trace(network), network, {**record, "precision": "fp32"}))
+        program.write_bytes(to_onnx(trace(network), network, record))
     else:
         export(network, folder, kind)
     return program

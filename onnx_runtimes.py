@@ -36,6 +36,11 @@ class OnnxEngine:
         self.path, self.options = path, options
         self._refuse(library)
         self._check_kind()
+        with tempfile.TemporaryDirectory(prefix="engine-") as self.scratch:
+            self._start(library, data)
+
+    def _start(self, library, data):
+        options, path = self.options, self.path
         try:
             shape = self._open(library, data)
         except self.errors(library) as error:
@@ -62,6 +67,10 @@ class OnnxEngine:
         raise NotImplementedError
 
     def _run(self, nchw):
+        raise NotImplementedError
+
+    def every(self, nchw):
+        """All outputs of a batch, in their order."""
         raise NotImplementedError
 
     def _convolutions(self):
@@ -111,7 +120,7 @@ class OnnxEngine:
         count, total = found.get(wanted, 0), sum(found.values())
         if wanted != "int8" and found.get("int8"):
             raise UserError(f"--precision: {self.path} holds 8-bit weights: --precision=int8")
-        least = self.record.get("int8_convolutions", 1) if wanted == "int8" else total
+        least = max(self.record.get("int8_convolutions", 1), 1) if wanted == "int8" else total
         if count < least:
             others = ", ".join(f"{number} in {name}" for name, number in found.items() if name != wanted)
             raise UserError(
@@ -155,8 +164,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         if not self.options.ir_optim:
             options.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_profiling = True
-        self.folder = tempfile.TemporaryDirectory(prefix="onnxruntime-")
-        options.profile_file_prefix = os.path.join(self.folder.name, "profile")
+        options.profile_file_prefix = os.path.join(self.scratch, "profile")
         self.session = library.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         (entry,) = self.session.get_inputs()
         self.entry, self.exit = entry.name, self.session.get_outputs()[0].name
@@ -165,11 +173,13 @@ class OnnxRuntimeEngine(OnnxEngine):
     def _run(self, nchw):
         return self.session.run([self.exit], {self.entry: nchw})[0]
 
+    def every(self, nchw):
+        return self.session.run(None, {self.entry: nchw})
+
     def _convolutions(self):
         """By the profile of a small run, after which profiling ends."""
         self(np.full((1, self.channels, 32, 32), 0.5, np.float32))
-        with self.folder:
-            events = json.loads(Path(self.session.end_profiling()).read_text(encoding="utf-8"))
+        events = json.loads(Path(self.session.end_profiling()).read_text(encoding="utf-8"))
         ran = {event["name"]: event["args"]["op_name"] for event in events if "op_name" in event.get("args", {})}
         ran = [name for event, name in ran.items() if event.endswith("_kernel_time")]
         kinds = {"Conv": "fp32", "FusedConv": "fp32", "QLinearConv": "int8", "ConvInteger": "int8"}
@@ -212,6 +222,10 @@ class OpenVinoEngine(OnnxEngine):
         self.request.infer([nchw], share_inputs=True)
         return np.array(self.request.get_output_tensor(0).data)
 
+    def every(self, nchw):
+        self.request.infer([nchw], share_inputs=True)
+        return [np.array(tensor.data) for tensor in self.request.output_tensors]
+
     def _convolutions(self):
         operations = self.compiled.get_runtime_model().get_ops()
         facts = [{key: str(value.astype(str)) for key, value in op.get_rt_info().items()} for op in operations]
@@ -231,14 +245,19 @@ def _round_once(model):
             op.input(0).replace_source_output(operations[f"{layer}/conv"].output(0))
 
 
-def _adds_bytes_exactly():
-    """Whether this CPU has instructions for sums of 8-bit products; where the system does not tell, it has."""
+def cpu_flags():
+    """The instruction sets of this CPU, as Linux names them; nothing where it does not tell."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return True
-    flags = next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), None)
-    return flags is None or bool({"avx512_vnni", "avx_vnni"} & set(flags))
+        return []
+    return next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), [])
+
+
+def _adds_bytes_exactly():
+    """Whether this CPU has instructions for sums of 8-bit products; ARM has, and what does not tell is believed."""
+    flags = cpu_flags()
+    return not flags or bool({"avx512_vnni", "avx_vnni"} & set(flags))
 
 
 def _import(package, runtime):

@@ -242,7 +242,7 @@ def _stretched(nodes, factors):
         elif node.kind in ("blocks", "shuffle"):
             of[node.name] = taken[0][: node.channels] if node.kind == "blocks" else taken[0][::4]
         elif node.kind == "unshuffle":
-            of[node.name] = np.repeat(taken[0], 4)
+            of[node.name] = np.tile(taken[0], 4)
         else:
             of[node.name] = taken[0]
         changed.append(node)

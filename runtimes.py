@@ -151,7 +151,7 @@ class PaddleEngine:
                 "holds float weights: quantize_model.py makes 8-bit ones")  # fmt: skip
             raise UserError(f"--precision: {program} {state}")
         config = inference.Config(str(program), str(params))
-        with _captured():
+        with captured():
             configure(config, program, options)
             try:
                 self.predictor = inference.create_predictor(config)
@@ -240,7 +240,7 @@ class PaddleEngine:
         if not found:
             return None
         library = ctypes.CDLL(str(found[0]))
-        with _captured() as lines:
+        with captured() as lines:
             library.dnnl_set_verbose(1)
             try:
                 self(np.full((1, self.channels, 32, 32), 0.5, np.float32))
@@ -400,7 +400,7 @@ def read_record(program, params):
 
 
 @contextlib.contextmanager
-def _captured():
+def captured():
     """Catches what C++ prints to stdout and stderr; the list it yields has the lines afterwards."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -12,6 +12,7 @@ SCRIPTS = {
     "val",
     "predict",
     "export_model",
+    "quantize_model",
     "infer",
     "serve",
     "serve_client",

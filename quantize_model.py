@@ -1,0 +1,127 @@
+"""Makes an 8-bit model of trained weights, calibrated on noisy images alone, and measures what it loses.
+
+    python quantize_model.py --model_path best_model.pdparams --images my_noisy_images --save_dir ./output/
+    python quantize_model.py --model_path best_model.pdparams --images clean_photos --noise gauss25 --method mse
+    python infer.py --runtime openvino --precision int8 --model_dir output --input_file demo/astronaut_noise.png
+
+The images should look like those that will be denoised, and must not be those that it will be scored on. Two dozen are
+enough. `--noise` adds noise to clean ones, and the loss is then told in dB of PSNR as well. Two thirds of the crops
+choose the ranges, the others measure.
+
+Weights get a scale for each output channel, activations a range by `--method`: Kullback-Leibler divergence, mean
+squared error, the 99.999th percentile, or the largest number. Layers that lose much and cost little stay in float; a
+search measures which. `model_int8.onnx` is executed in 8 bits by OpenVINO and ONNX Runtime; `--format pdmodel` writes
+an 8-bit `model.pdmodel` for Paddle Inference, by Paddle's own quantisation. A result farther from the float network
+than `--least` is not written (exit 1). See docs/deployment.md.
+"""
+
+import cli  # isort: skip  (before Paddle: it quiets its import)
+
+import json
+import tempfile
+from pathlib import Path
+
+import calibration
+import exporting
+from cli import UserError, number
+from exporting import PROGRAM
+from noise import list_of_noise, parse_noise
+from onnx_graph import channels_in
+from quantization import METHODS
+
+
+def get_parser():
+    """All flags."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--model_path", required=True, help="the .pdparams weights")
+    add = parser.add_argument_group("calibration").add_argument
+    add("--images", required=True, help="folder of noisy images (of clean ones with --noise); no labels")
+    add("--noise", default="none", help=f"added first: {list_of_noise()}")
+    add("--method", choices=METHODS, default="kl", help="how the range of a tensor is chosen")
+    add("--crops", type=number(int, 3, 1000), default=24, help=f"of {calibration.SIDE} pixels a side")
+    add("--float_layers", default="auto", help="names by comma, none, or auto for a measured search")
+    add("--float_budget", type=number(float, 0, 1), default=0.01, help="part of the work that auto may leave in float")
+    add("--runtime", choices=["auto", "openvino", "onnxruntime"], default="auto", help="which calibrates and measures")
+    add("--seed", type=number(int, 0), default=0, help="of crops and noise")
+    add = parser.add_argument_group("output").add_argument
+    add("--save_dir", default="./output/", help="where the model goes; created if needed")
+    add("--format", choices=["onnx", "pdmodel"], default="onnx", help="for OpenVINO and ONNX Runtime, or for Paddle")
+    add("--name", default="model_int8.onnx", help="of the .onnx file")
+    add("--least", type=number(float, 0, 200), default=40.0, help="dB of PSNR against the float network")
+    add("--overwrite", action="store_true", help="replace a model of other weights")
+    add("--json", action="store_true", help="print the result as JSON, all else to stderr")
+    return parser
+
+
+def main(argv=None):
+    """Calibrates in a temporary folder, measures, and puts the file in place."""
+    options = get_parser().parse_args(argv)
+    cli.existing_file("--model_path", options.model_path)
+    if Path(options.name).name != options.name or not options.name.endswith(".onnx"):
+        raise UserError(f"--name: {options.name} is no plain name that ends in .onnx")
+    try:
+        noise = parse_noise(options.noise)
+    except ValueError as error:
+        raise UserError(f"--noise: {error}") from None
+    installed = exporting.installed_runtimes()
+    runtime = options.runtime if options.runtime != "auto" else next(
+        (name for name in ("openvino", "onnxruntime") if name in installed), None)  # fmt: skip
+    if runtime not in installed:
+        missing = f"the package {runtime}" if runtime else "openvino or onnxruntime"
+        raise UserError(f"--runtime: {missing} is needed: pip install {runtime or 'openvino'}")
+    folder = Path(cli.writable_folder("--save_dir", options.save_dir))
+
+    network, facts = exporting.load_exportable(options.model_path)
+    record = exporting.record_of(network, facts)
+    record["calibration"] = {"method": options.method, "noise": options.noise, "seed": options.seed}
+    exporting.check_replaceable(folder, options.format, record["weights"], options.overwrite, options.name)
+    crops = calibration.read_crops("--images", options.images, noise, channels_in(network), options.seed, options.crops)
+    floats = options.float_layers if options.float_layers == "auto" else set(options.float_layers.split(",")) - {"none"}
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".quantise-") as temporary, exporting.full_disk_named(folder):
+        temporary = Path(temporary)
+        made = calibration.quantise(
+            network, record, crops, options.method, runtime, floats, options.float_budget, options.format, temporary
+        )
+        # Also true for NaN.
+        if not made.decibels >= options.least:
+            cli.note(
+                f"quantisation failed: {made.decibels:.2f} dB against the float network are less than --least "
+                f"{options.least:g}, nothing was written"
+            )
+            return 1
+        program = options.name
+        if options.format == "onnx":
+            (temporary / program).write_bytes(made.data)
+        else:
+            program = PROGRAM["pdmodel"]
+            exporting.write_record(temporary, record)
+        files = [folder / path.name for path in sorted(temporary.iterdir())]
+        exporting.put_in_place(temporary, folder, program)
+    tell(made, crops, files, options)
+    return 0
+
+
+def tell(made, crops, files, options):
+    """Prints what was made and what it loses."""
+    loss = made.psnr_float - made.psnr if made.psnr is not None else None
+    if options.json:
+        facts = {
+            "files": [str(path) for path in files], "method": options.method, "float_layers": made.floats,
+            "gains": made.gains, "psnr_against_float": made.decibels, "psnr_float": made.psnr_float,
+            "psnr_int8": made.psnr, "loss": loss, "measured_by": made.engine,
+        }  # fmt: skip
+        print(json.dumps(facts, indent=2))
+        return
+    print(f"{len(crops)} crops, {options.method}; measured on a third of them by {made.engine}")
+    gained = (f"{name} (+{made.gains[name]:.1f} dB)" if name in made.gains else name for name in made.floats)
+    print(f"left in float: {', '.join(gained) or 'no layer'}")
+    print(f"PSNR of int8 against float: {made.decibels:.2f} dB")
+    if loss is not None:
+        print(f"PSNR against the clean crops: float {made.psnr_float:.3f}, int8 {made.psnr:.3f}: {-loss:+.3f} dB")
+    for path in files:
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,536 @@
+"""ONNX files that compute what the network computes, and 8 bits: the laws, the real runtimes, the script."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
+
+import cli
+import exporting
+import images
+import infer
+import onnx_runtimes
+import quantization
+import quantize_model
+import runtimes
+from noise import parse_noise
+
+paddle = pytest.importorskip("paddle")
+onnx = pytest.importorskip("onnx")
+RUNTIMES = exporting.installed_runtimes()
+needs_runtime = pytest.mark.skipif(not RUNTIMES, reason="neither onnxruntime nor openvino is installed")
+needs_openvino = pytest.mark.skipif("openvino" not in RUNTIMES, reason="openvino is not installed")
+needs_vnni = pytest.mark.skipif(not onnx_runtimes._adds_bytes_exactly(), reason="8-bit sums overflow on this CPU")
+
+NETWORKS = {
+    "unet": {"arch": "unet", "n_feature": 6},
+    "grey": {"arch": "unet", "n_channel": 1, "n_feature": 5},
+    "n2n": {"arch": "unet_n2n", "n_feature": 6},
+    "n2n, 5 inputs": {"arch": "unet_n2n", "n_input": 5, "n_feature": 6},
+    "n2n, batch": {"arch": "unet_n2n", "n_feature": 6, "norm": "batch"},
+    "n2n, instance": {"arch": "unet_n2n", "n_feature": 6, "norm": "instance"},
+    "lite": {"arch": "unet_lite", "n_feature": 8},
+}
+
+
+def network_of(kind):
+    """A network whose output looks like an image, and whose normalisations do something."""
+    from arch_unet import build_network
+
+    paddle.seed(3)
+    network = build_network(**NETWORKS[kind])
+    last = [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.Conv2D)][-1]
+    last.weight.set_value(last.weight * 10)
+    for layer in network.sublayers():
+        if isinstance(layer, paddle.nn.BatchNorm2D):
+            for tensor in (layer._mean, layer._variance, layer.weight, layer.bias):
+                tensor.set_value(paddle.rand(tensor.shape) + 0.5)
+    network.eval()
+    return network
+
+
+def nchw(height, width, channels, seed=0):
+    """A noisy picture as networks get it; more than three channels are pictures beside each other."""
+    pictures = [noisy_scene(height, width, 3, seed + i) for i in range(-(-channels // 3))]
+    return (np.concatenate(pictures, 2)[..., :channels] / 255).astype(np.float32).transpose(2, 0, 1)[None]
+
+
+def opened(data, folder, runtime, precision="fp32"):
+    path = folder / f"{precision}.onnx"
+    path.write_bytes(data)
+    return runtimes.open_engine(runtimes.engine_options(
+        runtime=runtime, precision=precision, model_file=str(path), cpu_threads=1))  # fmt: skip
+
+
+def graph_of(data):
+    return onnx.load_from_string(data)
+
+
+# --- Float --------------------------------------------------------------------------------------------------
+
+
+@needs_runtime
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_an_onnx_file_computes_what_the_network_computes(kind, runtime, tmp_path):
+    network = network_of(kind)
+    record = exporting.record_of(network, network.options)
+    data = exporting.write(network, tmp_path, "onnx", record).read_bytes()
+    engine = opened(data, tmp_path, runtime)
+    assert engine.channels == exporting.channels_in(network)
+    assert engine.facts["convolutions"] == {"fp32": sum("conv" in n.op_type.lower() for n in graph_of(data).graph.node)}
+    for batch, height, width in ((1, 1, 1), (2, 33, 57), (1, 64, 32), (3, 97, 2)):
+        x = np.concatenate([nchw(height, width, engine.channels, seed) for seed in range(batch)])
+        with paddle.no_grad():
+            expected = network(paddle.to_tensor(x)).numpy()
+        # The deepest tensors of small images have a few pixels, by whose deviation a normalisation divides.
+        tolerance = 1e-3 if kind == "n2n, instance" else 2e-5
+        np.testing.assert_allclose(engine(x), expected, atol=tolerance * max(1, np.abs(expected).max()))
+    assert expected.std() > 0.01
+
+
+def test_the_multiplications_are_counted():
+    import onnx_graph
+    from checkpoint import load_network
+
+    def total(kind):
+        return sum(onnx_graph.multiplications(onnx_graph.trace(network_of(kind)), 64, 32).values())
+
+    # By hand: full size, then one, two, ... poolings; an upsampling belongs to the size that it makes.
+    n, h = 6, 12
+    full = 9 * (3 * n + n * n + (2 * n + 3) * h + h * h) + 2 * h * h + h * 3 + 4 * n * n
+    deeper = [9 * (n * n + 3 * n * 2 * n + 4 * n * n) + 4 * n * n] * 3
+    deepest = 9 * (n * n + 2 * n * 2 * n + 4 * n * n) + n * n
+    total_by_hand = full + sum(c / 4 ** (i + 1) for i, c in enumerate(deeper)) + deepest / 4**4 + 9 * n * n / 4**5
+    assert total("unet") == 64 * 32 * total_by_hand
+    network, _ = load_network("best_model.pdparams")
+    count = sum(onnx_graph.multiplications(onnx_graph.trace(network), 256, 256).values())
+    assert round(count / 256**2, -3) == 297000  # as docs/engine.md has it
+
+
+@needs_runtime
+def test_a_wrong_slope_is_a_failed_export(weights, tmp_path, monkeypatch, capsys):
+    import export_model
+
+    right = exporting.to_onnx
+
+    def spoilt(*arguments, **more):
+        # Garbage in LeakyRelu's alpha, as a converter once wrote it.
+        model = graph_of(right(*arguments, **more))
+        del model.metadata_props[:]
+        for node in model.graph.node:
+            if node.op_type == "LeakyRelu":
+                node.attribute[0].f = 2e-43
+        return model.SerializeToString()
+
+    monkeypatch.setattr(exporting, "to_onnx", spoilt)
+    flags = ["--model_path", weights, "--save_dir", tmp_path / "out", "--format", "onnx"]
+    assert export_model.main(flags) == 1
+    assert "export failed" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.undo()
+    assert export_model.main(flags) == 0
+    assert capsys.readouterr().out.count("largest difference from the network, ") == len(RUNTIMES)
+    # The same weights again, but not others.
+    assert export_model.main(flags) == 0
+    (tmp_path / "out" / "model.onnx").write_bytes(b"mine")
+    with pytest.raises(cli.UserError, match="--save_dir: .*model.onnx exists, made from other weights"):
+        export_model.main(flags)
+
+
+@needs_openvino
+@pytest.mark.skipif("avx512_bf16" not in onnx_runtimes.cpu_flags(), reason="this CPU has no bfloat16")
+def test_bf16_is_computed_in_bf16_and_centred(tmp_path):
+    network = network_of("unet")
+    data = exporting.write(network, tmp_path, "onnx", {}).read_bytes()
+    engines = {precision: opened(data, tmp_path, "openvino", precision) for precision in ("fp32", "bf16")}
+    assert engines["bf16"].facts["convolutions"] == {"bf16": 25}
+    x = nchw(64, 64, 3)
+    results = {precision: engine(x) for precision, engine in engines.items()}
+    assert 1e-4 < np.abs(results["fp32"] - results["bf16"]).max() < 0.1
+    # The last layer's result is rounded around 0.5, where bfloat16 has a bit more than around 1.
+    assert (np.ascontiguousarray(results["bf16"]).view(np.uint32) & 0xFFFF).any()
+
+
+# --- 8 bits: laws -------------------------------------------------------------------------------------------
+
+
+def seen_by(network, nodes, crops, folder):
+    names = [name for name in quantization.sources(nodes) if name != "noisy"]
+    data = exporting.to_onnx(nodes, network, {}, also=names)
+    engine = opened(data, folder, RUNTIMES[0])
+    return quantization.observe(
+        lambda x: {"noisy": x} | dict(zip(names, engine.every(x)[1:], strict=True)), crops, nodes
+    )
+
+
+@needs_runtime
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_stretched_channels_compute_the_same(kind, tmp_path):
+    network = network_of(kind)
+    nodes = exporting.trace(network)
+    crops = [nchw(64, 64, exporting.channels_in(network), seed) for seed in range(2)]
+    stretched, eight = quantization.fit(nodes, seen_by(network, nodes, crops, tmp_path), "kl")
+    engine = opened(exporting.to_onnx(stretched, network, {}), tmp_path, RUNTIMES[0])
+    with paddle.no_grad():
+        expected = network(paddle.to_tensor(crops[0])).numpy()
+    assert np.abs(engine(crops[0]) - expected).max() < 1e-4 * np.abs(expected).max()
+    # Something was stretched, and what is moved has one scale.
+    weights = zip(nodes, stretched, strict=True)
+    assert any(a.weight is not None and not np.allclose(a.weight, b.weight, rtol=0.1) for a, b in weights)
+    for node in stretched:
+        if node.kind in ("pool", "concat", "blocks", "double", "unshuffle"):
+            assert {eight.scales[name] for name in node.inputs} == {eight.scales[node.name]}
+
+
+def counts_of(values):
+    return np.histogram(values, quantization.BINS, (-1, 1))[0].astype(float)
+
+
+def test_thresholds_do_what_their_names_say():
+    rng = np.random.default_rng(0)
+    y = np.clip(rng.laplace(0, 0.03, 200_000), -1, 1)
+    y[:3] = 0.9, -0.8, 1.0
+    found = {method: quantization.thresholds(counts_of(y), method, 128)[0] for method in quantization.METHODS}
+    assert found["absmax"] == pytest.approx(1.0, abs=0.01)
+    # All but those three are within a third of the range; squared errors mind them more.
+    assert 0.2 < found["percentile"] < 0.5
+    assert 0.2 < found["kl"] < 0.5
+    assert 0.3 < found["mse"] < 0.9
+
+    def error(threshold):
+        step = threshold / 127
+        return np.mean((np.clip(np.rint(y / step), -128, 127) * step - y) ** 2)
+
+    tried = np.linspace(0.2, 1, 81)
+    best = tried[np.argmin([error(t) for t in tried])]
+    assert error(found["mse"]) < 1.02 * error(best)
+    assert quantization.thresholds(counts_of(y), "mse", 128)[1] * np.mean(y**2) == pytest.approx(
+        error(found["mse"]), rel=0.1
+    )
+    high = np.quantile(y, 1 - quantization.TAIL)
+    assert found["percentile"] == pytest.approx(max(high, -np.quantile(y, quantization.TAIL) * 127 / 128), abs=2e-3)
+
+
+def test_a_range_that_reaches_below_zero_covers_both_sides():
+    y = np.random.default_rng(1).uniform(-0.2, 1, 100_000)
+    threshold, error = quantization.thresholds(counts_of(y), "absmax", 43)
+    assert threshold == pytest.approx(1.0, abs=0.02)
+    # Half of the steps would be wasted on a symmetric range.
+    assert quantization.thresholds(counts_of(y), "absmax", 128)[1] > 2 * error
+
+
+def test_the_search_keeps_what_gains_much_and_costs_little():
+    gain = {"first": 0.02, "middle": 9.0, "last": 3.0, "small": 0.5}
+    costs = {"first": 1, "middle": 90, "last": 2, "small": 7}
+    tried = []
+
+    def measure(floats):
+        tried.append(set(floats))
+        return 40 + sum(gain[name] for name in floats)
+
+    floats, gains = quantization.search_floats(costs, measure, 0.05)
+    assert floats == {"last"}
+    assert gains == pytest.approx({"first": 0.02, "last": 3.0})
+    assert not any("middle" in each for each in tried)
+    assert quantization.search_floats(costs, measure, 0.0)[0] == frozenset()
+    assert quantization.search_floats(costs, measure, 1.0)[0] == {"middle", "last", "small"}
+
+
+# --- 8 bits: runtimes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noisy_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("noisy")
+    for i in range(4):
+        save(root / f"{i}.png", noisy_scene(90 + 10 * i, 130, seed=i))
+    return root
+
+
+@pytest.fixture(scope="module")
+def int8_folder(weights, noisy_folder, tmp_path_factory):
+    if not (RUNTIMES and onnx_runtimes._adds_bytes_exactly()):
+        pytest.skip("nothing runs 8 bits here")
+    out = tmp_path_factory.mktemp("int8")
+    flags = ["--model_path", weights, "--images", noisy_folder, "--save_dir", out, "--crops", 6, "--least", 20]
+    assert quantize_model.main([*flags, "--float_layers", "nin_c"]) == 0
+    return out
+
+
+@needs_runtime
+@needs_vnni
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_int8_is_computed_in_int8(runtime, int8_folder, weights, tmp_path):
+    from checkpoint import load_network
+
+    data = (int8_folder / "model_int8.onnx").read_bytes()
+    model = graph_of(data)
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    kernels = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert sum(node.input[1].endswith("/weight") for node in kernels) == 24
+    assert sum(kind == onnx.TensorProto.INT8 and name.endswith(".weight") for name, kind in types.items()) == 24
+    engine = opened(data, tmp_path, runtime, "int8")
+    done = engine.facts["convolutions"]
+    # ONNX Runtime computes the one before the float layer in float, too.
+    assert done["int8"] >= 23
+    assert done["int8"] + done["fp32"] == 25
+    assert engine.record["int8_convolutions"] <= done["int8"]
+    network, _ = load_network(weights)
+    x = nchw(61, 85, 3)
+    with paddle.no_grad():
+        expected = network(paddle.to_tensor(x)).numpy()
+    error = np.sqrt(np.mean((engine(x) - expected) ** 2))
+    # Four channels hide little of 25 layers' rounding.
+    assert 1e-4 < error < 0.2 * expected.std()
+
+
+@needs_runtime
+@needs_vnni
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_runtime_that_falls_back_to_float_is_refused(runtime, weights, tmp_path):
+    """A file that says to be 8-bit, of which most is float."""
+    from dataclasses import replace
+
+    import onnx_graph
+    from checkpoint import load_network
+
+    network, _ = load_network(weights)
+    nodes = exporting.trace(network)
+    stretched, eight = quantization.fit(nodes, seen_by(network, nodes, [nchw(64, 64, 3)], tmp_path), "absmax")
+    names = [node.name for node in nodes if node.kind == "conv"]
+    data = exporting.to_onnx(stretched, network, {}, replace(eight, floats=frozenset(names[2:])))
+    model = graph_of(data)
+    del model.metadata_props[:]
+    data = onnx_graph.sealed(model.SerializeToString(), {"precision": "int8", "int8_convolutions": 24})
+    with pytest.raises(cli.UserError, match=rf"--precision: {runtime} runs \d of 25 convolutions in int8"):
+        opened(data, tmp_path, runtime, "int8")
+    # A float file without our record is no 8-bit one either.
+    plain = exporting.to_onnx(nodes, network, {})
+    model = graph_of(plain)
+    del model.metadata_props[:]
+    with pytest.raises(cli.UserError, match=rf"--precision: {runtime} runs 0 of 25 convolutions in int8"):
+        opened(model.SerializeToString(), tmp_path, runtime, "int8")
+    model = graph_of(exporting.to_onnx(stretched, network, {}, eight))
+    del model.metadata_props[:]
+    with pytest.raises(cli.UserError, match="holds 8-bit weights: --precision=int8"):
+        opened(model.SerializeToString(), tmp_path, runtime)
+
+
+@needs_runtime
+@needs_vnni
+def test_infer_runs_what_quantize_writes(int8_folder, noisy_folder, tmp_path, capsys):
+    for runtime in RUNTIMES:
+        flags = ["--runtime", runtime, "--precision", "int8", "--model_dir", str(int8_folder), "--json"]
+        flags += ["-i", str(noisy_folder), "--save_dir", str(tmp_path / runtime), "--cpu_threads", "1", "-b", "2"]
+        capsys.readouterr()
+        assert infer.main(flags) == 0
+        facts = json.loads(capsys.readouterr().out)["engine"]
+        assert (facts["runtime"], facts["precision"], facts["runtime_device"]) == (runtime, "int8", "cpu")
+        assert len(list((tmp_path / runtime).glob("*_denoise.png"))) == 4
+    pictures = [
+        [images.read_image(tmp_path / r / f"{i}_denoise.png").pages[0].astype(int) for i in range(4)] for r in RUNTIMES
+    ]
+    for several in zip(*pictures, strict=True):
+        assert np.abs(several[0] - several[-1]).mean() < 10
+
+
+@needs_openvino
+@needs_vnni
+def test_weights_that_ship_lose_little(tmp_path, capsys):
+    """Calibrated on pictures of scikit-image, scored on others, which ship in validation/: less than 0.05 dB."""
+    from skimage import data
+
+    for name in ("rocket", "immunohistochemistry", "hubble_deep_field"):
+        save(tmp_path / "images" / f"{name}.png", getattr(data, name)())
+    flags = ["--model_path", "best_model.pdparams", "--images", str(tmp_path / "images"), "--noise", "gauss25"]
+    flags += ["--save_dir", str(tmp_path), "--crops", "9", "--float_layers", "nin_c", "--json"]
+    assert quantize_model.main(flags) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["psnr_against_float"] > 50
+    assert (tmp_path / "model_int8.onnx").stat().st_size < 1.5e6
+    from checkpoint import load_network
+
+    network, options = load_network("best_model.pdparams")
+    exporting.write(network, tmp_path, "onnx", exporting.record_of(network, options))
+    means = {}
+    for precision in ("fp32", "int8"):
+        flags = ["--runtime", "openvino", "--precision", precision, "--model_dir", str(tmp_path), "--json"]
+        assert infer.main([*flags, "-i", "validation/Sample", "--noise", "gauss25"]) == 0
+        means[precision] = json.loads(capsys.readouterr().out)["mean"]
+    assert means["fp32"]["psnr"] > 30
+    assert 0 < means["fp32"]["psnr"] - means["int8"]["psnr"] < 0.05
+    assert means["fp32"]["ssim"] - means["int8"]["ssim"] < 0.002
+
+
+@needs_runtime
+@needs_vnni
+def test_paddle_runs_8_bits_of_its_own(weights, noisy_folder, tmp_path, capsys):
+    flags = ["--model_path", weights, "--images", noisy_folder, "--save_dir", tmp_path, "--crops", 3, "--least", 15]
+    assert quantize_model.main([*flags, "--format", "pdmodel", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["float_layers"] == ["up5.deconv", "up4.deconv", "up3.deconv", "up2.deconv", "up1.deconv", "nin_c"]
+    model = ["--model_dir", str(tmp_path), "-i", str(noisy_folder / "0.png"), "--json"]
+    assert infer.main([*model, "--precision", "int8"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"]["convolutions"]["int8"] == 19
+    with pytest.raises(cli.UserError, match="--precision: .*holds 8-bit weights"):
+        infer.main(model)
+
+
+@pytest.mark.skipif(not hasattr(paddle.pir_utils, "OldIrGuard"), reason="Paddle 2.6 carries no OpenVINO")
+def test_paddles_own_openvino_runs_as_asked(weights, tmp_path, capsys):
+    from checkpoint import load_network
+
+    network, options = load_network(weights)
+    exporting.write(network, tmp_path, "pdmodel", {})
+    for precision in ("fp32", "bf16"):
+        options = runtimes.engine_options(
+            model_dir=str(tmp_path), use_openvino=True, precision=precision, cpu_threads=1
+        )
+        if precision == "bf16" and "avx512_bf16" not in onnx_runtimes.cpu_flags():
+            with pytest.raises(cli.UserError, match="--precision: Paddle's OpenVINO does not compute in bf16"):
+                runtimes.open_engine(options)
+            continue
+        engine = runtimes.open_engine(options)
+        assert "its OpenVINO" in engine.describe()
+        difference = exporting.largest_difference(network, engine)
+        assert difference < 1e-5 if precision == "fp32" else 1e-5 < difference < 0.1
+
+
+# --- Files that are broken, and flags that do not fit -------------------------------------------------------
+
+
+@needs_runtime
+def test_changed_files_are_refused_in_one_line(weights, tmp_path):
+    from checkpoint import load_network
+
+    network, options = load_network(weights)
+    path = exporting.write(network, tmp_path, "onnx", exporting.record_of(network, options))
+    data = path.read_bytes()
+    onnx_runtimes.read_onnx(path)
+    for damaged in broken_copies(data, len(data) // 50):
+        if damaged == data:
+            continue
+        path.write_bytes(damaged)
+        with pytest.raises(cli.UserError, match="--model_file: "):
+            runtimes.open_engine(runtimes.engine_options(runtime=RUNTIMES[0], model_file=str(path)))
+
+
+@needs_runtime
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_files_of_others_run_or_are_refused_in_one_line(runtime, weights, tmp_path):
+    from checkpoint import load_network
+
+    network, _ = load_network(weights)
+    model = graph_of(exporting.to_onnx(exporting.trace(network), network, {}))
+    del model.metadata_props[:]
+    engine = opened(model.SerializeToString(), tmp_path, runtime)
+    assert exporting.largest_difference(network, engine) < 1e-5
+    for tensor in model.graph.initializer:
+        if tensor.name == "enc_conv1.weight":
+            tensor.ClearField("raw_data")  # weights that are not there
+    for broken in (model.SerializeToString(), b"", b"\x3a\x02\x0a\x00"):
+        with pytest.raises(cli.UserError, match="--model_file: .*fp32.onnx") as error:
+            opened(broken, tmp_path, runtime)
+        assert "\n" not in str(error.value)
+    tensor = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [tensor], [out])
+    small = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    with pytest.raises(cli.UserError, match="takes no images"):
+        opened(small.SerializeToString(), tmp_path, runtime)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--runtime", "openvino", "--use_gpu", "True"], "--use_gpu: "),
+        (["--runtime", "openvino", "--enable_mkldnn", "True"], "--enable_mkldnn: is Paddle's"),
+        (["--runtime", "openvino", "--ir_optim", "False"], "--ir_optim: OpenVINO always"),
+        (["--runtime", "openvino", "--use_openvino", "True"], "--use_openvino: "),
+        (["--runtime", "onnxruntime", "--precision", "bf16"], "--precision: bf16 is not computed by ONNX Runtime"),
+        (["--runtime", "onnxruntime", "--precision", "int8"], "--model_file: .*model_int8.onnx does not exist"),
+        (["--runtime", "onnxruntime", "--use_tensorrt", "True"], "--use_tensorrt: needs --use_gpu"),
+        (["--runtime", "onnxruntime", "--params_file", "x", "--model_file", "README.md"], "README.md is no .onnx file"),
+        (["--model_file", "MODEL"], "is run by --runtime=openvino or onnxruntime"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(flags, words, weights, tmp_path):
+    from checkpoint import load_network
+
+    runtime = flags[1] if flags[0] == "--runtime" else None
+    if runtime and runtime not in RUNTIMES:
+        pytest.skip(f"{runtime} is not installed")
+    network, _ = load_network(weights)
+    path = exporting.write(network, tmp_path, "onnx", {})
+    flags = [str(path) if flag == "MODEL" else flag for flag in flags]
+    with pytest.raises(cli.UserError, match=words):
+        infer.main(["--model_dir", str(tmp_path), "-i", "demo", *flags])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_missing_package_is_named(runtime, tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    monkeypatch.setitem(__import__("sys").modules, runtime, None)
+    with pytest.raises(cli.UserError, match=f"--runtime: {runtime} needs the package {runtime}: pip install {runtime}"):
+        infer.main(["--runtime", runtime, "--model_dir", str(tmp_path), "-i", "demo"])
+    monkeypatch.setattr(exporting, "installed_runtimes", list)
+    with pytest.raises(cli.UserError, match="--runtime: openvino or onnxruntime is needed"):
+        quantize_model.main(["--model_path", "best_model.pdparams", "--images", "demo", "--save_dir", str(tmp_path)])
+
+
+@needs_runtime
+def test_quantising_of_bad_input_is_refused(weights, noisy_folder, tmp_path):
+    shutil.copy("README.md", tmp_path / "text.png")
+    ok = ["--model_path", str(weights), "--save_dir", str(tmp_path / "out")]
+    for flags, words in (
+        (["--images", tmp_path / "none"], "--images: .*none does not exist"),
+        (["--images", tmp_path / "text.png"], "--images: no image of .*text.png can be read"),
+        (["--images", noisy_folder, "--noise", "gauss"], "--noise: unknown noise"),
+        (["--images", noisy_folder, "--float_layers", "nin_x"], "--float_layers: there is no layer nin_x"),
+        (["--images", noisy_folder, "--name", "a/b.onnx"], "--name: "),
+        (["--images", noisy_folder, "--model_path", "README.md"], "README.md"),
+    ):
+        with pytest.raises(cli.UserError, match=words):
+            quantize_model.main([*ok, *map(str, flags)])
+    assert not list((tmp_path / "out").glob("*"))
+    result = run_script("quantize_model.py", *ok, "--images", noisy_folder, "--crops", 1, cwd=tmp_path)
+    assert_user_error(result, "--crops")
+
+
+@needs_runtime
+@needs_vnni
+def test_a_bad_result_is_not_written_and_a_model_of_others_not_replaced(
+    int8_folder, noisy_folder, weights, tmp_path, capsys
+):
+    flags = ["--model_path", weights, "--images", noisy_folder, "--crops", 3, "--float_layers", "none"]
+    assert quantize_model.main([*flags, "--save_dir", tmp_path, "--least", 150]) == 1
+    assert "quantisation failed" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    shutil.copy(int8_folder / "model_int8.onnx", tmp_path)
+    (tmp_path / "other_int8.onnx").write_bytes(b"mine")
+    with pytest.raises(cli.UserError, match="--overwrite"):
+        quantize_model.main([*flags, "--save_dir", tmp_path, "--name", "other_int8.onnx"])
+    # The same weights: made again, and the same to the bit.
+    made = []
+    for _ in range(2):
+        assert quantize_model.main([*flags, "--save_dir", tmp_path, "--least", 10, "--seed", 3]) == 0
+        made.append((tmp_path / "model_int8.onnx").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_noise_is_added_to_crops_of_clean_images_only(tmp_path):
+    import calibration
+
+    save(tmp_path / "a.png", scene(250, 230))
+    save(tmp_path / "small.png", scene(40, 30, 1))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    plain = calibration.read_crops("--images", tmp_path, parse_noise("none"), 3, count=5)
+    noisy = calibration.read_crops("--images", tmp_path, parse_noise("gauss25"), 3, count=5)
+    assert len(plain) == len(noisy) == 5
+    assert {crop.noisy.shape for crop in plain} == {(1, 3, 192, 192), (1, 3, 40, 30)}
+    assert all(crop.clean is None for crop in plain)
+    for crop in noisy:
+        assert np.std(crop.noisy[0].transpose(1, 2, 0) - crop.clean) == pytest.approx(25 / 255, rel=0.05)

@@ -7,18 +7,17 @@ prints what it found, or what is wrong and ends with 1.
 """
 
 import argparse
+import json
 import math
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli
-import images
-import metrics
+
+# images and metrics, which take their time to import, where pictures are looked at.
 
 
 class Wrong(Exception):
@@ -29,24 +28,31 @@ def get_parser():
     """One sub-command per kind of row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind in ("train", "eval", "export", "infer"):
+    for kind in KINDS:
         one = kinds.add_parser(kind, allow_abbrev=False)
-        if kind != "export":
+        if kind not in ("export", "onnx", "service"):
             one.add_argument("--log", type=Path, required=True)
-        if kind in ("train", "export"):
+        if kind in ("train", "export", "onnx"):
             one.add_argument("--weights", type=Path, required=True)
         if kind == "train":
             one.add_argument("--loss", choices=["falls", "finite"], required=True, help="what the losses must be")
             one.add_argument("--ranks", type=int, default=1, help="how many processes log here")
             one.add_argument("--launch_logs", default="", help="their folder, if there are several")
-        if kind == "export":
-            one.add_argument("--model", type=Path, required=True)
+        if kind in ("export", "onnx", "quantised"):
+            one.add_argument("--model", type=Path, required=True, help="its folder, or the .onnx file")
+        if kind == "onnx":
+            one.add_argument("--full", type=cli.boolean, default=True, help="run ONNX's own checker")
+        if kind == "service":
+            one.add_argument("--url", required=True, help="of the service")
+            one.add_argument("--images", type=Path, required=True)
+            one.add_argument("--times", type=int, required=True, help="how often all of them were sent")
         if kind == "infer":
             for name in ("images", "results", "reference", "clean"):
                 one.add_argument(f"--{name}", type=Path, required=True)
             one.add_argument("--precision", required=True)
             one.add_argument("--tolerance", required=True, help="by precision, in values or dB: fp32=1e-4|int8=0.3dB")
-            one.add_argument("--facts", nargs="+", required=True, help="what the log has to say of itself")
+        if kind in ("infer", "speed"):
+            one.add_argument("--facts", nargs="*", default=[], help="what AutoLog's report in the log has to say")
     return parser
 
 
@@ -69,7 +75,7 @@ def check_train(options):
     if not all(map(math.isfinite, losses)):
         raise Wrong("a loss is not finite")
     third = len(losses) // 3
-    first, last = np.mean(losses[:third]), np.mean(losses[-third:])
+    first, last = sum(losses[:third]) / third, sum(losses[-third:]) / third
     if options.loss == "falls" and not last < first:
         raise Wrong(f"the loss does not fall: {first:.6f} at first, {last:.6f} at last")
     if not options.weights.is_file() or not options.weights.stat().st_size:
@@ -109,6 +115,33 @@ def check_export(options):
     return str(programs[0])
 
 
+def check_onnx(options):
+    """The file is valid, younger than its weights, and takes any batch, height and width."""
+    import onnx
+
+    if not options.model.is_file() or options.model.stat().st_mtime < options.weights.stat().st_mtime:
+        raise Wrong(f"{options.model} is missing, or older than {options.weights}")
+    try:
+        model = onnx.load(options.model)
+        if options.full:
+            onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise Wrong(f"{options.model}: {error}") from None
+    sizes = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim]
+    if len(sizes) != 4 or sizes[0] or sizes[2] or sizes[3]:
+        raise Wrong(f"{options.model} takes images of one size: {sizes}")
+    return f"{options.model}, opset {model.opset_import[0].version}, {len(model.graph.node)} nodes"
+
+
+def check_quantised(options):
+    """A model in 8 bits is there, and was compared with the float network."""
+    found = re.findall(r"^PSNR of int8 against float: (\S+) dB$", options.log.read_text(errors="replace"), re.MULTILINE)
+    files = [path for name in ("model.pdmodel", "model_int8.onnx") if (path := options.model / name).is_file()]
+    if len(files) != 1 or len(found) != 1 or not math.isfinite(float(found[0])):
+        raise Wrong(f"{options.model} holds {len(files)} models, and the log tells of {len(found)} comparisons")
+    return f"{files[0]}, {found[0]} dB against the float network"
+
+
 def facts_of(text):
     """What AutoLog's report in a log says: its key: value lines, some of which hold several."""
     facts = {}
@@ -129,10 +162,18 @@ def check_facts(text, wanted):
     return facts
 
 
+def check_speed(options):
+    """The times of random input, taken as asked."""
+    facts = check_facts(options.log.read_text(errors="replace"), dict(fact.split("=", 1) for fact in options.facts))
+    return f"{facts['inference_time(ms)']} ms a batch of {facts['input_shape']}"
+
+
 def pixels(path):
     """The one page of a picture, as float in 0..1."""
+    import images
+
     (page,) = images.read_image(path).pages
-    return images.to_01(page).astype(np.float64)
+    return images.to_01(page).astype("float64")
 
 
 def same_named(folder, path, suffix=""):
@@ -146,11 +187,13 @@ def same_named(folder, path, suffix=""):
 
 def check_infer(options):
     """As asked; for every input a result of its size; as the network itself has it."""
+    import images
+    import metrics
+
     inputs = images.find_images("--images", options.images)
-    facts = check_facts(
-        options.log.read_text(errors="replace"),
-        dict(fact.split("=", 1) for fact in options.facts) | {"data_num": str(len(inputs))},
-    )
+    facts = dict(fact.split("=", 1) for fact in options.facts)
+    if "runtime_device" in facts:
+        facts = check_facts(options.log.read_text(errors="replace"), facts | {"data_num": str(len(inputs))})
     results = [path for path in options.results.rglob("*") if path.is_file()] if options.results.is_dir() else []
     if len(results) != len(inputs):
         raise Wrong(f"{len(inputs)} pictures went in, {options.results} holds {len(results)}")
@@ -170,22 +213,45 @@ def check_infer(options):
             mean.append(difference)
         else:
             # Eight bits may round to either side.
-            difference = np.abs(result - expected).max() - (0 if path.suffix == ".npy" else 1.01 / 255)
+            difference = abs(result - expected).max() - (0 if path.suffix == ".npy" else 1.01 / 255)
         worst = max(worst, difference)
     limit = float(tolerance.removesuffix("dB"))
-    value = float(np.mean(mean)) if mean else worst
+    value = sum(mean) / len(mean) if mean else worst
     if not value <= limit:
         raise Wrong(f"differs from the network by {value:.2g}{'dB' * bool(mean)}, {tolerance} is allowed")
     kind = f"{value:+.4f} dB below" if mean else f"within {max(value, 0):.1e} of"
-    return f"{len(inputs)} pictures {kind} the network, {facts['inference_time(ms)']} ms a batch"
+    time = f", {facts['inference_time(ms)']} ms a batch" if "inference_time(ms)" in facts else ""
+    return f"{len(inputs)} pictures {kind} the network{time}"
+
+
+def check_service(options):
+    """It says that it is well, and has counted every picture."""
+    import urllib.request
+
+    import images
+
+    with urllib.request.urlopen(options.url + "/health", timeout=30) as answer:
+        health = json.load(answer)
+    with urllib.request.urlopen(options.url + "/metrics", timeout=30) as answer:
+        metrics_text = answer.read().decode()
+    found = re.findall(r'^denoise_requests_total{what="denoise",status="200"} (\d+)', metrics_text, re.MULTILINE)
+    sent = options.times * len(images.find_images("--images", options.images))
+    if health.get("status") != "ok" or found != [str(sent)]:
+        raise Wrong(f"{sent} pictures were sent; health {health}, counted {found}")
+    return f"{sent} pictures counted, health {health['status']}"
+
+
+KINDS = {
+    "train": check_train, "eval": check_eval, "export": check_export, "infer": check_infer, "onnx": check_onnx,
+    "quantised": check_quantised, "service": check_service, "speed": check_speed,
+}  # fmt: skip
 
 
 def main(argv=None):
     """Checks one row."""
     options = get_parser().parse_args(argv)
-    check = {"train": check_train, "eval": check_eval, "export": check_export, "infer": check_infer}[options.kind]
     try:
-        print(f"checked: {check(options)}")
+        print(f"checked: {KINDS[options.kind](options)}")
     except (Wrong, OSError, cli.UserError) as error:
         print(f"check failed: {error}")
         return 1

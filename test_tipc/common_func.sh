@@ -342,12 +342,17 @@ start_chain() {
     esac
 }
 
-RUNNING=
+# Whatever ends the chain ends what it has started.
+RUNNING='' SERVING=''
+end_all() {
+    local process
+    for process in $RUNNING $SERVING; do kill "$process" 2>/dev/null; done
+}
 interrupted() {
-    [ -z "$RUNNING" ] || kill "$RUNNING"
     echo "interrupted" >&2
     exit 130
 }
+trap end_all EXIT
 trap interrupted INT TERM
 
 status() {
@@ -356,7 +361,7 @@ status() {
 
 # row LOG COMMAND...: runs it with its output in LOG, then CHECK, if the caller has filled it. Returns 1 on failure.
 row() {
-    local log=$1 code=0
+    local log=$1 code=0 shown
     shift
     if [ -e "$log" ]; then
         echo "two rows of $CONFIG have the log $log" >&2
@@ -367,9 +372,10 @@ row() {
         timeout -k 30 "$ROW_SECONDS" "$@" >"$log" 2>&1 &
         RUNNING=$!
         tail -n +1 -s 0.1 -f --pid="$RUNNING" "$log" &
+        shown=$!
         wait "$RUNNING" || code=$?
-        RUNNING=
-        wait
+        RUNNING=''
+        wait "$shown"
         case $code in
             0) ;;
             124 | 137) echo "ended after $ROW_SECONDS seconds" | tee -a "$log" ;;
@@ -424,6 +430,39 @@ attempt() {
 # step LOG: the same; if it fails, it blocks what comes after it.
 step() {
     attempt "$1" || BROKEN="$(basename "$1" .log) failed"
+}
+
+# results_of LOG: the folder for the pictures of an inference.
+results_of() {
+    echo "${1%.log}_results"
+}
+
+# infer_row LOG REASON PRECISION FACT=VALUE...: runs ARGS, which write to results_of LOG. The log has to show the facts,
+# and the pictures to agree with those of the network itself. Nothing depends on it: what follows runs all the same.
+infer_row() {
+    local log=$1 reason=$2 precision=$3
+    shift 3
+    CHECK=("$PYTHON" test_tipc/check_row.py infer --log "$log" --images "${VALUE[images]}"
+        --results "$(results_of "$log")" --clean test_tipc/data/clean --reference "$REFERENCE"
+        --tolerance "${VALUE[accuracy_tolerance]}" --precision "$precision" --facts "precision=$precision" "$@")
+    attempt "$log" "$reason" || return 0
+}
+
+# reference_row WEIGHTS NAME: what the network itself makes of the pictures, into NAME_reference.
+reference_row() {
+    REFERENCE=$2_reference
+    ARGS=("$PYTHON")
+    words "${VALUE[accuracy_reference]}"
+    ARGS+=("--model_path=$1" "--image_path=${VALUE[images]}" "--save_dir=$REFERENCE")
+    step "$REFERENCE.log"
+}
+
+# without PACKAGE...: prints which package is missing here, if one is.
+without() {
+    local package
+    for package; do
+        [ "${MACHINE[$package]-0}" = 1 ] || { echo "$package is not installed" && return; }
+    done
 }
 
 # finish: says how it went; 0 all green, 1 something red, 77 nothing could be run here.

@@ -13,17 +13,13 @@ import glob
 import json
 import math
 import re
+import statistics
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import check_row
-
 import cli
-import metrics
 
 TOLERANCES = {  # by precision: dB and SSIM
     "fp32": {"psnr": 0.01, "ssim": 1e-4},
@@ -131,8 +127,11 @@ def largest_difference(name, found, expected, options, tolerance):
 
 def noisy_psnr(clean="test_tipc/inputs/clean", noisy="test_tipc/inputs/noisy"):
     """The mean PSNR of the stored noisy pictures."""
+    import check_row
+    import metrics
+
     pairs = [(check_row.pixels(path), check_row.pixels(Path(noisy) / path.name)) for path in Path(clean).iterdir()]
-    return float(np.mean([metrics.psnr(a, b, 1.0) for a, b in pairs]))
+    return statistics.mean(metrics.psnr(a, b, 1.0) for a, b in pairs)
 
 
 def record(logs, folder, options):
@@ -142,7 +141,7 @@ def record(logs, folder, options):
         first = scores_in(mine[0])
         for log in mine[1:]:
             largest_difference(log, scores_in(log), first, options, TOLERANCES[key[1]])
-        mean, noisy = np.mean([scores["psnr"] for scores in first.values()]), noisy_psnr()
+        mean, noisy = statistics.mean(scores["psnr"] for scores in first.values()), noisy_psnr()
         if mean < noisy + GAIN:
             raise Mismatch(f"{mine[0]}: {mean:.2f} dB, but the noisy pictures have {noisy:.2f}: nothing to record")
         lines = [("weights", {"sha256": weights_of(mine[0])}), *sorted(first.items())]

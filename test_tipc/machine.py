@@ -1,8 +1,11 @@
-"""Prints what decides, before a row runs, whether this machine can run it: GPUs, TensorRT, bfloat16."""
+"""Prints what decides, before a row runs, whether this machine can run it: GPUs, TensorRT, bfloat16, packages."""
 
+import importlib.util
 import sys
 import warnings
 from pathlib import Path
+
+PACKAGES = ("onnx", "onnxruntime", "openvino", "aiohttp")
 
 
 def main():
@@ -21,6 +24,7 @@ def main():
         "tensorrt": int(inference.get_trt_compile_version() != (0, 0, 0)),
         "bf16": int("avx512_bf16" in flags),
     }
+    facts |= {name: int(importlib.util.find_spec(name) is not None) for name in PACKAGES}
     for key, value in facts.items():
         print(f"{key}={value}")
     return 0

@@ -7,7 +7,7 @@
 # shellcheck source-path=SCRIPTDIR source=common_func.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
 open_config "${1-}" "${2-}" lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer whole_infer \
-    benchmark_train
+    benchmark_train paddle2onnx_infer serving_infer cpp_infer lite_infer
 field model 2 model_name
 field python 3 python
 check_name
@@ -48,7 +48,7 @@ case $MODE in
         ln -s "$(realpath "$folder")" $DATA/train
         ln -s "$(realpath validation)" $DATA/val
         ;;
-    *_train_* | benchmark_train)
+    *)
         lite_pictures
         ln -s lite $DATA/train
         mkdir $DATA/val

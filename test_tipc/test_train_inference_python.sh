@@ -30,12 +30,13 @@ infer_rows() {
 }
 
 infer_on_cpu() {
-    local mkldnn thread batch precision name reason
+    local mkldnn thread batch precision log reason
     for mkldnn in "${mkldnns[@]}"; do
         for thread in "${threads[@]}"; do
             for batch in "${batches[@]}"; do
                 for precision in "${precisions[@]}"; do
-                    name=cpu_gpus_$2_usemkldnn_${mkldnn}_threads_${thread}_precision_${precision}_batchsize_${batch}
+                    log=$OUTPUT/python_infer_cpu_gpus_$2_usemkldnn_${mkldnn}_threads_${thread}
+                    log+=_precision_${precision}_batchsize_${batch}.log
                     reason=
                     case $precision:$mkldnn in
                         bf16:True) reason=$(no_bf16) ;;
@@ -43,11 +44,11 @@ infer_on_cpu() {
                         int8:False) reason="int8 is computed by oneDNN only" ;;
                         fp16:*) reason="fp16 is computed on GPUs only" ;;
                     esac
-                    infer_command "$1" "$batch" "$precision"
+                    infer_command "$1" "$log"
                     add mkldnn "$mkldnn"
                     add threads "$thread"
-                    infer_row "$name" "$reason" "$precision" "$batch" runtime_device=cpu "enable_mkldnn=$mkldnn" \
-                        "cpu_math_library_num_threads=$thread"
+                    infer_row "$log" "$reason" "$precision" "batch_size=$batch" runtime_device=cpu \
+                        "enable_mkldnn=$mkldnn" "cpu_math_library_num_threads=$thread"
                 done
             done
         done
@@ -55,60 +56,77 @@ infer_on_cpu() {
 }
 
 infer_on_gpu() {
-    local tensorrt batch precision name reason
+    local tensorrt batch precision log reason
     for tensorrt in "${tensorrts[@]}"; do
         for precision in "${precisions[@]}"; do
             for batch in "${batches[@]}"; do
-                name=gpu_gpus_$2_usetrt_${tensorrt}_precision_${precision}_batchsize_${batch}
+                log=$OUTPUT/python_infer_gpu_gpus_$2_usetrt_${tensorrt}_precision_${precision}_batchsize_${batch}.log
                 reason=$(no_gpus 1)
                 if [ -z "$reason" ] && [ "$tensorrt" = True ] && [ "${MACHINE[tensorrt]}" = 0 ]; then
                     reason="this Paddle is built without TensorRT"
                 elif [ -z "$reason" ] && [ "$precision" = bf16 ]; then
                     reason="bf16 is computed on CPUs only"
                 fi
-                infer_command "$1" "$batch" "$precision"
+                infer_command "$1" "$log"
                 add tensorrt "$tensorrt"
-                infer_row "$name" "$reason" "$precision" "$batch" runtime_device=gpu "enable_tensorrt=$tensorrt"
+                infer_row "$log" "$reason" "$precision" "batch_size=$batch" runtime_device=gpu \
+                    "enable_tensorrt=$tensorrt"
             done
         done
     done
 }
 
-# infer_command MODEL_DIR BATCH PRECISION: the part of the command that all devices share, into ARGS.
+# infer_command MODEL_DIR LOG: the part of the command that all devices share, into ARGS.
 infer_command() {
     ARGS=("$PYTHON")
     words "${VALUE[inference]}"
     add use_gpu "$use_gpu"
     add model_dir "$1"
-    add infer_batch "$2"
-    add precision "$3"
+    add infer_batch "$batch"
+    add precision "$precision"
     add images
     add benchmark
     add infer_option1
     add infer_option2
+    add results "$(results_of "$2")"
 }
 
-# infer_row NAME REASON PRECISION BATCH FACT=VALUE...: runs ARGS; the log has to show the facts, the pictures to agree
-# with those of the network itself.
-infer_row() {
-    local log=$OUTPUT/python_infer_$1.log reason=$2 precision=$3 batch=$4
-    local results=${log%.log}_results
-    shift 4
-    add results "$results"
-    CHECK=("$PYTHON" test_tipc/check_row.py infer --log "$log" --images "${VALUE[images]}" --results "$results"
-        --clean test_tipc/data/clean --reference "$REFERENCE" --tolerance "${VALUE[accuracy_tolerance]}"
-        --precision "$precision" --facts "precision=$precision" "batch_size=$batch" "$@")
-    # Nothing depends on it: the next row runs all the same.
-    attempt "$log" "$reason" || return 0
-}
-
-# reference_row WEIGHTS NAME: what the network itself makes of the pictures, on Paddle's own layers.
-reference_row() {
-    REFERENCE=$2_reference
-    ARGS=("$PYTHON")
-    words "${VALUE[accuracy_reference]}"
-    ARGS+=("--model_path=$1" "--image_path=${VALUE[images]}" "--save_dir=$REFERENCE")
-    step "$REFERENCE.log"
+# random_rows MODEL_DIR NAME: the speed on random input of the shape in infer_benchmark_params, for each batch size, on
+# the first device of the configuration.
+random_rows() {
+    local batch log reason='' shape use_gpu precision
+    local -a batches facts
+    given "${VALUE[random_input]:-null}" || return 0
+    [[ ${VALUE[random_input]} =~ ^\[\{float32,\[([0-9]+,[0-9]+,[0-9]+)\]\}\]$ ]] ||
+        die "$CONFIG: random_infer_input: should be like [{float32,[3,256,256]}]"
+    shape=${BASH_REMATCH[1]}
+    split infer_batch && batches=("${LIST[@]}")
+    split use_gpu && use_gpu=${LIST[0]}
+    split precision && precision=${LIST[0]}
+    for batch in "${batches[@]}"; do
+        log=$OUTPUT/python_random_input_$2_batchsize_$batch.log
+        ARGS=("$PYTHON")
+        words "${VALUE[inference]}"
+        add use_gpu "$use_gpu"
+        add model_dir "$1"
+        add precision "$precision"
+        add benchmark
+        ARGS+=("--random_input=$batch,$shape" --repeats=5)
+        facts=("data_num=$((batch * 5))" "input_shape=($batch, ${shape//,/, })" "precision=$precision")
+        if [ "$use_gpu" = True ]; then
+            reason=$(no_gpus 1)
+            facts+=(runtime_device=gpu)
+        else
+            split mkldnn
+            add mkldnn "${LIST[0]}"
+            facts+=(runtime_device=cpu "enable_mkldnn=${LIST[0]}")
+            split threads
+            add threads "${LIST[0]}"
+            facts+=("cpu_math_library_num_threads=${LIST[0]}")
+        fi
+        CHECK=("$PYTHON" test_tipc/check_row.py speed --log "$log" --facts "${facts[@]}")
+        attempt "$log" "$reason" || true
+    done
 }
 
 # --- Training -----------------------------------------------------------------------------------------------
@@ -193,6 +211,7 @@ whole_infer() {
             export_row "${exports[index]}" "${models[index]}" "$model_dir" "$OUTPUT/model_${index}_export.log"
         fi
         infer_rows "$model_dir" "$index"
+        random_rows "$model_dir" "$index"
     done
     if given "${VALUE[accuracy_results]}"; then
         BROKEN=''

@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli  # isort: skip  (before Paddle: it quiets its import)
 
 import paddle
-import train_for_tipc
 
 import checkpoint
 import train
+import train_for_tipc
 from methods import build_method
 
 

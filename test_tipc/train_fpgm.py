@@ -13,11 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli  # isort: skip  (before Paddle: it quiets its import)
 
-import train_for_tipc
-from fpgm import prune
-
 import checkpoint
 import train
+import train_for_tipc
+from fpgm import prune
 
 
 def size(network):

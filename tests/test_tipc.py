@@ -6,6 +6,7 @@ right or wrong as a test asks; only the checks are the real ones, where a test i
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
 
 sys.path.insert(0, str(ROOT / "test_tipc"))
 import analysis
+import check_row
 import extract_loss
 import fpgm
 import train_for_tipc
@@ -30,7 +32,7 @@ BASE = "test_tipc/configs/N2N/train_infer_python.txt"
 
 # The stand-in: argv[1:] is what the chain gives to its interpreter.
 INTERPRETER = """#!{python} -S
-import json, os, shutil, sys
+import http.server, json, os, shutil, signal, sys
 from pathlib import Path
 
 argv = sys.argv[1:]
@@ -40,6 +42,17 @@ words = [word for word in argv if word.endswith(".py")]
 script = Path(words[0]).name if words else ""
 flags = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
 flags |= {{a[2:]: b for a, b in zip(argv, argv[1:]) if a.startswith("--") and "=" not in a}}
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        sent = os.path.getsize(os.environ["CALLS"] + ".sent")
+        text = dict(status="ok" if os.environ.get("FAULT") != "unwell" else "stopping")
+        text = json.dumps(text) if self.path == "/health" else (
+            f'denoise_requests_total{{{{what="denoise",status="200"}}}} {{sent}}')
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
 
 # FAULT is one for all, or, by the number of threads, 1=FAULT|2=FAULT.
 fault = os.environ.get("FAULT", "")
@@ -74,12 +87,16 @@ elif script == "train_for_tipc.py":
             log.write_text(f"Loss1=0.5,\\nLoss1=0.4,\\nLoss1=0.3,\\nweights of rank {{rank}}: {{digest}}\\n")
 elif script == "val.py":
     print("[EVAL] Sample: psnr:" + ("nan" if fault == "nan score" else "30.5") + " ssim:0.9")
-elif script in ("predict.py", "infer.py"):
-    source = Path(flags.get("image_path") or flags["input_file"])
-    target = Path(flags["save_dir"])
-    target.mkdir(parents=True)
-    mine = fault if script == "infer.py" else ""
-    pictures = sorted(source.iterdir())
+elif script in ("predict.py", "infer.py", "serve_client.py"):
+    source = Path(flags.get("image_path") or flags.get("input_file") or "none")
+    target = Path(flags.get("save_dir", "none"))
+    mine = fault if script != "predict.py" else ""
+    pictures = [] if "random_input" in flags else sorted(source.iterdir())
+    if pictures:
+        target.mkdir(parents=True)
+    if script == "serve_client.py":
+        with open(os.environ["CALLS"] + ".sent", "a") as file:
+            file.write("x" * (len(pictures) - (mine == "lost count")))
     for path in pictures[mine == "a picture is missing" :]:
         shutil.copy(path, target / f"{{path.stem}}_denoise{{path.suffix}}")
         print(f"{{target}}/{{path.stem}}_denoise{{path.suffix}}  psnr: 31.5000  ssim: 0.9000")
@@ -92,18 +109,36 @@ elif script in ("predict.py", "infer.py"):
         (target / "chelsea_float_denoise.npy").write_bytes(data[:-4] + bytes([0, 0, 192, 127]))
     if script == "infer.py" and mine != "no report":
         facts = dict(
-            runtime_device="cpu" if flags["use_gpu"] == "False" or mine == "the GPU is not used" else "gpu",
+            runtime_device="gpu" if flags.get("use_gpu") == "True" and mine != "the GPU is not used" else "cpu",
             enable_mkldnn="False" if mine == "oneDNN is not used" else flags.get("enable_mkldnn", "False"),
             enable_tensorrt="False" if mine == "TensorRT is not used" else flags.get("use_tensorrt", "False"),
             cpu_math_library_num_threads="1" if mine == "one thread" else flags.get("cpu_threads", "1"),
-            precision="fp32" if mine == "another precision" else flags["precision"],
-            batch_size="1" if mine == "another batch" else flags["batch_size"],
+            precision="fp32" if mine == "another precision" else flags.get("precision", "fp32"),
+            batch_size="1" if mine == "another batch" else flags.get("batch_size", "1"),
             data_num=len(pictures) - (mine == "fewer timed"),
         )
+        if "random_input" in flags:
+            shape = [int(size) for size in flags["random_input"].split(",")]
+            facts["batch_size"] = shape[0]
+            facts["data_num"] = shape[0] * int(flags["repeats"]) - (mine == "fewer timed")
+            facts["input_shape"] = tuple(shape)
         for key, value in facts.items():
             print(f"[2026/01/01 00:00:00] root INFO:  {{key}}: {{value}}")
         times = "preprocess_time(ms): 1.0, inference_time(ms): 2.0, postprocess_time(ms): 3.0"
         print(f"[2026/01/01 00:00:00] root INFO:  {{times}}")
+elif script == "serve.py":
+    if fault != "no address":
+        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        print(f"http://127.0.0.1:{{server.server_address[1]}}", flush=True)
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(5 if fault == "ends badly" else 0))
+        server.serve_forever()
+elif script == "quantize_model.py":
+    folder = Path(flags["save_dir"])
+    folder.mkdir(parents=True)
+    (folder / ("model_int8.onnx" if flags["format"] == "onnx" else "model.pdmodel")).write_text("model")
+    (folder / "deploy.json").write_text(json.dumps(dict(weights="digest")))
+    if fault != "not compared":
+        print("PSNR of int8 against float: 50.00 dB")
 elif script == "export_model.py" and fault != "nothing exported":
     folder = Path(flags["save_dir"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +182,7 @@ class Chain:
     def run(self, config, mode, script="test_train_inference_python.sh", checks=True, **environment):
         """Runs a chain; what it called is in `commands` and its status lines in `rows` afterwards."""
         self.calls.write_text("")
+        (self.root / "calls.jsonl.sent").write_text("")
         model = re.search(r"^model_name:(.*)$", Path(config).read_text(), re.M)[1]
         (self.root / "test_tipc" / "data" / "prepared").write_text(f"{model} {mode}\n")
         result = subprocess.run(
@@ -179,6 +215,8 @@ def chain(tmp_path):
 
 
 ONE_ROW = {"enable_mkldnn": "True", "cpu_threads": "2", "batch_size": "2", "precision": "fp32"}
+ONE_ROW |= {"random_infer_input": "null"}
+HERE = "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=0 onnx=1 onnxruntime=1 openvino=1 aiohttp=1"
 
 
 # --- Configurations -----------------------------------------------------------------------------------------
@@ -279,8 +317,13 @@ def test_a_wrong_call_is_refused(chain):
     assert "no such interpreter" in chain.run(config, "whole_infer", PYTHON="/none/python").stderr
 
 
-MODES = ["lite_train_lite_infer", "lite_train_whole_infer", "whole_train_whole_infer", "whole_infer"]
+MODES = ["lite_train_lite_infer", "whole_train_whole_infer", "whole_infer"]
 CHAINS = {  # by what a configuration's name says: the script and its modes
+    "paddle2onnx": ("test_paddle2onnx.sh", ["paddle2onnx_infer"]),
+    "serving": ("test_serving_infer_python.sh", ["serving_infer"]),
+    "infer_cpp": ("test_inference_cpp.sh", ["cpp_infer"]),
+    "lite_arm": ("test_lite_arm_cpu_cpp.sh", ["lite_infer"]),
+    "ptq": ("test_ptq_inference_python.sh", ["whole_infer"]),
     "dy2static": ("test_train_dy2static_python.sh", ["lite_train_lite_infer"]),
     "train_": ("test_train_inference_python.sh", MODES),
 }
@@ -289,24 +332,32 @@ CHAINS = {  # by what a configuration's name says: the script and its modes
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_command_of_every_configuration_is_one_that_the_scripts_take(path, chain):
     script, modes = next(value for key, value in CHAINS.items() if key in path.name)
+    # One value on each axis is enough to see the flags.
+    text = re.sub(
+        r"^(--(?:enable_mkldnn|cpu_threads|batch_size|precision):[^|\n]*)\|.*$", r"\1", path.read_text(), flags=re.M
+    )
+    config = chain.root / path.name
+    config.write_text(text)
     for mode in modes:
-        result = chain.run(path, mode, script=script, checks=False, FACTS="cuda=1 gpus=2 tensorrt=1 bf16=1")
+        result = chain.run(config, mode, script=script, checks=False, FACTS=HERE.replace("=0", "=2"))
         if mode == "whole_infer" and result.returncode == 2:
             assert "infer_model:null: there are no finished weights" in result.stderr
             continue
         assert result.returncode in (0, 77), result.stdout + result.stderr
         assert chain.rows
         for row in chain.rows:
-            words = row[3].split(" - ", 1)[1].rsplit(" - ", 1)[0].split()
-            takes(words)
+            takes(row[3].split(" - ", 1)[1].rsplit(" - ", 1)[0].split())
 
 
 def takes(words):
     """Parses a command by the parser of its script."""
-    place = next(place for place, word in enumerate(words) if word.endswith(".py"))
+    place = next((place for place, word in enumerate(words) if word.endswith(".py")), None)
+    if place is None:  # a row that is always skipped
+        assert words[0] in ("inference_cpp", "adb", "paddle_lite_opt")
+        return
     name, flags = words[place], words[place + 1 :]
     assert (ROOT / name).is_file()
-    if Path(name).stem in ("train_for_tipc", "train_fpgm", "train_distill"):
+    if Path(name).stem in ("train_for_tipc", "train_fpgm", "train_distill", "train_qat"):
         flags, _ = train_for_tipc.translate([word for word in flags if not word.startswith("--teacher=")])
         name = "train.py"
     module = importlib.import_module(Path(name).stem)
@@ -409,7 +460,8 @@ def test_two_processes_must_end_with_the_same_weights(chain):
     config = chain.config(**ONE_ROW | {"gpu_list": "-1,-1"})
     assert chain.run(config, "lite_train_lite_infer").returncode == 0
     (training,) = chain.called("train_for_tipc.py")
-    assert training[:4] == ["-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+    assert training[:2] == ["-m", "paddle.distributed.launch"]
+    assert training[training.index("--nproc_per_node") + 1] == "2"
     result = chain.run(config, "lite_train_lite_infer", FAULT="ranks differ")
     assert result.returncode == 1
     assert "2 processes with the same weights are expected" in result.stdout
@@ -543,6 +595,113 @@ def test_benchmarks_run_in_all_the_ways_that_are_asked_for(chain):
         )  # fmt: skip
         assert result.returncode == 2, result.stdout
         assert len(result.stderr.splitlines()) == 1
+
+
+# --- ONNX, 8 bits, service ----------------------------------------------------------------------------------
+
+
+ONNX = "test_tipc/configs/N2N/model_linux_cpu_normal_normal_paddle2onnx_python_linux_cpu.txt"
+PTQ = "test_tipc/configs/N2N/train_ptq_infer_python.txt"
+SERVING = "test_tipc/configs/N2N/model_linux_cpu_normal_normal_serving_python_linux_cpu.txt"
+
+
+def write_onnx(path, height=None):
+    onnx = pytest.importorskip("onnx")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [None, 3, height, None]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+
+
+def test_an_onnx_file_is_checked(tmp_path, capsys):
+    weights, model = tmp_path / "weights", tmp_path / "model.onnx"
+    weights.write_text("")
+
+    def check():
+        code = check_row.main(["onnx", "--model", str(model), "--weights", str(weights)])
+        return code, capsys.readouterr().out
+
+    write_onnx(model)
+    assert check() == (0, f"checked: {model}, opset 17, 1 nodes\n")
+    write_onnx(model, height=32)
+    assert "takes images of one size" in check()[1]
+    write_onnx(model)
+    os.utime(model, (1, 1))
+    assert "older than" in check()[1]
+    model.unlink()
+    assert check()[0] == 1
+
+
+def test_onnx_rows_follow_from_the_conversion_and_are_skipped_without_the_packages(chain):
+    run = {"mode": "paddle2onnx_infer", "script": "test_paddle2onnx.sh"}
+    chain.run(chain.config(ONNX), **run, checks=False, FACTS=HERE)
+    assert [row[1] for row in chain.rows] == ["successfully"] * 4
+    assert [words[-2] for words in chain.called("infer.py")] == ["--runtime=onnxruntime", "--runtime=openvino"]
+    assert chain.run(chain.config(ONNX), **run, FACTS=HERE, FAULT="export_model.py fails").returncode == 1
+    assert [row[1] for row in chain.rows] == ["successfully"] + ["failed"] * 3
+    chain.run(chain.config(ONNX), **run, checks=False, FACTS=HERE.replace("openvino=1", "openvino=0"))
+    assert [row[1] for row in chain.rows] == ["successfully"] * 3 + ["skipped"]
+    chain.run(chain.config(ONNX), **run, checks=False)
+    assert [row[2] for row in chain.rows[1:]] == ["onnx is not installed"] * 3
+
+
+def test_eight_bits_are_measured_by_each_method_on_each_runtime(chain):
+    run = {"mode": "whole_infer", "script": "test_ptq_inference_python.sh", "FACTS": HERE}
+    config = chain.config(PTQ, batch_size="2")
+    result = chain.run(config, **run)
+    assert result.returncode == 0, result.stdout
+    made = [words[-2:] for words in chain.called("quantize_model.py")]
+    methods, formats = ("--method=kl", "--method=absmax"), ("--format=pdmodel", "--format=onnx")
+    assert made == [[method, kind] for method in methods for kind in formats]
+    runs = [" ".join(words) for words in chain.called("infer.py")]
+    assert len(runs) == 6
+    assert all("--precision=int8" in words for words in runs)
+    assert "0.0000 dB below the network" in result.stdout
+
+    config = chain.config(PTQ, batch_size="2", methods="kl", runtimes="paddle|openvino|onnxruntime")
+    assert chain.run(config, **run, FAULT="another model").returncode == 1
+    log = chain.output / "python_infer_cpu_openvino_kl_precision_int8_batchsize_2.log"
+    assert "0.3dB is allowed" in log.read_text()
+    chain.run(config, **run, FAULT="another precision")
+    assert chain.statuses() == {"successfully": 3, "failed": 3}
+    chain.run(config, **run, FAULT="not compared")
+    assert chain.statuses() == {"successfully": 1, "failed": 5}
+    chain.run(config, **run | {"FACTS": HERE.replace("openvino=1", "openvino=0")}, checks=False)
+    assert chain.statuses() == {"successfully": 1, "skipped": 5}
+
+
+def test_the_service_has_to_answer_count_and_end_well(chain):
+    run = {"mode": "serving_infer", "script": "test_serving_infer_python.sh", "FACTS": HERE}
+    config = chain.config(SERVING, jobs="4")
+    result = chain.run(config, **run)
+    assert result.returncode == 0, result.stdout + result.stderr
+    names = [row[3].split(" - ")[-1].rsplit("/", 1)[1] for row in chain.rows]
+    assert names == ["model_reference.log", "server_infer_cpu_jobs_4.log", "server_cpu_health.log", "server_cpu.log"]
+    for fault, expected in {
+        "no address": ["successfully", "failed", "failed", "failed"],
+        "serve.py fails": ["successfully", "failed", "failed", "failed"],
+        "ends badly": ["successfully", "successfully", "successfully", "failed"],
+        "unwell": ["successfully", "successfully", "failed", "successfully"],
+        "lost count": ["successfully", "successfully", "failed", "successfully"],
+        "a picture is missing": ["successfully", "failed", "successfully", "successfully"],
+        "another model": ["successfully", "failed", "successfully", "successfully"],
+    }.items():
+        result = chain.run(config, **run, FAULT=fault)
+        assert [row[1] for row in chain.rows] == expected, fault + result.stdout
+        assert result.returncode == 1
+    chain.run(config, **run | {"FACTS": HERE.replace("aiohttp=1", "aiohttp=0")})
+    assert [row[2] for row in chain.rows[1:]] == ["aiohttp is not installed"] * 2
+
+
+def test_random_input_is_timed_as_asked(chain):
+    shape = {"random_infer_input": "[{float32,[3,64,48]}]"}
+    config = chain.config(**ONE_ROW | shape)
+    assert chain.run(config, "whole_infer").stdout.count("2.0 ms a batch of (2, 3, 64, 48)") == 1
+    timed = [words for words in chain.called("infer.py") if "--random_input=2,3,64,48" in words]
+    assert len(timed) == 1
+    for fault in ("fewer timed", "oneDNN is not used", "infer.py fails"):
+        chain.run(config, "whole_infer", FAULT=fault)
+        row = next(row for row in chain.rows if "--random_input=" in row[3])
+        assert row[1] == "failed", fault
 
 
 # --- Pruning ------------------------------------------------------------------------------------------------
@@ -681,6 +840,7 @@ def prepare(chain, mode, **environment):
 
 def test_training_on_all_needs_the_users_folder(chain, tmp_path):
     (chain.root / "validation").mkdir()
+    (chain.root / "test_tipc" / "data" / "lite").mkdir()
     result = prepare(chain, "whole_train_whole_infer")
     assert result.returncode == 2
     assert "./Imagenet_val does not exist; TIPC_DATA names the folder" in result.stderr
@@ -691,7 +851,7 @@ def test_training_on_all_needs_the_users_folder(chain, tmp_path):
     # Preparing anew takes the link away, not what it leads to.
     assert prepare(chain, "whole_infer").returncode == 0
     assert (tmp_path / "mine" / "picture.png").exists()
-    assert not (chain.root / "test_tipc" / "data" / "train").exists()
+    assert (chain.root / "test_tipc" / "data" / "train").resolve().name == "lite"
     names = {path.name for path in (ROOT / "test_tipc" / "inputs" / "noisy").iterdir()}
     assert {path.name for path in (chain.root / "test_tipc" / "data" / "noisy").iterdir()} == names
 

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Everything that this machine can run: each configuration with its chain. A table at the end; 1 if anything is red.
+#
+#   bash test_tipc/test_all.sh [MODEL...]
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+models=("$@")
+if [ $# = 0 ]; then
+    models=(test_tipc/configs/*)
+    models=("${models[@]##*/}")
+fi
+mkdir -p test_tipc/output
+summary=() worst=0
+
+# certify MODE SCRIPT CONFIG...: prepares and runs each of these configurations that there are.
+certify() {
+    local mode=$1 script=$2 config code log started
+    shift 2
+    for config; do
+        [ -f "$config" ] || continue
+        log=test_tipc/output/$(basename "$(dirname "$config")")_$(basename "$config" .txt)_$mode.log
+        started=$SECONDS code=0
+        { bash test_tipc/prepare.sh "$config" "$mode" && bash "test_tipc/$script" "$config" "$mode"; } >"$log" 2>&1 || code=$?
+        case $code in
+            0) kind=successfully ;;
+            77) kind=skipped ;;
+            *) kind=failed worst=1 ;;
+        esac
+        summary+=("$(printf '%-12s %4d s  %s  %s' "$kind" $((SECONDS - started)) "$mode" "${config#test_tipc/configs/}")")
+        echo "${summary[-1]}: $(tail -n 1 "$log")"
+    done
+}
+
+for model in "${models[@]}"; do
+    folder=test_tipc/configs/$model
+    [ -d "$folder" ] || { echo "test_all.sh: error: $folder: no such model" >&2 && exit 2; }
+    certify lite_train_lite_infer test_train_inference_python.sh "$folder"/train_infer_python.txt \
+        "$folder"/train_linux_*.txt "$folder"/train_{pact,fpgm,distill}_infer_python.txt
+    certify whole_infer test_train_inference_python.sh "$folder"/train_infer_python.txt
+    certify whole_infer test_ptq_inference_python.sh "$folder"/train_ptq_infer_python.txt
+    certify lite_train_lite_infer test_train_dy2static_python.sh "$folder"/train_dy2static_python.txt
+    certify benchmark_train benchmark_train.sh "$folder"/train_infer_python.txt
+    certify paddle2onnx_infer test_paddle2onnx.sh "$folder"/model_*_paddle2onnx_*.txt
+    certify serving_infer test_serving_infer_python.sh "$folder"/model_*_serving_*.txt
+    certify cpp_infer test_inference_cpp.sh "$folder"/model_*_infer_cpp_*.txt
+    certify lite_infer test_lite_arm_cpu_cpp.sh "$folder"/*_lite_arm_cpu_cpp.txt
+done
+printf '%s\n' "" "${summary[@]}" "" "$SECONDS seconds; $(wc -l < <(printf '%s\n' "${summary[@]}")) chains"
+exit $worst

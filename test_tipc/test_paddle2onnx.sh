@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Converts weights to ONNX, checks the file, and compares what each runtime makes of it with the network itself.
+#
+#   bash test_tipc/prepare.sh test_tipc/configs/N2N/model_linux_cpu_normal_normal_paddle2onnx_python_linux_cpu.txt 'paddle2onnx_infer'
+#   bash test_tipc/test_paddle2onnx.sh test_tipc/configs/N2N/model_linux_cpu_normal_normal_paddle2onnx_python_linux_cpu.txt 'paddle2onnx_infer'
+# shellcheck source-path=SCRIPTDIR source=common_func.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
+
+# The official lines; what is null here belongs to a converter that takes an exported model.
+read_config() {
+    header 1 paddle2onnx_params
+    field model 2 model_name
+    field python 3 python
+    field convert 4 2onnx
+    field source 5
+    field source_program 6
+    field source_params 7
+    field target 8
+    field opset 9
+    field onnx_checker 10
+    field inference 11 inference
+    field onnx_file 12
+    field images 13
+    local key
+    for key in reference tolerance runtimes; do block_field "accuracy_$key" accuracy_params $key; done
+    reject_unused
+    check_name
+}
+
+convert() {
+    ARGS=("$PYTHON")
+    words "${VALUE[convert]}"
+    add source
+    add source_program
+    add source_params
+    add target "$OUTPUT"
+    add opset
+    CHECK=("$PYTHON" test_tipc/check_row.py onnx --model "$OUTPUT/model.onnx" --weights "${VALUE[source]}"
+        --full "${VALUE[onnx_checker]}")
+    # The conversion compares itself with the network on these.
+    OBSTACLE=$(without onnx onnxruntime)
+    step "$OUTPUT/paddle2onnx.log"
+    OBSTACLE=''
+}
+
+open_config "${1-}" "${2-}" paddle2onnx_infer
+read_config
+interpreter
+check_prepared
+learn_machine
+start_chain results_paddle2onnx.log
+BROKEN='' OBSTACLE=''
+reference_row "${VALUE[source]}" "$OUTPUT/model"
+convert
+split accuracy_runtimes && runtimes=("${LIST[@]}")
+for runtime in "${runtimes[@]}"; do
+    log=$OUTPUT/paddle2onnx_infer_cpu_$runtime.log
+    ARGS=("$PYTHON")
+    words "${VALUE[inference]}"
+    add onnx_file "$OUTPUT/model.onnx"
+    add images
+    ARGS+=("--runtime=$runtime" "--save_dir=$(results_of "$log")")
+    infer_row "$log" "$(without onnx onnxruntime "$runtime")" fp32 runtime_device=cpu
+done
+finish

@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Quantises weights to 8 bits by each method, and infers in 8 bits on each runtime: what it costs in dB is limited.
+#
+#   bash test_tipc/prepare.sh test_tipc/configs/N2N/train_ptq_infer_python.txt 'whole_infer'
+#   bash test_tipc/test_ptq_inference_python.sh test_tipc/configs/N2N/train_ptq_infer_python.txt 'whole_infer'
+# shellcheck source-path=SCRIPTDIR source=common_func.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
+
+read_config() {
+    header 1 ptq_params
+    field model 2 model_name
+    field python 3 python
+    field weights 5
+    field target 6
+    field calibration 7
+    field batch_num 8
+    field batch_size 9
+    field trainer 11 trainer
+    field ptq 12 PTQ
+    header 14 infer_params
+    field inference 15 inference
+    field use_gpu 16
+    field infer_batch 17
+    field model_dir 18
+    field images 19
+    field benchmark 20
+    local key
+    for key in reference tolerance methods runtimes results; do block_field "accuracy_$key" accuracy_params $key; done
+    reject_unused
+    check_name
+    [ "${VALUE[trainer]}" = PTQ ] || config_error 11 "should be trainer:PTQ"
+    [ "${VALUE[use_gpu]}" = False ] || config_error 16 "asks for 8 bits on a GPU, which needs TensorRT"
+}
+
+# quantise METHOD FORMAT: into the folder of that name.
+quantise() {
+    local folder=$OUTPUT/$1_$2
+    ARGS=("$PYTHON")
+    words "${VALUE[ptq]}"
+    add weights
+    add target "$folder"
+    add calibration
+    add batch_num
+    add batch_size
+    ARGS+=("--method=$1" "--format=$2")
+    CHECK=("$PYTHON" test_tipc/check_row.py quantised --log "$folder.log" --model "$folder")
+    OBSTACLE=$NOT_HERE
+    step "$folder.log"
+    OBSTACLE=''
+}
+
+# infer METHOD FORMAT RUNTIME: for each batch size.
+infer() {
+    local log batch
+    for batch in "${batches[@]}"; do
+        log=$OUTPUT/python_infer_cpu_${3}_$1_precision_int8_batchsize_$batch.log
+        ARGS=("$PYTHON")
+        words "${VALUE[inference]}"
+        add use_gpu
+        add infer_batch "$batch"
+        add model_dir "$OUTPUT/$1_$2"
+        add images
+        add benchmark
+        ARGS+=("--runtime=$3" --precision=int8 "--save_dir=$(results_of "$log")")
+        infer_row "$log" "${NOT_HERE:-$(without "${NEEDS[$3]}")}" int8 runtime_device=cpu "batch_size=$batch"
+    done
+}
+
+open_config "${1-}" "${2-}" whole_infer
+read_config
+interpreter
+check_prepared
+learn_machine
+start_chain results_python.log
+declare -A FORMATS=([paddle]=pdmodel [openvino]=onnx [onnxruntime]=onnx)
+declare -A NEEDS=([paddle]=onnx [openvino]=openvino [onnxruntime]=onnxruntime)
+# What chooses the ranges, and measures, runs on this.
+NOT_HERE=$(without onnx openvino)
+BROKEN='' OBSTACLE=''
+split accuracy_methods && methods=("${LIST[@]}")
+split accuracy_runtimes && runtimes=("${LIST[@]}")
+split infer_batch && batches=("${LIST[@]}")
+reference_row "${VALUE[weights]}" "$OUTPUT/model"
+NO_REFERENCE=$BROKEN
+declare -A MADE=() # what is wrong with a model that has been made: nothing, or what failed
+for method in "${methods[@]}"; do
+    for runtime in "${runtimes[@]}"; do
+        format=${FORMATS[$runtime]-}
+        [ -n "$format" ] || die "$CONFIG: runtimes: there is no $runtime"
+        BROKEN=$NO_REFERENCE
+        if [ -z "${MADE[${method}_$format]+made}" ]; then
+            quantise "$method" "$format"
+            MADE[${method}_$format]=$BROKEN
+        fi
+        BROKEN=${MADE[${method}_$format]}
+        infer "$method" "$format" "$runtime"
+    done
+done
+if given "${VALUE[accuracy_results]:-null}"; then
+    BROKEN=$NO_REFERENCE OBSTACLE=$NOT_HERE
+    ARGS=("$PYTHON" test_tipc/compare_results.py "--gt_file=${VALUE[accuracy_results]}"
+        "--log_file=$OUTPUT/python_infer_*.log")
+    step "$OUTPUT/compare_results.log"
+fi
+finish

@@ -118,7 +118,7 @@ def as_tensor(image_255):
 
 def rate(step, total):
     """Of the highest learning rate: rises for some steps, then falls along a cosine."""
-    return min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / total))
+    return min(1, (step + 1) / min(WARMUP, total / 10)) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 def augment(first, second, seed):

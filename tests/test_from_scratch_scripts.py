@@ -1,7 +1,10 @@
 """The scripts of the framework in NumPy, as users run them: pairs, training, resume, denoising, broken files."""
 
+import importlib.util
 import os
 import pickle
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -398,6 +401,20 @@ def test_help_shows_an_example_and_defaults(name):
     assert f"python from_scratch/{name}.py " in result.stdout
     assert "(default: " in result.stdout
     assert_user_error(run_script(f"from_scratch/{name}.py", "--no_such_flag"), "--")
+
+
+def test_the_commands_of_the_documents_parse():
+    documents = [ROOT / "from_scratch" / name for name in ("README.md", "train.py", "denoise.py", "make_pairs.py")]
+    text = "\n".join(path.read_text(encoding="utf-8").replace("\\\n", " ") for path in documents)
+    commands = re.findall(r"^ +python from_scratch/(\w+)\.py (.*)$", text, re.MULTILINE)
+    assert {name for name, _ in commands} == {"train", "denoise", "make_pairs"}
+    assert len(commands) >= 10
+    for name, flags in commands:
+        # By its path: the project has another train.py.
+        spec = importlib.util.spec_from_file_location(f"from_scratch_{name}", ROOT / "from_scratch" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.get_parser().parse_args(shlex.split(flags))
 
 
 # --- The benchmark ------------------------------------------------------------------------------------------

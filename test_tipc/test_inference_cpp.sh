@@ -57,7 +57,7 @@ for use_gpu in "${use_gpus[@]}"; do
                 add precision
                 add model_dir "$OUTPUT/model"
                 add images
-                attempt "$OUTPUT/cpp_infer_usegpu_${use_gpu}_usemkldnn_${mkldnn}_threads_${thread}_batchsize_$batch.log"
+                side_step "$OUTPUT/cpp_infer_usegpu_${use_gpu}_usemkldnn_${mkldnn}_threads_${thread}_batchsize_$batch.log"
             done
         done
     done

@@ -49,6 +49,6 @@ for thread in "${threads[@]}"; do
     add threads "$thread"
     add infer_batch
     add precision
-    attempt "$OUTPUT/lite_infer_threads_$thread.log"
+    side_step "$OUTPUT/lite_infer_threads_$thread.log"
 done
 finish

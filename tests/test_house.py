@@ -13,6 +13,7 @@ SCRIPTS = {
     "predict",
     "export_model",
     "quantize_model",
+    "model_card",
     "infer",
     "serve",
     "serve_client",

@@ -1,0 +1,160 @@
+"""One row of a model card: a network on one runtime in one precision with so many threads, in a process of its own.
+
+>>> with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+...     facts = pool.submit(measure, row, job).result()
+
+A row of which the runtime does not compute as asked is absent, and says why; nothing is measured in its place.
+"""
+
+import cli  # noqa: F401  isort: skip  (before Paddle: it quiets its import)
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import runtimes
+from cli import UserError
+
+LONG = 5.0  # seconds, after which one run is enough
+
+
+@dataclass(frozen=True)
+class Row:
+    """What runs, and on which file of a job's folder."""
+
+    runtime: str  # as the card names it
+    precision: str
+    file: str = ""  # of an export; without, the network itself runs in the engine for training
+    flags: dict = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all rows of a card share."""
+
+    folder: str  # of the exports, and of `reference.npz`: noisy pictures and what the network makes of them
+    model_path: str
+    sizes: tuple
+    batches: tuple
+    seconds: float  # for each latency
+    scored: tuple  # validation folder, name of the set, noise, how many images, how many repeats
+
+
+class NetworkEngine:
+    """The network itself, as val.py and predict.py run it."""
+
+    def __init__(self, model_path, precision):
+        import engine
+        from denoising import Denoiser
+
+        self.denoiser = Denoiser(model_path, engine.choose("onednn", precision)[0])
+
+    def __call__(self, nchw):
+        return self.denoiser.run_batch(nchw)
+
+    def describe(self):
+        """One line on how it runs."""
+        return "the project's engine"
+
+
+def measure(row, threads, batches, score, job):
+    """All figures of a row, as a dict; with the key `absent` if there are none."""
+    start = memory("VmHWM")
+    try:
+        engine = open_row(row, threads, job)
+    except UserError as error:
+        return {"absent": str(error).removeprefix("--precision: ").removeprefix("--runtime: ")}
+    facts = {"engine": engine.describe(), "latency": []}
+    facts |= difference(engine, Path(job.folder) / "reference.npz")
+    # The largest image alone, before anything else takes memory.
+    engine(np.full((1, channels_of(job), job.sizes[-1], job.sizes[-1]), 0.5, np.float32))
+    facts["peak_mib"] = (memory("VmHWM")) / 2**20
+    facts["peak_above_start_mib"] = (memory("VmHWM") - start) / 2**20
+    for size in job.sizes:
+        for batch in batches:
+            facts["latency"].append(latency(engine, batch, channels_of(job), size, threads, job.seconds))
+    if score:
+        facts |= scores(engine, job)
+    return facts
+
+
+def open_row(row, threads, job):
+    """The engine of a row."""
+    if not row.file:
+        return NetworkEngine(job.model_path, row.precision)
+    options = {"cpu_threads": threads, "precision": row.precision, "model_file": os.path.join(job.folder, row.file)}
+    return runtimes.open_engine(runtimes.engine_options(**options, **row.flags))
+
+
+def channels_of(job):
+    """How many channels the network takes."""
+    with np.load(Path(job.folder) / "reference.npz") as file:
+        return file["noisy"].shape[1]
+
+
+def memory(key):
+    """A memory figure of this process in bytes; VmHWM starts anew with each program, unlike ru_maxrss."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+
+def difference(engine, path):
+    """Of the results from the network's own."""
+    with np.load(path) as file:
+        noisy, expected = file["noisy"], file["denoised"]
+    error = np.abs(engine(noisy).astype(np.float64) - expected)
+    decibels = float(-10 * np.log10(np.mean(error**2))) if error.any() else None
+    return {"largest_difference": float(error.max()), "psnr_to_network": decibels}
+
+
+def latency(engine, batch, channels, size, threads, seconds):
+    """Median and 90th percentile of some runs after a first one, which counts only if it takes long."""
+    x = np.random.default_rng(0).random((batch, channels, size, size), dtype=np.float32)
+
+    def timed():
+        start = time.perf_counter()
+        engine(x)
+        return time.perf_counter() - start
+
+    first = timed()
+    runs = [first] if first > LONG else [timed()]
+    while sum(runs) < seconds and len(runs) < 50:
+        runs.append(timed())
+    median = float(np.median(runs))
+    return {
+        "size": size, "batch": batch, "threads": threads, "runs": len(runs), "median_ms": 1e3 * median,
+        "p90_ms": 1e3 * float(np.quantile(runs, 0.9)), "images_per_second": batch / median,
+    }  # fmt: skip
+
+
+class _Scored:
+    """An engine as `evaluate` takes denoisers."""
+
+    def __init__(self, engine, network):
+        self.engine, self.network, self.n_channel = engine, network, network.options["n_channel"]
+
+    def __call__(self, hwc):
+        nchw = np.ascontiguousarray(hwc.transpose(2, 0, 1)[None], np.float32)
+        return self.engine(nchw)[0].transpose(1, 2, 0)
+
+
+def scores(engine, job):
+    """PSNR and SSIM as val.py has them."""
+    # They import Paddle, which would have counted as the runtime's memory before.
+    from checkpoint import load_network
+    from dataset import find_validation_sets
+    from denoising import evaluate
+    from noise import parse_noise
+
+    folder, name, noisetype, limit, repeats = job.scored
+    (one,) = [each for each in find_validation_sets(folder)[0] if each.name == name]
+    denoiser = _Scored(engine, load_network(job.model_path)[0])
+    result = evaluate(denoiser, one, parse_noise(noisetype), repeats, limit)
+    return {each: result.mean(each) for each in ("psnr", "ssim", "psnr_noisy", "ssim_noisy")}

@@ -1,0 +1,256 @@
+"""Measures a network on every runtime and in every precision, and writes its deployment card.
+
+    python model_card.py --model_path best_model.pdparams --images my_noisy_images --save_dir output/card
+    python model_card.py --model_path best_model.pdparams --images clean_photos --noise gauss25 --quick
+
+writes `NAME_deployment.md` and `NAME_deployment.json`: work, parameters and file sizes; PSNR and SSIM in each precision
+on a validation set by the protocol of val.py; latency, throughput and memory of each runtime; the largest difference
+from the network; how images become its input and its output images. `--images` are what 8 bits are calibrated on, as
+in quantize_model.py, and must not be those of the validation set.
+
+Each row runs in a process of its own, one after the other. What a runtime would compute in another precision than asked
+is absent, with its reason. On two free cores: about six minutes, with --quick about one.
+"""
+
+import datetime
+import multiprocessing
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+# Nothing that imports Paddle: each row's process reads this file, and Paddle would count as its memory.
+import card_page
+import card_rows
+import cli
+import exporting
+import onnx_runtimes
+from card_rows import Job, Row
+from cli import UserError, number
+from noise import list_of_noise, parse_noise
+from onnx_graph import channels_in, multiplications, trace
+from quantization import METHODS
+
+ROWS = (
+    Row("engine", "fp32"),
+    Row("engine", "bf16"),
+    Row("Paddle, oneDNN", "fp32", "model.pdmodel"),
+    Row("Paddle, oneDNN", "bf16", "model.pdmodel"),
+    Row("Paddle, oneDNN", "int8", "paddle_int8/model.pdmodel"),
+    Row("Paddle, its OpenVINO", "fp32", "model.pdmodel", {"use_openvino": True}),
+    Row("Paddle, its OpenVINO", "bf16", "model.pdmodel", {"use_openvino": True}),
+    Row("Paddle, GPU", "fp32", "model.pdmodel", {"use_gpu": True}),
+    Row("Paddle, TensorRT", "fp16", "model.pdmodel", {"use_gpu": True, "use_tensorrt": True}),
+    Row("ONNX Runtime", "fp32", "model.onnx", {"runtime": "onnxruntime"}),
+    Row("ONNX Runtime", "int8", "model_int8.onnx", {"runtime": "onnxruntime"}),
+    Row("OpenVINO", "fp32", "model.onnx", {"runtime": "openvino"}),
+    Row("OpenVINO", "bf16", "model.onnx", {"runtime": "openvino"}),
+    Row("OpenVINO", "fp16", "model.onnx", {"runtime": "openvino"}),
+    Row("OpenVINO", "int8", "model_int8.onnx", {"runtime": "openvino"}),
+)
+
+
+def get_parser():
+    """All flags."""
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--model_path", "--model", dest="model_path", required=True, help="the .pdparams weights")
+    add("--save_dir", default="./output/card", help="where the card goes; created if needed")
+    add("--overwrite", action="store_true", help="replace a card that exists")
+    add("--quick", action="store_true", help="256 pixels, single images, few runs, four images scored")
+    add(
+        "--only",
+        nargs="+",
+        metavar="RUNTIME",
+        help="rows of these runtimes alone, e.g. OpenVINO; and the engine in fp32",
+    )
+    add = parser.add_argument_group("calibration of 8 bits").add_argument
+    add("--images", help="folder of noisy images (of clean ones with --noise); without, rows of int8 are absent")
+    add("--noise", default="none", help=f"added to them: {list_of_noise()}")
+    add("--method", choices=METHODS, default="kl", help="how ranges are chosen")
+    add = parser.add_argument_group("quality").add_argument
+    add("--val_dirs", default="./validation", help="folder of clean validation sets, the first of which is taken")
+    add("--val_set", help="another one of them, by name")
+    add("--val_images", type=number(int, 1), default=20, help="of the set, from the first on")
+    add("--val_repeats", type=number(int, 1), default=1, help="with fresh noise")
+    add("--noisetype", help="what is added; what the network was trained on, unless given")
+    add = parser.add_argument_group("speed").add_argument
+    add("--sizes", type=number(int, 32, 4096), nargs="+", default=[256, 512], help="sides of square images")
+    add("--batches", type=number(int, 1, 64), nargs="+", default=[1, 8], help="images at once")
+    add("--threads", type=number(int, 1, 256), nargs="+", help="1 and all cores, unless given")
+    add("--seconds", type=number(float, 0, 60), default=1.5, help="for each latency")
+    add("--full", action="store_true", help="all batches with all numbers of threads, not with the last alone")
+    return parser
+
+
+def main(argv=None):
+    """Makes the files, runs the rows one by one, and writes the card."""
+    options = get_parser().parse_args(argv)
+    cli.existing_file("--model_path", options.model_path)
+    if options.images:
+        cli.existing_folder("--images", options.images)
+    name = Path(options.model_path).stem
+    folder = Path(cli.writable_folder("--save_dir", options.save_dir))
+    targets = [folder / f"{name}_deployment.{kind}" for kind in ("md", "json")]
+    for target in targets:
+        if target.exists() and not options.overwrite:
+            raise UserError(f"--save_dir: {target} exists; --overwrite replaces it")
+    if options.quick:
+        options.sizes, options.batches, options.val_images, options.seconds = [256], [1], 4, 0.3
+    if not options.threads:
+        options.threads = sorted(
+            {1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+        )
+    known = {row.runtime for row in ROWS}
+    if options.only and set(options.only) - known:
+        raise UserError(f"--only: {min(set(options.only) - known)} is none of {', '.join(sorted(known))}")
+    start = datetime.datetime.now()
+    network, trained = exporting.load_exportable(options.model_path)
+    validation = choose_set(options, trained)
+
+    with tempfile.TemporaryDirectory(prefix="card-") as temporary:
+        card = {"name": name, "command": command(argv), "machine": machine()}
+        card |= make_files(network, trained, options, Path(temporary))
+        card |= {"validation": dict(zip(("folder", "set", "noise", "images", "repeats"), validation, strict=True))}
+        job = Job(temporary, options.model_path, tuple(sorted(options.sizes)), (), options.seconds, validation)
+        card["rows"] = run_rows(options, job)
+    card["minutes"] = round((datetime.datetime.now() - start).total_seconds() / 60, 1)
+    cli.write_json(targets[1], card)
+    cli.write_text(targets[0], card_page.markdown(card))
+    print(*targets, sep="\n")
+    return 0
+
+
+def command(argv):
+    """What was typed."""
+    return shlex.join(["python", "model_card.py", *map(str, sys.argv[1:] if argv is None else argv)])
+
+
+def machine():
+    """What was measured on, and how busy it was before."""
+    import devices
+
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        model = next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor()
+    told = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    flags = [flag for flag in told if flag in onnx_runtimes.cpu_flags()]
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    return {"date": str(datetime.date.today()), "processor": model, "instructions": flags, "cores": os.cpu_count(),
+            "load_before": load, **devices.versions()}  # fmt: skip
+
+
+def choose_set(options, trained):
+    """What is scored: folder, name, noise, images, repeats."""
+    from dataset import find_validation_sets
+
+    present, _ = find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
+    names = [one.name for one in present]
+    name = options.val_set or names[0]
+    if name not in names:
+        raise UserError(f"--val_set: {options.val_dirs} has no {name}, but {', '.join(names)}")
+    noisetype = options.noisetype or trained.get("noisetype", "gauss25")
+    for flag, text in (("noisetype", noisetype), ("noise", options.noise)):
+        try:
+            parse_noise(text)
+        except ValueError as error:
+            raise UserError(f"--{flag}: {error}") from None
+    return options.val_dirs, name, noisetype, options.val_images, options.val_repeats
+
+
+# --- Measuring ----------------------------------------------------------------------------------------------
+
+
+def make_files(network, trained, options, folder):
+    """Exports, 8-bit models and the reference; returns what the card says of them."""
+    import paddle
+
+    import calibration
+
+    record = exporting.record_of(network, trained)
+    nodes = trace(network)
+    costs = multiplications(nodes, 256, 256)
+    card = {
+        "network": network.options, "noisetype": trained.get("noisetype"),
+        "parameters": sum(int(np.prod(p.shape)) for p in network.parameters()),
+        "multiplications_256": sum(costs.values()), "flops_256": 2 * sum(costs.values()), "files": {},
+    }  # fmt: skip
+    exporting.export(network, folder, "pdmodel")
+    runtimes = exporting.installed_runtimes()
+    if runtimes:
+        exporting.write(network, folder, "onnx", record)
+    if options.images and runtimes:
+        crops = calibration.read_crops("--images", options.images, parse_noise(options.noise), channels_in(network))
+        runtime = "openvino" if "openvino" in runtimes else runtimes[0]
+        try:
+            made = calibration.quantise(network, record, crops, options.method, runtime)
+            (folder / "model_int8.onnx").write_bytes(made.data)
+            (folder / "paddle_int8").mkdir()
+            calibration.quantise(
+                network, record, crops, options.method, runtime, kind="pdmodel", folder=folder / "paddle_int8"
+            )
+        except UserError as error:
+            cli.note(f"int8: {error}")
+        else:
+            card["int8"] = {"method": options.method, "noise": options.noise, "float_layers": made.floats,
+                            "psnr_to_float_on_crops": made.decibels}  # fmt: skip
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            card["files"][str(path.relative_to(folder))] = path.stat().st_size
+    pictures = exporting.noisy_pictures(2, channels_in(network), 219, 270)
+    with paddle.no_grad():
+        denoised = network(paddle.to_tensor(pictures)).numpy()
+    np.savez(folder / "reference.npz", noisy=pictures, denoised=denoised)
+    return card
+
+
+def run_rows(options, job):
+    """Measures all rows, each with each number of threads in a new process; a crash is told and costs only its row."""
+    wanted = [row for row in ROWS if not options.only or row.runtime in options.only or row == ROWS[0]]
+    most = max(options.threads)
+    rows = []
+    with cli.progress(total=len(wanted) * len(options.threads), unit="row") as bar:
+        for row in wanted:
+            facts = {"runtime": row.runtime, "precision": row.precision, "file": row.file}
+            for threads in sorted(options.threads, reverse=True):
+                batches = sorted(options.batches)
+                if threads != most and not options.full:
+                    batches = [batch for batch in batches if batch == batches[0]]
+                # All that computes in float32 gives the same pictures; only what rounds is scored anew.
+                score = threads == most and (row.precision != "fp32" or row == ROWS[0])
+                found = measured(row, threads, tuple(batches), score, job)
+                bar.update()
+                facts["latency"] = facts.get("latency", []) + found.pop("latency", [])
+                facts = found | facts
+                if "absent" in found:
+                    bar.update(len(options.threads) - 1)
+                    break
+            rows.append(facts)
+    return rows
+
+
+def measured(row, threads, batches, score, job):
+    """One row in a process of its own."""
+    if row.file and not (Path(job.folder) / row.file).exists():
+        missing = "onnxruntime or openvino" if row.precision != "int8" else "--images to calibrate on"
+        return {"absent": f"there is no {row.file} without {missing}"}
+    # Before the process starts: Paddle's import in this one has set it to 1.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(card_rows.measure, row, threads, batches, score, job).result()
+        except BrokenProcessPool:
+            return {"absent": "its process died"}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -7,8 +7,11 @@
 
 import runtimes  # isort: skip  (before Paddle: it quiets its log)
 
+import contextlib
 import itertools
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -169,10 +172,6 @@ def write_pdmodel(network, nodes, crops, folder):
     Its transposed convolutions stay in float, as Paddle's 8-bit ones fail, and so does the last layer. How ranges are
     chosen makes no difference here: Paddle knows only ranges that are symmetric, and those are wide enough for all.
     """
-    import paddle
-    from paddle.base import core
-    from paddle.static.quantization import PostTrainingQuantization
-
     if any(node.kind == "norm" for node in nodes) or network.options.get("norm", "none") != "none":
         raise UserError("--format: networks with normalisation are quantised as onnx only")
     saved = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
@@ -182,31 +181,39 @@ def write_pdmodel(network, nodes, crops, folder):
             program = export(network, Path(temporary), "pdmodel")
         finally:
             network.set_state_dict(saved)
-        description = core.ProgramDesc(program.read_bytes())
-        block = description.block(0)
-        operators = [block.op(index) for index in range(block.op_size())]
-        last = [op.input("Input")[0] for op in operators if op.type() == "conv2d"][-1]
-        (entry,) = [op.output("Out")[0] for op in operators if op.type() == "feed"]
-        guard = paddle.pir_utils.OldIrGuard() if hasattr(paddle.pir_utils, "OldIrGuard") else None
-        scope = paddle.static.Scope()
-        # It talks on both streams and draws bars.
-        with runtimes.captured(), guard or tempfile.TemporaryFile(), paddle.static.scope_guard(scope):
-            paddle.enable_static()
-            try:
-                quantiser = PostTrainingQuantization(
-                    executor=paddle.static.Executor(paddle.CPUPlace()), scope=scope,
-                    model_dir=temporary, model_filename=program.name, params_filename="model.pdiparams",
-                    data_loader=lambda: ({entry: crop.noisy} for crop in crops),
-                    batch_size=1, batch_nums=len(crops), algo="abs_max", onnx_format=True,
-                    quantizable_op_type=["conv2d"], skip_tensor_list=[last],
-                    weight_quantize_type="channel_wise_abs_max", activation_quantize_type="range_abs_max",
-                )  # fmt: skip
-                quantiser.quantize()
-                quantiser.save_quantized_model(
-                    str(folder), model_filename=program.name, params_filename="model.pdiparams"
-                )
-            finally:
-                paddle.disable_static()
+        # Static graphs and what else a process has loaded get into each other's way: it has one of its own.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context, initializer=cli.start_worker) as pool:
+            pool.submit(_quantise_program, program, [crop.noisy for crop in crops], str(folder)).result()
+
+
+def _quantise_program(program, crops, folder):
+    """Paddle's quantisation of a float .pdmodel, all of whose convolutions but the last become 8-bit."""
+    import paddle
+    from paddle.base import core
+    from paddle.static.quantization import PostTrainingQuantization
+
+    description = core.ProgramDesc(program.read_bytes())
+    block = description.block(0)  # lives as long as that
+    operators = [block.op(index) for index in range(block.op_size())]
+    last = [op.input("Input")[0] for op in operators if op.type() == "conv2d"][-1]
+    (entry,) = [op.output("Out")[0] for op in operators if op.type() == "feed"]
+    guard = paddle.pir_utils.OldIrGuard() if hasattr(paddle.pir_utils, "OldIrGuard") else contextlib.nullcontext()
+    scope = paddle.static.Scope()
+    # It talks on both streams and draws bars.
+    with runtimes.captured(), guard, paddle.static.scope_guard(scope):
+        paddle.enable_static()
+        quantiser = PostTrainingQuantization(
+            executor=paddle.static.Executor(paddle.CPUPlace()), scope=scope,
+            model_dir=str(program.parent), model_filename=program.name, params_filename="model.pdiparams",
+            data_loader=lambda: ({entry: crop} for crop in crops),
+            batch_size=1, batch_nums=len(crops), algo="abs_max", onnx_format=True,
+            quantizable_op_type=["conv2d"], skip_tensor_list=[last],
+            weight_quantize_type="channel_wise_abs_max", activation_quantize_type="range_abs_max",
+        )  # fmt: skip
+        quantiser.quantize()
+        quantiser.save_quantized_model(folder, model_filename=program.name, params_filename="model.pdiparams")
+        paddle.disable_static()
 
 
 def _set_weights(network, nodes):

@@ -215,8 +215,8 @@ def test_a_connection_serves_several_requests(server, png):
             answer = connection.getresponse()
             assert answer.status == expected
             answer.read()
-            local = connection.sock and connection.sock.getsockname()
-            assert local, "the connection was closed"
+            # A refusal may come before the upload, and ends the connection then.
+            assert connection.sock or expected != 200, "the connection was closed"
 
 
 def test_the_page_runs_its_own_script_and_nothing_else(server):

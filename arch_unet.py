@@ -251,49 +251,58 @@ class UNetN2N(DenoisingNetwork):
         return self.ops.conv(x, self.dec_conv1c, slope=1.0)
 
 
-class UNetLite(DenoisingNetwork):
-    """A U-Net for small images and few minutes: 881,196 parameters at 64 features (docs/lite.md).
+def _same_for_each_channel(channels, kernel, bias):
+    """A convolution that is given, for `channels` by themselves; [K, K]."""
+    layer = conv(channels, channels, kernel.shape[0])
+    layer.weight.set_value(paddle.eye(channels)[:, :, None, None] * kernel)
+    nn.initializer.Constant(bias)(layer.bias)
+    layer.weight.stop_gradient = layer.bias.stop_gradient = True
+    return layer
 
-    The image is taken apart into one of half the size and four times the channels, where all convolutions take place,
-    on three levels; what comes out is added to the image. A pixel costs a tenth of what it does in `UNet`.
+
+class UNetLite(DenoisingNetwork):
+    """A U-Net for small images and few minutes: 266,604 parameters at 48 features (docs/lite.md).
+
+    The image is taken apart into one of half the size and four times the channels, where all that is learnt takes
+    place, on three levels. What comes out is added to the blurred image, which is denoised in its way already; added
+    to the noisy one, it would have to take the noise away first. A pixel costs an eleventh of what it does in `UNet`.
     """
 
     multiple = 8
-    margin = 56
+    margin = 32
     slope = 0.1
 
-    def __init__(self, in_nc=3, out_nc=3, n_feature=64):
+    def __init__(self, in_nc=3, out_nc=3, n_feature=48):
         super().__init__(arch="unet_lite", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
         if in_nc != out_nc:
             raise ValueError(f"unet_lite adds to its input, which has {in_nc} channels and not {out_nc}")
-        n, wide, widest = n_feature, 3 * n_feature // 2, 2 * n_feature
+        n, wide, widest = n_feature, (4 * n_feature + 2) // 3, 2 * n_feature
         widths = {
-            "enc_conv1a": (4 * in_nc, n), "enc_conv1b": (n, n),
-            "enc_conv2a": (n, wide), "enc_conv2b": (wide, wide),
-            "enc_conv3a": (wide, widest), "enc_conv3b": (widest, widest),
-            "dec_conv2a": (2 * wide, wide), "dec_conv2b": (wide, wide),
-            "dec_conv1a": (2 * n, n), "dec_conv1b": (n, n),
+            "enc_conv1a": (4 * in_nc, n), "enc_conv1b": (n, n), "enc_conv2": (n, wide), "enc_conv3": (wide, widest),
+            "dec_conv2": (2 * wide, wide), "dec_conv1": (2 * n, n),
         }  # fmt: skip
         for name, (inputs, outputs) in widths.items():
             self.add_sublayer(name, conv(inputs, outputs, slope=self.slope))
         self.up2 = UpsampleCat(widest, wide)
         self.up1 = UpsampleCat(wide, n)
         self.last = conv(n, 4 * out_nc, slope=1.0)
-        self.last.weight.set_value(self.last.weight * 0.1)  # it starts at what it is given
-
-    def _double_conv(self, x, name):
-        for letter in "ab":
-            x = self.ops.conv(x, getattr(self, name + letter), self.slope)
-        return x
+        self.last.weight.set_value(self.last.weight * 0.1)
+        # Not learnt: the image around zero, and the blurred one, whose border is grey then and not black.
+        binomial = paddle.to_tensor([0.25, 0.5, 0.25])
+        self.centre = _same_for_each_channel(in_nc, paddle.ones([1, 1]), -0.5)
+        self.blur = _same_for_each_channel(in_nc, paddle.outer(binomial, binomial), 0.5)
 
     def body(self, x):
-        image = x
-        skip1 = self._double_conv(self.ops.unshuffle(x), "enc_conv1")
-        skip2 = self._double_conv(self.ops.pool(skip1), "enc_conv2")
-        x = self._double_conv(self.ops.pool(skip2), "enc_conv3")
-        x = self._double_conv(self.ops.upsample_cat(x, self.up2.deconv, skip2), "dec_conv2")
-        x = self._double_conv(self.ops.upsample_cat(x, self.up1.deconv, skip1), "dec_conv1")
-        return self.ops.add(self.ops.shuffle(self.ops.conv(x, self.last, slope=1.0)), image)
+        conv, pool, upsample_cat = self.ops.conv, self.ops.pool, self.ops.upsample_cat
+        x = conv(x, self.centre, slope=1.0)
+        blurred = conv(x, self.blur, slope=1.0)
+        x = conv(self.ops.unshuffle(x), self.enc_conv1a, self.slope)
+        skip1 = x = conv(x, self.enc_conv1b, self.slope)
+        skip2 = x = conv(pool(x), self.enc_conv2, self.slope)
+        x = conv(pool(x), self.enc_conv3, self.slope)
+        x = conv(upsample_cat(x, self.up2.deconv, skip2), self.dec_conv2, self.slope)
+        x = conv(upsample_cat(x, self.up1.deconv, skip1), self.dec_conv1, self.slope)
+        return self.ops.add(self.ops.shuffle(conv(x, self.last, slope=1.0)), blurred)
 
 
 NETWORKS = {"unet": UNet, "unet_n2n": UNetN2N, "unet_lite": UNetLite}

@@ -125,8 +125,8 @@ class Training:
 PRESETS = {
     # Small images, minutes on a CPU: docs/lite.md.
     "lite": {
-        "arch": "unet_lite", "n_feature": 64, "method": "noise2noise", "augment": True, "batchsize": 64,
-        "optimizer": "muon", "lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 50, "ema": 0.998,
+        "arch": "unet_lite", "n_feature": 48, "method": "noise2noise", "augment": True, "batchsize": 32,
+        "optimizer": "muon", "lr": 4e-3, "lr_schedule": "cosine", "warmup_steps": 10, "ema": 0.998,
         "log_name": "lite",
     },
 }  # fmt: skip

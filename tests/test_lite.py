@@ -1,5 +1,6 @@
 """The light network, its operations, its preset and what is built on them."""
 
+import re
 import subprocess
 import sys
 
@@ -108,16 +109,23 @@ def test_the_engine_computes_the_same_network(size):
     def found(ops):
         built.ops = ops
         result = built(image)
-        return [result, *paddle.grad((result * image).sum(), list(built.parameters()))]
+        learnt = [parameter for parameter in built.parameters() if not parameter.stop_gradient]
+        return [result, *paddle.grad((result * image).sum(), learnt)]
 
     for a, b in zip(found(PlainOps()), found(choose()), strict=True):
         assert float((a - b).abs().max()) <= 1e-4 * float(a.abs().max())
 
 
-def test_a_new_network_starts_near_its_input():
+def test_a_new_network_is_a_blur_already():
+    clean, noisy = (picture.astype(np.float32) / 255 for picture in (scene(96, 96), noisy_scene(96, 96)))
     paddle.seed(1)
-    image = paddle.rand([1, 3, 32, 32])
-    assert float((build_network("unet_lite", n_feature=16)(image) - image).abs().mean()) < 0.1
+    built = build_network("unet_lite")
+    built.last.weight.set_value(built.last.weight * 0)
+    denoised = Denoiser(built)(noisy)
+    padded = np.pad(noisy, ((1, 1), (1, 1), (0, 0)), constant_values=0.5)
+    rows = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    assert np.abs((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4 - denoised).max() < 1e-5
+    assert np.mean((denoised - clean) ** 2) < np.mean((noisy - clean) ** 2) / 2
 
 
 def test_tiles_equal_the_whole():
@@ -170,14 +178,14 @@ def run(pairs, tmp_path, *flags):
     return max((tmp_path / "runs" / "lite").iterdir())
 
 
-@pytest.mark.xfail(reason="the preset, as it stands, has learnt nothing after 80 steps (20.3 dB): not settled yet")
 def test_a_short_training_denoises(pairs, tmp_path):
     folder = run(pairs, tmp_path, "--max_steps", 80)
     scores = [float(row["value"]) for row in rows_of(folder / "metrics.csv") if row["name"] == "psnr/val"]
-    assert scores[-1] > 25.5  # noisy: 20.4
+    assert scores[-1] > 26.6  # 27.3 when this was written; noisy: 20.3, and 24.2 for the blur that it starts from
     assert len(scores) == 10
     result = run_script("val.py", "--model_path", folder / "best_model.pdparams", "--val_dirs", pairs / "val.npz", ok=0)
-    assert f"[EVAL] val: psnr:{max(scores):.3f}"[:-1] in result.stdout
+    found = re.search(r"\[EVAL\] val: psnr:([\d.]+)", result.stdout)
+    assert abs(float(found[1]) - max(scores)) < 0.01
 
 
 def test_a_resumed_training_ends_with_the_same_weights(pairs, tmp_path):

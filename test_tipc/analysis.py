@@ -47,7 +47,7 @@ def numbers_after(text, keyword):
     found = []
     for line in text.splitlines():
         words = [word.rstrip(",") for word in line.split()]
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        for word, following in zip(words, [*words[1:], ""], strict=False):
             if word.startswith(keyword):
                 with contextlib.suppress(ValueError):  # paddle.distributed.launch prints "ips: None" of its own
                     found.append(float(word[len(keyword) :] or following))

@@ -38,6 +38,7 @@ def get_parser():
             one.add_argument("--loss", choices=["falls", "finite"], required=True, help="what the losses must be")
             one.add_argument("--ranks", type=int, default=1, help="how many processes log here")
             one.add_argument("--launch_logs", default="", help="their folder, if there are several")
+            one.add_argument("--shows", nargs="*", default=[], help="what the log has to say, as regular expressions")
         if kind in ("export", "onnx", "quantised"):
             one.add_argument("--model", type=Path, required=True, help="its folder, or the .onnx file")
         if kind == "onnx":
@@ -65,11 +66,15 @@ def losses_of(text):
 
 
 def check_train(options):
-    """The losses are numbers and go down; the weights are there; all processes have the same."""
-    losses = losses_of(options.log.read_text(errors="replace"))
+    """It ran as asked; the losses are numbers and go down; the weights are there; all processes have the same."""
+    log = options.log
     if options.launch_logs:
-        (first,) = sorted(Path(options.launch_logs).rglob("workerlog.0"))[:1] or [options.log]
-        losses = losses_of(first.read_text(errors="replace"))
+        (log,) = sorted(Path(options.launch_logs).rglob("workerlog.0"))[:1] or [options.log]
+    text = log.read_text(errors="replace")
+    for wanted in options.shows:
+        if not re.search(wanted, text):
+            raise Wrong(f"it did not run as asked: the log shows nothing like '{wanted}'")
+    losses = losses_of(text)
     if len(losses) < 3:
         raise Wrong(f"the log shows {len(losses)} losses, three at least are needed")
     if not all(map(math.isfinite, losses)):
@@ -214,7 +219,7 @@ def check_infer(options):
         else:
             # Eight bits may round to either side.
             difference = abs(result - expected).max() - (0 if path.suffix == ".npy" else 1.01 / 255)
-        worst = max(worst, difference)
+        worst = max(worst, difference) if difference == difference else math.inf  # NaN is no small difference
     limit = float(tolerance.removesuffix("dB"))
     value = sum(mean) / len(mean) if mean else worst
     if not value <= limit:

@@ -56,16 +56,28 @@ field() {
     USED[$2]=1
 }
 
-# block_field NAME BLOCK KEY: the same for the line of that key after that header; empty if there is none.
+# supplied NAME LINE [PLACEHOLDER]: a line whose value is the chain's: the configuration can only say null, or that.
+supplied() {
+    field "$1" "$2"
+    [[ ${VALUE[$1]} == null || ${VALUE[$1]} == "${3:-null}" ]] ||
+        config_error "$2" "names '${VALUE[$1]}', but the chain decides that: write ${3:-null}"
+}
+
+# block_field NAME BLOCK KEY: the same as field for the line of that key after that header; empty if there is none.
 block_field() {
-    local number inside=
+    local number inside='' header='' line=''
     KEY[$1]=$3 VALUE[$1]=
     for number in "${!CONFIG_LINES[@]}"; do
         if [[ ${CONFIG_LINES[$number]} =~ ^=+([a-z_0-9]+)=+$ ]]; then
-            if [ "${BASH_REMATCH[1]}" = "$2" ]; then inside=1 USED[number + 1]=1; else inside=; fi
+            inside=
+            if [ "${BASH_REMATCH[1]}" = "$2" ]; then
+                [ -z "$header" ] || config_error $((number + 1)) "is there for the second time"
+                inside=1 header=1 USED[number + 1]=1
+            fi
         elif [ -n "$inside" ] && [ "${CONFIG_LINES[$number]%%:*}" = "$3" ]; then
+            [ -z "$line" ] || config_error $((number + 1)) "is there for the second time"
             # Values of these blocks may hold colons: they are of our own making or are not split again.
-            VALUE[$1]=${CONFIG_LINES[$number]#*:} USED[number + 1]=1
+            line=1 VALUE[$1]=${CONFIG_LINES[$number]#*:} USED[number + 1]=1
         fi
     done
 }
@@ -140,7 +152,7 @@ read_training_lines() {
     field device 5
     field autocast 6
     field epochs 7
-    field save 8
+    supplied save 8 ./output/
     field batch 9
     field weights 10
     field train_model 11 train_model_name
@@ -164,13 +176,13 @@ read_train_config() {
     field eval 24 eval
     field eval_option 25
     header 27 infer_params
-    field export_folder 28
-    field export_weights 29
+    supplied export_folder 28 ./output/
+    supplied export_weights 29
     field norm_export 30 norm_export
     field pact_export 31 quant_export
     field fpgm_export 32 fpgm_export
     field distill_export 33 distill_export
-    field free_export1 34
+    supplied free_export1 34
     field free_export2 35
     field inference_dir 36 inference_dir
     field infer_model 37 infer_model
@@ -183,9 +195,9 @@ read_train_config() {
     field infer_batch 44
     field tensorrt 45
     field precision 46
-    field model_dir 47
+    supplied model_dir 47
     field images 48
-    field results 49
+    supplied results 49
     field benchmark 50
     field infer_option1 51
     field infer_option2 52
@@ -223,13 +235,19 @@ learn_machine() {
     echo "interpreter $PYTHON; $(tr '\n' ' ' <<<"$facts")"
 }
 
-# no_gpus COUNT: prints why so many GPUs cannot be used, if so.
+# no_gpus NUMBER...: prints why these GPUs cannot be used, if so.
 no_gpus() {
+    local number
     if [ "${MACHINE[cuda]}" = 0 ]; then
         echo "this Paddle is built for CPUs only"
-    elif [ "${MACHINE[gpus]}" -lt "$1" ]; then
-        echo "needs $1 GPU(s), this machine has ${MACHINE[gpus]}"
+        return
     fi
+    for number; do
+        if [ "$number" -ge "${MACHINE[gpus]}" ]; then
+            echo "there is no GPU $number, this machine has ${MACHINE[gpus]}"
+            return
+        fi
+    done
 }
 
 # no_bf16: prints why bfloat16 cannot be computed on this CPU, if so.
@@ -256,9 +274,10 @@ launch() {
     ARGS=("$PYTHON") LAUNCH_LOGS='' OBSTACLE=''
     if [[ $1 == *';'* ]]; then ips=${1%%;*}; fi
     nodes=$(nodes_of "$1")
+    [[ $gpus =~ ^(-1(,-1)*|[0-9]+(,[0-9]+)*)$ && $ips =~ ^[0-9.,]*$ ]] || die "$CONFIG: gpu_list: what is '$1'?"
     IFS=',' read -r -a cards <<<"$gpus"
     RANKS=$((nodes * ${#cards[@]}))
-    if [ "${cards[0]}" != -1 ]; then OBSTACLE=$(no_gpus ${#cards[@]}); fi
+    if [ "${cards[0]}" != -1 ]; then OBSTACLE=$(no_gpus "${cards[@]}"); fi
     [ "$RANKS" -gt 1 ] || return 0
     LAUNCH_LOGS=$2
     if [[ $ips =~ ^127\.0\.0\.1(,127\.0\.0\.1)+$ ]]; then
@@ -288,23 +307,31 @@ is_here() {
     done
     return 1
 }
+
 # trainer_commands TRAINER: the commands of one of the trainers, TRAIN and EXPORT; QUANTISED is what kind of model.
 trainer_commands() {
     QUANTISED=False
+    given "$1" || die "$CONFIG: trainer:$1 is none of the trainers below it"
     case $1 in
         norm_train) TRAIN=${VALUE[norm_train]} EXPORT=${VALUE[norm_export]-} ;;
         pact_train) TRAIN=${VALUE[pact_train]} EXPORT=${VALUE[pact_export]-} QUANTISED=True ;;
         fpgm_train) TRAIN=${VALUE[fpgm_train]} EXPORT=${VALUE[fpgm_export]-} ;;
         distill_train) TRAIN=${VALUE[distill_train]} EXPORT=${VALUE[distill_export]-} ;;
-        "${KEY[free_train1]}") TRAIN="${VALUE[norm_train]} ${VALUE[free_train1]}" EXPORT=${VALUE[norm_export]-} ;;
+        "${KEY[free_train1]}")
+            TRAIN=null EXPORT=${VALUE[norm_export]-}
+            if given "${VALUE[norm_train]}" && given "${VALUE[free_train1]}"; then
+                TRAIN="${VALUE[norm_train]} ${VALUE[free_train1]}"
+            fi
+            ;;
         "${KEY[free_train2]}") TRAIN=${VALUE[free_train2]} EXPORT=${VALUE[free_export2]-} ;;
         *) die "$CONFIG: trainer:$1 is none of the trainers below it" ;;
     esac
     given "$TRAIN" || die "$CONFIG: trainer:$1 has no command"
 }
 
-# train_command GPUS DEVICE AUTOCAST TRAINER SAVE: what starts a training, into ARGS, and what checks it, into CHECK.
+# train_command GPUS DEVICE AUTOCAST TRAINER SAVE LOG: what starts a training, into ARGS, what checks it, into CHECK.
 train_command() {
+    local -a shows=()
     trainer_commands "$4"
     launch "$1" "$5_launch"
     WEIGHTS=$5/$MODEL/${VALUE[train_model]} # the official place: a folder of the model's name
@@ -322,8 +349,17 @@ train_command() {
     esac
     add batch
     add train_option
-    CHECK=("$PYTHON" test_tipc/check_row.py train --log "$5.log" --weights "$WEIGHTS" --loss "${VALUE[accuracy_train_loss]}"
-        --ranks "$RANKS" --launch_logs "$LAUNCH_LOGS")
+    # A single GPU by its number; several are dealt out by the launcher.
+    if [[ $1 =~ ^[0-9]+$ ]]; then ARGS+=("--gpu_devices=$1"); fi
+    # What the log of a training has to say that really ran as asked.
+    if [ "$3" = bf16 ]; then shows+=("engine: onednn, bf16"); fi
+    if [[ " ${ARGS[*]} " == *" --to_static "* ]]; then
+        shows+=("static graph: [1-9]")
+    elif [[ $1 != *-1* ]]; then
+        shows+=("gpu:[0-9]+ is in use")
+    fi
+    CHECK=("$PYTHON" test_tipc/check_row.py train --log "$6" --weights "$WEIGHTS" --loss "${VALUE[accuracy_train_loss]}"
+        --ranks "$RANKS" --launch_logs "$LAUNCH_LOGS" --shows "${shows[@]}")
 }
 
 # --- Rows ---------------------------------------------------------------------------------------------------

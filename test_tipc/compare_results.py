@@ -4,12 +4,14 @@
         --log_file="./test_tipc/output/*/whole_infer/python_infer_*.log"
 
 A log belongs to the stored results of its model (the folder above its mode) and precision. The stored files have one
-line a picture, NAME<TAB>{"psnr": ..., "ssim": ...}, and one that names the weights they were made with. `--record`
-writes them anew, from logs that agree with each other, if the weights denoise at all.
+line a picture (or validation set, in logs of val.py), NAME<TAB>{"psnr": ..., "ssim": ...}, and one that names the
+weights they were made with. `--record` writes them anew, from logs that agree with each other, if the weights denoise
+at all.
 """
 
 import argparse
 import glob
+import hashlib
 import json
 import math
 import re
@@ -28,6 +30,8 @@ TOLERANCES = {  # by precision: dB and SSIM
 }
 GAIN = 3.0  # dB that recorded results are above the noisy pictures
 SCORES = re.compile(r"^(?:.*/)?([^/]+)_denoise(\.\w+)  psnr: (\S+)  ssim: (\S+)$", re.MULTILINE)
+SETS = re.compile(r"^\[EVAL\] (.+): psnr:(\S+) ssim:(\S+)$", re.MULTILINE)
+GAINS = re.compile(r"^\S+ +\d+ x \d+ +\S+ +\S+ +([+-]\S+) +\S+$", re.MULTILINE)  # of val.py's table
 
 
 class Mismatch(Exception):
@@ -50,16 +54,16 @@ def get_parser():
 def key_of(log):
     """Model and precision of a log, by its place and name."""
     precision = re.search(r"_precision_(\w+?)_batchsize_", log.name)
-    if not precision:
+    if not precision and "_eval" not in log.name:
         raise Mismatch(f"{log}: the name tells no precision")
-    return log.parent.parent.name, precision[1]
+    return log.parent.parent.name, precision[1] if precision else "fp32"
 
 
 def scores_in(log):
     """{picture: scores} of a log."""
-    scores = {}
-    for stem, suffix, psnr, ssim in SCORES.findall(log.read_text(errors="replace")):
-        scores[stem + suffix] = {"psnr": float(psnr), "ssim": float(ssim)}
+    text = log.read_text(errors="replace")
+    found = [(stem + suffix, *values) for stem, suffix, *values in SCORES.findall(text)] + SETS.findall(text)
+    scores = {name: {"psnr": float(psnr), "ssim": float(ssim)} for name, psnr, ssim in found}
     if not scores:
         raise Mismatch(f"{log}: holds no scores")
     for name, values in scores.items():
@@ -69,11 +73,13 @@ def scores_in(log):
 
 
 def weights_of(log):
-    """The digest of the weights behind a log, from the record beside the model that it ran."""
-    model = re.search(r"--model_dir=(\S+)", status_line(log))
-    if not model:
-        raise Mismatch(f"{log}: no model_dir in its command")
-    return json.loads((Path(model[1]) / "deploy.json").read_text())["weights"]
+    """The digest of the weights behind a log: of the record beside the model that it ran, or of the weights file."""
+    command = status_line(log)
+    if model := re.search(r"--model_dir=(\S+)", command):
+        return json.loads((Path(model[1]) / "deploy.json").read_text())["weights"]
+    if weights := re.search(r"--model_path=(\S+)", command):
+        return hashlib.sha256(Path(weights[1]).read_bytes()).hexdigest()
+    raise Mismatch(f"{log}: its command names no model")
 
 
 def status_line(log):
@@ -141,7 +147,9 @@ def record(logs, folder, options):
         first = scores_in(mine[0])
         for log in mine[1:]:
             largest_difference(log, scores_in(log), first, options, TOLERANCES[key[1]])
-        mean, noisy = statistics.mean(scores["psnr"] for scores in first.values()), noisy_psnr()
+        mean = statistics.mean(scores["psnr"] for scores in first.values())
+        gains = GAINS.findall(mine[0].read_text(errors="replace"))
+        noisy = mean - statistics.mean(map(float, gains)) if gains else noisy_psnr()
         if mean < noisy + GAIN:
             raise Mismatch(f"{mine[0]}: {mean:.2f} dB, but the noisy pictures have {noisy:.2f}: nothing to record")
         lines = [("weights", {"sha256": weights_of(mine[0])}), *sorted(first.items())]

@@ -39,20 +39,68 @@ pictures() {
     done
 }
 
+# lite_pairs: 256 pairs of patches of these for Lite, and 64 of others to score on, made once.
+lite_pairs() {
+    lite_pictures
+    [ ! -d $DATA/pairs ] || return 0
+    local work
+    work=$(mktemp -d "$DATA/making.XXXX")
+    "$PYTHON" dataset_tool.py --input_dir $DATA/lite --val_dir validation/Sample --save_dir "$work/pairs" --pairs 256 \
+        --val_pairs 64 --noise gauss25
+    mv "$work/pairs" $DATA/pairs
+    rm -r "$work"
+}
+
+# lite_renders: a dozen made-up renders for MonteCarlo, made once.
+lite_renders() {
+    [ ! -d $DATA/renders ] || return 0
+    local work
+    work=$(mktemp -d "$DATA/making.XXXX")
+    "$PYTHON" test_tipc/make_renders.py --train "$work/renders"
+    mv "$work/renders" $DATA/renders
+    rm -r "$work"
+}
+
+# link SOURCE NAME
+link() {
+    [ -e "$1" ] || die "$MODE: $1 does not exist; TIPC_DATA names the folder $WHOLE_HOLDS"
+    mkdir -p "$(dirname "$DATA/$2")"
+    ln -s "$(realpath "$1")" "$DATA/$2"
+}
+
 mkdir -p $DATA
 rm -rf $DATA/train $DATA/val $DATA/noisy $DATA/clean $DATA/prepared $DATA/making.*
-case $MODE in
-    whole_train_*)
-        folder=${TIPC_DATA:-./Imagenet_val}
-        [ -d "$folder" ] || die "$MODE: $folder does not exist; TIPC_DATA names the folder of training images"
-        ln -s "$(realpath "$folder")" $DATA/train
-        ln -s "$(realpath validation)" $DATA/val
+WHOLE=${TIPC_DATA:-./Imagenet_val}
+case $MODEL:$MODE in
+    MonteCarlo:whole_train_*)
+        WHOLE_HOLDS="that render_dataset.py has written"
+        link "$WHOLE/train" train
+        link "$WHOLE/valid" val
+        ;;
+    MonteCarlo:*)
+        lite_renders
+        link $DATA/renders train
+        link test_tipc/inputs/renders val
+        ;;
+    Lite:whole_train_*)
+        WHOLE_HOLDS="that dataset_tool.py --pairs has written"
+        link "$WHOLE/train.npz" train/train.npz
+        link "$WHOLE/val.npz" val/val.npz
+        ;;
+    Lite:*)
+        lite_pairs
+        link $DATA/pairs/train.npz train/train.npz
+        link $DATA/pairs/val.npz val/val.npz
+        ;;
+    *:whole_train_*)
+        WHOLE_HOLDS="of training images"
+        link "$WHOLE" train
+        link validation val
         ;;
     *)
         lite_pictures
-        ln -s lite $DATA/train
-        mkdir $DATA/val
-        ln -s "$(realpath validation/Sample)" $DATA/val/Sample
+        link $DATA/lite train
+        link validation/Sample val/Sample
         ;;
 esac
 case $MODE in

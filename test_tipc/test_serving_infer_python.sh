@@ -85,7 +85,7 @@ split accuracy_jobs && jobs=("${LIST[@]}")
 for device in "${devices[@]}"; do
     BROKEN=$NO_REFERENCE
     OBSTACLE=$(without aiohttp)
-    if [ "$device" = gpu ]; then OBSTACLE=${OBSTACLE:-$(no_gpus 1)}; fi
+    if [ "$device" = gpu ]; then OBSTACLE=${OBSTACLE:-$(no_gpus 0)}; fi
     if [ -z "$OBSTACLE" ]; then
         start_service "$device"
         [ -n "$URL" ] || BROKEN="server_$device has no address"

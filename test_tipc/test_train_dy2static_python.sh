@@ -16,7 +16,7 @@ both() {
     for kind in norm_train "${KEY[free_train1]}"; do
         [ "$kind" != null ] || die "$CONFIG: block $1: line 20 should be to_static_train:OPTIONS"
         logs[$kind]=$OUTPUT/$1_$kind.log
-        train_command "${VALUE[gpu_list]}" "${VALUE[device]}" "${VALUE[autocast]}" "$kind" "${logs[$kind]%.log}"
+        train_command "${VALUE[gpu_list]}" "${VALUE[device]}" "${VALUE[autocast]}" "$kind" "${logs[$kind]%.log}" "${logs[$kind]}"
         step "${logs[$kind]}"
     done
     ARGS=("$PYTHON" test_tipc/extract_loss.py "${logs[norm_train]}" "${logs[${KEY[free_train1]}]}")

@@ -23,8 +23,8 @@ infer_rows() {
     split tensorrt && tensorrts=("${LIST[@]}")
     for use_gpu in "${use_gpus[@]}"; do
         case $use_gpu in
-            False | cpu) infer_on_cpu "$@" ;;
-            True | gpu) infer_on_gpu "$@" ;;
+            False) infer_on_cpu "$@" ;;
+            True) infer_on_gpu "$@" ;;
         esac
     done
 }
@@ -61,7 +61,7 @@ infer_on_gpu() {
         for precision in "${precisions[@]}"; do
             for batch in "${batches[@]}"; do
                 log=$OUTPUT/python_infer_gpu_gpus_$2_usetrt_${tensorrt}_precision_${precision}_batchsize_${batch}.log
-                reason=$(no_gpus 1)
+                reason=$(no_gpus 0)
                 if [ -z "$reason" ] && [ "$tensorrt" = True ] && [ "${MACHINE[tensorrt]}" = 0 ]; then
                     reason="this Paddle is built without TensorRT"
                 elif [ -z "$reason" ] && [ "$precision" = bf16 ]; then
@@ -114,7 +114,7 @@ random_rows() {
         ARGS+=("--random_input=$batch,$shape" --repeats=5)
         facts=("data_num=$((batch * 5))" "input_shape=($batch, ${shape//,/, })" "precision=$precision")
         if [ "$use_gpu" = True ]; then
-            reason=$(no_gpus 1)
+            reason=$(no_gpus 0)
             facts+=(runtime_device=gpu)
         else
             split mkldnn
@@ -133,27 +133,36 @@ random_rows() {
 
 # train_row GPUS DEVICE AUTOCAST TRAINER: trains, and what follows from it.
 train_row() {
-    local gpus=${1#*;} save eval_log model
+    local gpus=${1#*;} save model
     save=$OUTPUT/$4_gpus_${gpus}_autocast_$3_nodes_$(nodes_of "$1") BROKEN=''
-    train_command "$1" "$2" "$3" "$4" "$save"
+    train_command "$1" "$2" "$3" "$4" "$save" "$save.log"
     step "$save.log"
-
-    if given "${VALUE[eval]}"; then
-        ARGS=("$PYTHON")
-        words "${VALUE[eval]}"
-        option "${KEY[weights]}" "$WEIGHTS"
-        option "${KEY[device]}" "$2"
-        add eval_option
-        eval_log=${save}_eval.log
-        CHECK=("$PYTHON" test_tipc/check_row.py eval --log "$eval_log")
-        step "$eval_log"
-    fi
+    eval_rows "$WEIGHTS" "$2" "$save"
     given "$EXPORT" || return 0
     reference_row "$WEIGHTS" "$save"
     model=$save
     if given "${VALUE[inference_dir]}"; then model+=/${VALUE[inference_dir]}; fi
     export_row "$EXPORT" "$WEIGHTS" "$model" "${save}_export.log"
     infer_rows "$model" "$gpus"
+}
+
+# eval_rows WEIGHTS DEVICE NAME: the scores of weights, for each value of the option in line 25.
+eval_rows() {
+    local value log
+    local -a values
+    given "${VALUE[eval]}" || return 0
+    split eval_option && values=("${LIST[@]}")
+    for value in "${values[@]}"; do
+        log=$3_eval.log
+        [ ${#values[@]} -eq 1 ] || log=$3_eval_$value.log
+        ARGS=("$PYTHON")
+        words "${VALUE[eval]}"
+        option "${KEY[weights]}" "$1"
+        option "${KEY[device]}" "$2"
+        add eval_option "$value"
+        CHECK=("$PYTHON" test_tipc/check_row.py eval --log "$log")
+        step "$log"
+    done
 }
 
 # export_row COMMAND WEIGHTS FOLDER LOG
@@ -172,10 +181,19 @@ export_row() {
 check_values() {
     local value quantised
     local -a kinds=()
-    split use_gpu
-    for value in "${LIST[@]}"; do
-        [[ $value =~ ^(True|False|gpu|cpu)$ ]] || die "$CONFIG: ${KEY[use_gpu]}: '$value' is neither True nor False"
-    done
+    if ! given "${VALUE[inference]}"; then
+        # Weights that no runtime takes are trained and scored, and the lines about runtimes have nothing to say.
+        for value in norm_export pact_export fpgm_export distill_export infer_export train_images use_gpu mkldnn threads \
+            infer_batch tensorrt precision images benchmark infer_option1 infer_option2 random_input accuracy_reference \
+            accuracy_tolerance; do
+            ! given "${VALUE[$value]}" || die "$CONFIG: ${KEY[$value]}: is not used, because inference is null"
+        done
+    else
+        split use_gpu
+        for value in "${LIST[@]}"; do
+            [[ $value =~ ^(True|False)$ ]] || die "$CONFIG: ${KEY[use_gpu]}: '$value' is neither True nor False"
+        done
+    fi
     if [ "$MODE" = whole_infer ]; then
         split infer_quant && kinds=("${LIST[@]}")
     else
@@ -183,8 +201,11 @@ check_values() {
         for value in "${LIST[@]}"; do
             trainer_commands "$value"
             kinds+=("$QUANTISED")
+            [ "$(given "$EXPORT" && echo 1)" = "$(given "${VALUE[inference]}" && echo 1)" ] ||
+                die "$CONFIG: trainer:$value has an export without an inference, or an inference without an export"
         done
     fi
+    given "${VALUE[inference]}" || return 0
     split precision
     for value in "${LIST[@]}"; do
         for quantised in "${kinds[@]}"; do
@@ -196,15 +217,24 @@ check_values() {
 
 whole_infer() {
     local -a models exports quants
-    local index model_dir
+    local index model_dir logs
     given "${VALUE[infer_model]}" || die "$CONFIG: infer_model:null: there are no finished weights for whole_infer"
     split infer_model && models=("${LIST[@]}")
     split infer_export && exports=("${LIST[@]}")
     split infer_quant && quants=("${LIST[@]}")
     [ "${#exports[@]},${#quants[@]}" = "${#models[@]},${#models[@]}" ] ||
         die "$CONFIG: infer_model, infer_export and infer_quant differ in length"
+    logs="$OUTPUT/python_infer_*.log"
     for index in "${!models[@]}"; do
         BROKEN='' OBSTACLE='' model_dir=${models[index]}
+        if ! given "${VALUE[inference]}"; then
+            # What no runtime takes is scored as it is.
+            logs="$OUTPUT/model_*_eval*.log"
+            split device
+            if [ "${LIST[0]}" = gpu ]; then OBSTACLE=$(no_gpus 0); fi
+            eval_rows "$model_dir" "${LIST[0]}" "$OUTPUT/model_$index"
+            continue
+        fi
         reference_row "$model_dir" "$OUTPUT/model_$index"
         if given "${exports[index]}"; then
             model_dir=$OUTPUT/model_$index
@@ -214,9 +244,10 @@ whole_infer() {
         random_rows "$model_dir" "$index"
     done
     if given "${VALUE[accuracy_results]}"; then
-        BROKEN=''
-        ARGS=("$PYTHON" test_tipc/compare_results.py "--gt_file=${VALUE[accuracy_results]}"
-            "--log_file=$OUTPUT/python_infer_*.log")
+        BROKEN='' OBSTACLE=''
+        # Rows that are skipped have no logs, those that failed have.
+        compgen -G "$logs" >/dev/null || OBSTACLE="no row with scores can be run here"
+        ARGS=("$PYTHON" test_tipc/compare_results.py "--gt_file=${VALUE[accuracy_results]}" "--log_file=$logs")
         step "$OUTPUT/compare_results.log"
     fi
 }
@@ -242,7 +273,13 @@ train_and_infer() {
 
 open_config "${1-}" "${2-}" lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer whole_infer
 read_train_config
-[ "$MODE" = whole_infer ] || { choose epochs && choose batch && choose train_option; }
+if [ "$MODE" != whole_infer ]; then
+    choose epochs
+    choose batch
+    choose train_option
+    # Line 12 has the pictures for what was just trained, line 48 those for finished weights.
+    if given "${VALUE[train_images]}"; then VALUE[images]=${VALUE[train_images]}; fi
+fi
 check_values
 interpreter
 check_prepared

@@ -73,6 +73,14 @@ elif script == "train_for_tipc.py":
     losses = losses.split()
     if fault == "static differs" and "--to_static" in argv:
         losses[1] = "0.400001"
+    told = []
+    if flags.get("precision") == "bf16" and fault != "bf16 is ignored":
+        told.append("engine: onednn, bf16")
+    if flags.get("device") == "gpu":
+        told.append("engine: Paddle's own layers (it is for CPUs, and gpu:0 is in use)")
+    if "--to_static" in argv and fault != "static is ignored":
+        told.append("static graph: 2 programs")
+    print(*told, sep="\\n")
     for i, loss in enumerate(losses):
         print(f"0001 {{i:05d}} Loss1={{loss}}, Lambda=1, Loss2=0.1, Loss_Full={{loss}}, Time=1, ips: 3.0 images/s")
     weights = Path(flags["save_model_path"], flags["log_name"], "best_model.pdparams")
@@ -84,9 +92,13 @@ elif script == "train_for_tipc.py":
             log = Path(flags["log_dir"], f"workerlog.{{rank}}")
             log.parent.mkdir(parents=True, exist_ok=True)
             digest = rank if fault == "ranks differ" else 7
-            log.write_text(f"Loss1=0.5,\\nLoss1=0.4,\\nLoss1=0.3,\\nweights of rank {{rank}}: {{digest}}\\n")
+            lines = [*told, "Loss1=0.5,", "Loss1=0.4,", "Loss1=0.3,", f"weights of rank {{rank}}: {{digest}}", ""]
+            log.write_text("\\n".join(lines))
 elif script == "val.py":
-    print("[EVAL] Sample: psnr:" + ("nan" if fault == "nan score" else "30.5") + " ssim:0.9")
+    psnr = {{"nan score": "nan", "another score": "30.7", "barely denoised": "21.0"}}.get(fault, "30.5")
+    print(f"[EVAL] Sample: psnr:{{psnr}} ssim:0.9")
+    if psnr != "nan":
+        print(f"Sample   5 x 1       20.50  {{psnr}}  {{float(psnr) - 20.5:+.2f}}  0.9000")
 elif script in ("predict.py", "infer.py", "serve_client.py"):
     source = Path(flags.get("image_path") or flags.get("input_file") or "none")
     target = Path(flags.get("save_dir", "none"))
@@ -214,6 +226,7 @@ def chain(tmp_path):
     return Chain(tmp_path)
 
 
+MONTE_CARLO = "test_tipc/configs/MonteCarlo/train_infer_python.txt"
 ONE_ROW = {"enable_mkldnn": "True", "cpu_threads": "2", "batch_size": "2", "precision": "fp32"}
 ONE_ROW |= {"random_infer_input": "null"}
 HERE = "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=0 onnx=1 onnxruntime=1 openvino=1 aiohttp=1"
@@ -285,6 +298,15 @@ def test_modes_choose_the_length(chain):
         (lambda text: text.replace("--use_gpu:False", "--use_gpu:Fasle"), "'Fasle' is neither True nor False"),
         (lambda text: text.replace("--precision:fp32", "--precision:int8"), "'int8' does not go with a model"),
         (lambda text: text.replace("python3", "python3 "), "line 3 ends in a blank"),
+        (lambda text: text.replace("model_path:./output/", "model_path:./here/"), "line 8 names './here/'"),
+        (lambda text: text.replace("--save_dir:null", "--save_dir:./here/"), "line 49 names './here/'"),
+        (lambda text: text.replace("export1:null", "export1:export_model.py"), "line 34 names 'export_model.py'"),
+        (lambda text: text.replace("batch_size:4\n", "batch_size:4\nbatch_size:8\n"), "line 55 is there for the"),
+        (lambda text: text + "===accuracy_params===\n", "line 71 is there for the second time"),
+        (lambda text: text.replace("trainer:norm_train", "trainer:null"), "trainer:null is none of the trainers"),
+        (lambda text: text.replace("gpu_list:-1", "gpu_list:-1,0"), "gpu_list: what is '-1,0'?"),
+        (lambda text: text.replace("norm_export:export_model.py", "norm_export:null"), "an inference without an"),
+        (lambda text: text.replace("inference:infer.py", "inference:null"), "norm_export: is not used"),
         (lambda text: text.replace("===train_params", "===train_param"), "line 1 should be ===train_params==="),
     ],
 )  # fmt: skip
@@ -453,7 +475,112 @@ def test_a_training_for_gpus_is_skipped_with_all_that_follows(chain):
     assert {row[2] for row in chain.rows} == {"this Paddle is built for CPUs only"}
     chain.run(config, "lite_train_lite_infer", checks=False, FACTS="cuda=1 gpus=1 tensorrt=0 bf16=0")
     assert [row[1] for row in chain.rows] == ["successfully"] * 5 + ["skipped"] * 5
-    assert chain.rows[-1][2] == "needs 2 GPU(s), this machine has 1"
+    assert chain.rows[-1][2] == "there is no GPU 1, this machine has 1"
+
+
+def test_a_card_is_taken_by_its_number(chain):
+    config = chain.config(**ONE_ROW | {"gpu_list": "1", "device": "gpu"})
+    chain.run(config, "lite_train_lite_infer", FACTS="cuda=1 gpus=1 tensorrt=0 bf16=0")
+    assert {row[2] for row in chain.rows} == {"there is no GPU 1, this machine has 1"}
+    chain.run(config, "lite_train_lite_infer", FACTS="cuda=1 gpus=2 tensorrt=0 bf16=0")
+    assert "--gpu_devices=1" in chain.called("train_for_tipc.py")[0]
+    assert chain.rows[0][1] == "successfully"
+
+
+def test_a_training_that_did_not_run_as_asked_is_red(chain):
+    config = chain.config(**ONE_ROW | {"auto_cast": "bf16"})
+    facts = {"FACTS": "cuda=0 gpus=0 tensorrt=0 bf16=1"}
+    assert chain.run(config, "lite_train_lite_infer", **facts).returncode == 0
+    result = chain.run(config, "lite_train_lite_infer", FAULT="bf16 is ignored", **facts)
+    assert chain.statuses() == {"failed": 5}
+    assert "the log shows nothing like 'engine: onednn, bf16'" in result.stdout
+
+
+def test_what_was_trained_and_finished_weights_have_pictures_of_their_own(chain):
+    config = chain.config(**ONE_ROW | {"train_infer_img_dir": "./test_tipc/inputs/noisy"})
+    assert chain.run(config, "lite_train_lite_infer").returncode == 0
+    assert "--input_file=./test_tipc/inputs/noisy" in chain.called("infer.py")[0]
+    assert "--image_path=./test_tipc/inputs/noisy" in chain.called("predict.py")[0]
+    chain.run(config, "whole_infer", checks=False)
+    assert "--input_file=./test_tipc/data/noisy" in chain.called("infer.py")[0]
+
+
+def test_finished_weights_that_no_row_can_run_are_not_compared(chain):
+    config = chain.config(**ONE_ROW | {"use_gpu": "True"})
+    assert chain.run(config, "whole_infer").returncode == 0
+    assert [row[1] for row in chain.rows] == ["successfully", "successfully", "skipped", "skipped"]
+    assert chain.rows[3][2] == "no row with scores can be run here"
+
+
+def test_weights_that_no_runtime_takes_are_scored_and_compared(chain):
+    config = chain.config(MONTE_CARLO)
+    weights = chain.root / "test_tipc" / "weights" / "MonteCarlo.pdparams"
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_text("weights")
+    stored = chain.root / "test_tipc" / "results" / "python_MonteCarlo_results_fp32.txt"
+    stored.unlink(missing_ok=True)
+    assert chain.run(config, "lite_train_lite_infer").returncode == 0
+    assert chain.statuses() == {"successfully": 3}
+    record = ["--record", "--log_file=test_tipc/output/MonteCarlo/whole_infer/model_*_eval*.log"]
+    assert chain.run(config, "whole_infer", FAULT="barely denoised").returncode == 1
+    assert "nothing to record" in compare(chain, *record).stderr
+    assert chain.run(config, "whole_infer").returncode == 1
+    assert compare(chain, *record).returncode == 0
+    assert chain.run(config, "whole_infer").returncode == 0
+    assert [words[-1] for words in chain.called("val.py")] == ["--engine=onednn", "--engine=paddle"]
+    for fault, message in (
+        ("another score", "Sample: psnr 30.7000, 30.5000 is stored"),
+        ("nan score", "no finite score"),
+    ):
+        result = chain.run(config, "whole_infer", FAULT=fault)
+        assert result.returncode == 1
+        assert message in result.stdout
+    weights.write_text("others")
+    assert chain.run(config, "whole_infer").returncode == 1
+    assert "was made with other weights" in (chain.output / "compare_results.log").read_text()
+    config.write_text(config.read_text().replace("--use_gpu:null", "--use_gpu:False"))
+    assert "--use_gpu: is not used, because inference is null" in chain.run(config, "whole_infer").stderr
+
+
+def test_all_configurations_are_taken_by_a_chain(chain):
+    folder = chain.root / "test_tipc" / "configs" / "Only"
+    folder.mkdir()
+    chain.config(**ONE_ROW | {"model_name": "Only", "fp_items": "fp32"}).rename(folder / "train_infer_python.txt")
+    (chain.root / "validation" / "Sample").mkdir(parents=True)
+    (chain.root / "test_tipc" / "data" / "lite").mkdir()
+
+    def run_all(*models, **environment):
+        words = [BASH, "test_tipc/test_all.sh", *models]
+        environment = {**ENVIRONMENT, "PYTHON": str(chain.python), "CALLS": str(chain.calls)} | environment
+        return subprocess.run(words, cwd=chain.root, capture_output=True, text=True, timeout=120, env=environment)
+
+    result = run_all("Only")
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = result.stdout.split("\n\n")[1].splitlines()
+    assert [line.split()[0::3][:2] for line in table] == [
+        ["successfully", mode] for mode in ("lite_train_lite_infer", "whole_infer", "benchmark_train")
+    ]
+    assert result.stdout.endswith("3 chains\n")
+    result = run_all("Only", FAULT="val.py fails")
+    assert result.returncode == 1
+    assert result.stdout.count("failed    ") == 2  # as it happens, and in the table
+    (folder / "trian_ptq.txt").write_text("")
+    result = run_all("Only")
+    assert result.returncode == 1
+    assert "Only/trian_ptq.txt: no chain takes it" in result.stdout
+    assert run_all("Olny").returncode == 2
+    # All of ours are taken, by their names alone.
+    text = (ROOT / "test_tipc" / "test_all.sh").read_text()
+    patterns = [pattern for group in re.findall(r'"\$folder"/(\S+)', text) for pattern in expanded(group.rstrip(";"))]
+    for path in CONFIGS:
+        assert any(path.match(pattern) for pattern in patterns if pattern != "*"), path
+
+
+def expanded(pattern):
+    """The patterns of a{b,c}d."""
+    if found := re.fullmatch(r"(.*)\{(.*)\}(.*)", pattern):
+        return [found[1] + one + found[3] for one in found[2].split(",")]
+    return [pattern]
 
 
 def test_two_processes_must_end_with_the_same_weights(chain):
@@ -525,6 +652,9 @@ def test_dynamic_and_static_training_that_differ_are_red(chain):
     run = {"mode": "lite_train_lite_infer", "script": "test_train_dy2static_python.sh"}
     chain.run(config, **run, FAULT="static differs")
     assert [row[1] for row in chain.rows] == ["successfully", "successfully", "failed"]
+    result = chain.run(config, **run, FAULT="static is ignored")
+    assert [row[1] for row in chain.rows] == ["successfully", "failed", "failed"]
+    assert "the log shows nothing like 'static graph: [1-9]'" in result.stdout
     chain.run(config, **run, FAULT="train_for_tipc.py fails")
     assert [row[1] for row in chain.rows] == ["failed"] * 3
     text = config.read_text()
@@ -595,6 +725,15 @@ def test_benchmarks_run_in_all_the_ways_that_are_asked_for(chain):
         )  # fmt: skip
         assert result.returncode == 2, result.stdout
         assert len(result.stderr.splitlines()) == 1
+    for fault in ("ranks differ", "static is ignored"):
+        result = chain.run(chain.config(fp_items="fp32"), **run, FAULT=fault)
+        assert ("weights are expected" if "ranks" in fault else "nothing like 'static graph") in result.stdout
+    log = chain.root / "train_log" / f"{chain.root.name}_N2N_bs4_fp32_DP_N1C1_log"
+    (chain.root / "index" / f"{chain.root.name}_N2N_bs4_fp32_DP_N1C1_speed").write_text("of an earlier run")
+    log.write_text("of an earlier run")
+    chain.run(chain.config(fp_items="fp32"), **run, BENCHMARK_LOG_DIR=str(chain.root))
+    assert "of an earlier run" not in log.read_text()
+    assert not list((chain.root / "index").iterdir())
 
 
 # --- ONNX, 8 bits, service ----------------------------------------------------------------------------------

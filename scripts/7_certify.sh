@@ -2,7 +2,7 @@
 # The short certification chain (test_tipc/): trains, scores, exports and infers in many ways; every row is checked.
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-step "Certify: training and inference, row by row (a minute or two)"
+step "7 Certify: training and inference, row by row (a minute or two)"
 CONFIG=test_tipc/configs/N2N/train_infer_python.txt MODE=lite_train_lite_infer
 STATUS=test_tipc/output/N2N/$MODE/results_python.log
 export PYTHON

@@ -1,4 +1,9 @@
-"""A model card as a page of Markdown, from what model_card.py has measured."""
+"""A model card as a section of a page of Markdown, from what model_card.py has measured."""
+
+from cli import UserError
+
+START = "<!-- written by model_card.py; from here -->"
+END = "<!-- to here -->"
 
 RECIPE = """\
 1. Decode to height x width x 3, RGB, 8 bits (grey: one channel; 16 bits: divide by 65535 below).
@@ -9,8 +14,29 @@ RECIPE = """\
 5. Back to H x W x C, times 255, rounded to the nearest, clipped to 0..255."""
 
 
-def markdown(card):
-    """The whole page."""
+# --- The page -----------------------------------------------------------------------------------------------
+
+
+def find_section(path, text):
+    """Where the section starts and ends in a page; None without one."""
+    if START not in text and END not in text:
+        return None
+    start, end = text.find(START), text.find(END)
+    if text.count(START) != 1 or text.count(END) != 1 or end < start:
+        raise UserError(f"--save_dir: {path}: the marks around the card are not one pair: {START} and {END}")
+    return start, end + len(END)
+
+
+def with_section(path, text, section):
+    """The page with its section replaced, or added at the end; all else stays as it is."""
+    found = find_section(path, text)
+    if found is None:
+        return f"{text.rstrip()}\n\n{section}\n"
+    return text[: found[0]] + section + text[found[1] :]
+
+
+def section(card):
+    """The card between its marks."""
     here = [row for row in card["rows"] if "absent" not in row]
     absent = [f"- {row['runtime']}, {row['precision']}: {row['absent']}" for row in card["rows"] if "absent" in row]
     parts = (
@@ -18,34 +44,38 @@ def markdown(card):
         quality(card, here),
         speed(here),
         throughput(here),
-        ["## Not measured", "", *(absent or ["Nothing is missing."])],
+        goals(card),
+        ["### Not measured", "", *(absent or ["Nothing is missing."])],
         [
-            "## Before and after the network",
+            "### Before and after the network",
             "",
             "What `infer.py` does on every runtime, in every precision:",
             "",
             RECIPE,
         ],
     )
-    return "\n".join(line for part in parts if part for line in (*part, ""))
+    return "\n".join([START, *(line for part in parts if part for line in (*part, "")), END])
 
 
 def head(card):
     """What was measured, where, and what it costs."""
     told, network, gflop = card["machine"], card["network"], card["flops_256"] / 1e9
     return [
-        f"# {card['name']}: deployment",
+        "## Deployment",
         "",
         f"    {card['command']}",
         "",
         f"{told['date']}, {told['processor']}, {told['cores']} cores ({', '.join(told['instructions'])}), load "
         f"{told['load_before']} before the start; python {told['python']}, paddle {told['paddle']}, commit "
         f"{told['commit'][:12]}. Measured in {card['minutes']} minutes. All figures are in "
-        f"`{card['name']}_deployment.json`.",
+        f"[{card['name']}.json]({card['name']}.json); what they mean is in [deployment.md](../deployment.md).",
         "",
         f"Network: {', '.join(f'{key} {value}' for key, value in network.items())}; {card['parameters']:,} parameters; "
-        f"at {network['n_channel']}x256x256 {gflop:.2f} GFLOP, {gflop / 2:.2f} G multiply-adds counted as two.",
+        f"at {network['n_channel']}x256x256 **{gflop:.2f} GFLOP**: {gflop / 2:.2f} G multiply-adds counted as two.",
     ]
+
+
+# --- Tables -------------------------------------------------------------------------------------------------
 
 
 def table(heads, rows):
@@ -80,7 +110,7 @@ def quality(card, rows):
         lines.append((row["precision"], row["runtime"], *work, *scores))
     worst = max((row["largest_difference"] for row in rows if row["precision"] == "fp32"), default=0.0)
     return [
-        "## Quality", "", about, "", *table(heads, lines), "",
+        "### Quality", "", about, "", *table(heads, lines), "",
         "The largest difference is that of a value from the network on noisy pictures, where white is 1; of all "
         f"runtimes in fp32 it is at most {worst:.1e}, so that only the first of them is scored.",
     ]  # fmt: skip
@@ -123,7 +153,7 @@ def speed(rows):
         ratio = f"{min(ratios):.2f} to {max(ratios):.2f}"
         lines.append((row["precision"], row["runtime"], *times, ratio, f"{row['peak_mib']:.0f}"))
     return [
-        "## Speed and memory", "",
+        "### Speed and memory", "",
         "Milliseconds for one image, median and (90th percentile). Times as fast: as the fastest row of fp32 in the "
         "same column, from the worst column to the best. MiB: the peak of the whole process, with one image of the "
         "largest size.",
@@ -142,3 +172,64 @@ def throughput(rows):
         speeds = [f"{found[key]['images_per_second']:.2f}" if key in found else "" for key in keys]
         lines.append((row["precision"], row["runtime"], *speeds))
     return ["Images per second in batches:", "", *table(["precision", "runtime", *heads], lines)]
+
+
+# --- Goals --------------------------------------------------------------------------------------------------
+
+OTHERS = ("ONNX Runtime", "OpenVINO")  # what the project is compared with
+SAME = 1.03  # ratios of times nearer to 1 than this repeat no better
+FASTER = {"bf16": (2.0, 0.01), "int8": (3.0, 0.05)}  # times as fast as our fp32, at a loss in dB below this
+
+
+def reached(rows):
+    """The goals of a deployment, each with what was measured and a verdict; those with nothing to compare are left out.
+
+    Single images, with the most threads that all were measured with.
+    """
+    here = [row for row in rows if "absent" not in row]
+    keys = {key for row in here for key in by_column(row) if key[1] == 1}
+    most = max((key[2] for key in keys), default=0)
+    keys = sorted(key for key in keys if key[2] == most)
+    return [goal for key in keys for goal in _goals_at(here, key)]
+
+
+def _goals_at(rows, key):
+    times = [(by_column(row)[key]["median_ms"], row) for row in rows if key in by_column(row)]
+
+    def fastest(precision, others=(True, False)):
+        found = [
+            pair for pair in times if pair[1]["precision"] == precision and (pair[1]["runtime"] in OTHERS) in others
+        ]
+        return min(found, key=lambda pair: pair[0], default=(None, None))
+
+    def told(time, row):
+        return f"{time:.1f} ms ({row['runtime']})"
+
+    where = f"{key[0]}x{key[0]}, {key[2]} thread{'s' if key[2] > 1 else ''}"
+    (ours, row), (theirs, other) = fastest("fp32", [False]), fastest("fp32", [True])
+    if ours and theirs:
+        ratio = ours / theirs
+        verdict = "yes" if ratio <= 1 else "the same within 3 %" if ratio <= SAME else f"no, {ratio:.2f} times as long"
+        yield {"goal": f"fp32 not slower than ONNX Runtime and OpenVINO, {where}",
+               "measured": f"{told(ours, row)} against {told(theirs, other)}", "verdict": verdict}  # fmt: skip
+    reference = next((row["psnr"] for row in rows if "psnr" in row and row["precision"] == "fp32"), None)
+    for precision, (times_faster, decibels) in FASTER.items():
+        time, row = fastest(precision)
+        if not (ours and time):
+            continue
+        goal, measured, good = f"{precision} {times_faster:g} times as fast as our fp32", told(time, row), True
+        measured += f", {ours / time:.2f} times as fast"
+        good = ours / time >= times_faster
+        if reference is not None and "psnr" in row:
+            goal += f", losing less than {decibels:g} dB"
+            measured += f", {row['psnr'] - reference:+.3f} dB"
+            good = good and reference - row["psnr"] < decibels
+        yield {"goal": f"{goal}, {where}", "measured": measured, "verdict": "yes" if good else "no"}
+
+
+def goals(card):
+    """What was to be reached, and whether it is."""
+    if not card["goals"]:
+        return []
+    lines = [(goal["goal"], goal["measured"], goal["verdict"]) for goal in card["goals"]]
+    return ["### Goals", "", *table(["goal", "measured", "reached"], lines)]

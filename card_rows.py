@@ -40,6 +40,7 @@ class Job:
     model_path: str
     sizes: tuple
     batches: tuple
+    full: bool  # batches of all sizes, not of the smallest alone
     seconds: float  # for each latency
     scored: tuple  # validation folder, name of the set, noise, how many images, how many repeats
 
@@ -61,25 +62,29 @@ class NetworkEngine:
         return "the project's engine"
 
 
-def measure(row, threads, batches, score, job):
+def measure(row, threads, score, job):
     """All figures of a row, as a dict; with the key `absent` if there are none."""
     start = memory("VmHWM")
     try:
         engine = open_row(row, threads, job)
+        facts = {"engine": engine.describe(), "latency": []}
+        facts |= difference(engine, Path(job.folder) / "reference.npz")
+        channels = channels_of(job)
+        # The largest image alone, before anything else takes memory.
+        engine(np.full((1, channels, job.sizes[-1], job.sizes[-1]), 0.5, np.float32))
+        facts["peak_mib"] = memory("VmHWM") / 2**20
+        facts["peak_above_start_mib"] = (memory("VmHWM") - start) / 2**20
+        for size in job.sizes:
+            for batch in job.batches if job.full or size == job.sizes[0] else job.batches[:1]:
+                facts["latency"].append(latency(engine, batch, channels, size, threads, job.seconds))
+        return facts | (scores(engine, job) if score else {})
     except UserError as error:
-        return {"absent": str(error).removeprefix("--precision: ").removeprefix("--runtime: ")}
-    facts = {"engine": engine.describe(), "latency": []}
-    facts |= difference(engine, Path(job.folder) / "reference.npz")
-    # The largest image alone, before anything else takes memory.
-    engine(np.full((1, channels_of(job), job.sizes[-1], job.sizes[-1]), 0.5, np.float32))
-    facts["peak_mib"] = (memory("VmHWM")) / 2**20
-    facts["peak_above_start_mib"] = (memory("VmHWM") - start) / 2**20
-    for size in job.sizes:
-        for batch in batches:
-            facts["latency"].append(latency(engine, batch, channels_of(job), size, threads, job.seconds))
-    if score:
-        facts |= scores(engine, job)
-    return facts
+        return {
+            "absent": str(error)
+            .replace(job.folder + os.sep, "")
+            .removeprefix("--precision: ")
+            .removeprefix("--runtime: ")
+        }
 
 
 def open_row(row, threads, job):

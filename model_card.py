@@ -1,15 +1,16 @@
-"""Measures a network on every runtime and in every precision, and writes its deployment card.
+r"""Measures a network on every runtime and in every precision, and writes its deployment card.
 
-    python model_card.py --model_path best_model.pdparams --images my_noisy_images --save_dir output/card
-    python model_card.py --model_path best_model.pdparams --images clean_photos --noise gauss25 --quick
+    python model_card.py --model_path best_model.pdparams --images my_noisy_images
+    python model_card.py --model_path best_model.pdparams --images clean_photos --noise gauss25 --quick \
+        --save_dir output/card
 
-writes `NAME_deployment.md` and `NAME_deployment.json`: work, parameters and file sizes; PSNR and SSIM in each precision
-on a validation set by the protocol of val.py; latency, throughput and memory of each runtime; the largest difference
-from the network; how images become its input and its output images. `--images` are what 8 bits are calibrated on, as
-in quantize_model.py, and must not be those of the validation set.
+writes `NAME.json`, and into `NAME.md` a section between two marks, which leaves alone what else that page says: work,
+parameters and file sizes; PSNR and SSIM in each precision on a validation set by the protocol of val.py; latency,
+throughput and memory of each runtime; which goals that reaches; how images become its input and its output images.
+`--images` are what 8 bits are calibrated on, as in quantize_model.py, and must not be those of the validation set.
 
 Each row runs in a process of its own, one after the other. What a runtime would compute in another precision than asked
-is absent, with its reason. On two free cores: about six minutes, with --quick about one.
+is absent, with its reason. On two free cores: about six minutes, with --quick about two.
 """
 
 import datetime
@@ -61,8 +62,8 @@ def get_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--model_path", "--model", dest="model_path", required=True, help="the .pdparams weights")
-    add("--save_dir", default="./output/card", help="where the card goes; created if needed")
-    add("--overwrite", action="store_true", help="replace a card that exists")
+    add("--save_dir", default="./docs/models", help="where the card goes; created if needed")
+    add("--overwrite", action="store_true", help="replace an earlier card's section and JSON")
     add("--quick", action="store_true", help="256 pixels, single images, few runs, four images scored")
     add(
         "--only",
@@ -85,7 +86,7 @@ def get_parser():
     add("--batches", type=number(int, 1, 64), nargs="+", default=[1, 8], help="images at once")
     add("--threads", type=number(int, 1, 256), nargs="+", help="1 and all cores, unless given")
     add("--seconds", type=number(float, 0, 60), default=1.5, help="for each latency")
-    add("--full", action="store_true", help="all batches with all numbers of threads, not with the last alone")
+    add("--full", action="store_true", help="batches of all sizes, not of the smallest alone")
     return parser
 
 
@@ -97,39 +98,46 @@ def main(argv=None):
         cli.existing_folder("--images", options.images)
     name = Path(options.model_path).stem
     folder = Path(cli.writable_folder("--save_dir", options.save_dir))
-    targets = [folder / f"{name}_deployment.{kind}" for kind in ("md", "json")]
-    for target in targets:
-        if target.exists() and not options.overwrite:
-            raise UserError(f"--save_dir: {target} exists; --overwrite replaces it")
+    page, data = folder / f"{name}.md", folder / f"{name}.json"
+    if page.exists():
+        cli.existing_file("--save_dir", page)
+    before = page.read_text(encoding="utf-8", errors="surrogateescape") if page.exists() else f"# {name}\n"
+    if (data.exists() or card_page.find_section(page, before)) and not options.overwrite:
+        raise UserError(f"--save_dir: {folder} has a card of {name}; --overwrite replaces it, and nothing else there")
     if options.quick:
         options.sizes, options.batches, options.val_images, options.seconds = [256], [1], 4, 0.3
-    if not options.threads:
-        options.threads = sorted(
-            {1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
-        )
+    options.threads = sorted(set(options.threads or (1, cli.cores())))
     known = {row.runtime for row in ROWS}
     if options.only and set(options.only) - known:
         raise UserError(f"--only: {min(set(options.only) - known)} is none of {', '.join(sorted(known))}")
+    rows = [row for row in ROWS if not options.only or row.runtime in options.only or row == ROWS[0]]
     start = datetime.datetime.now()
     network, trained = exporting.load_exportable(options.model_path)
     validation = choose_set(options, trained)
 
     with tempfile.TemporaryDirectory(prefix="card-") as temporary:
         card = {"name": name, "command": command(argv), "machine": machine()}
-        card |= make_files(network, trained, options, Path(temporary))
-        card |= {"validation": dict(zip(("folder", "set", "noise", "images", "repeats"), validation, strict=True))}
-        job = Job(temporary, options.model_path, tuple(sorted(options.sizes)), (), options.seconds, validation)
-        card["rows"] = run_rows(options, job)
+        card |= make_files(network, trained, options, rows, Path(temporary))
+        card["validation"] = dict(zip(("set", "noise", "images", "repeats"), validation[1:], strict=True))
+        batches = tuple(sorted({1, *options.batches}))
+        job = Job(temporary, options.model_path, tuple(sorted(set(options.sizes))), batches, options.full,
+                  options.seconds, validation)  # fmt: skip
+        card["rows"] = run_rows(rows, options.threads, job)
     card["minutes"] = round((datetime.datetime.now() - start).total_seconds() / 60, 1)
-    cli.write_json(targets[1], card)
-    cli.write_text(targets[0], card_page.markdown(card))
-    print(*targets, sep="\n")
+    card["goals"] = card_page.reached(card["rows"])
+    cli.write_json(data, card)
+    cli.write_text(page, card_page.with_section(page, before, card_page.section(card)))
+    for goal in card["goals"]:
+        print(f"{goal['goal']}: {goal['measured']}: {goal['verdict']}")
+    print(page, data, sep="\n")
     return 0
 
 
 def command(argv):
-    """What was typed."""
-    return shlex.join(["python", "model_card.py", *map(str, sys.argv[1:] if argv is None else argv)])
+    """What was typed; of paths elsewhere on this machine, which are nobody else's, the last name."""
+    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = [os.path.basename(word.rstrip("/")) if os.path.isabs(word) else word for word in words]
+    return shlex.join(["python", "model_card.py", *words])
 
 
 def machine():
@@ -169,8 +177,8 @@ def choose_set(options, trained):
 # --- Measuring ----------------------------------------------------------------------------------------------
 
 
-def make_files(network, trained, options, folder):
-    """Exports, 8-bit models and the reference; returns what the card says of them."""
+def make_files(network, trained, options, rows, folder):
+    """Exports, 8-bit models and the reference, as far as rows need them; returns what the card says of them."""
     import paddle
 
     import calibration
@@ -183,20 +191,23 @@ def make_files(network, trained, options, folder):
         "parameters": sum(int(np.prod(p.shape)) for p in network.parameters()),
         "multiplications_256": sum(costs.values()), "flops_256": 2 * sum(costs.values()), "files": {},
     }  # fmt: skip
-    exporting.export(network, folder, "pdmodel")
+    needed = {row.file for row in rows}
+    if "model.pdmodel" in needed:
+        exporting.export(network, folder, "pdmodel")
     runtimes = exporting.installed_runtimes()
     if runtimes:
         exporting.write(network, folder, "onnx", record)
     if options.images and runtimes:
+        cli.note("calibrating 8 bits")
         crops = calibration.read_crops("--images", options.images, parse_noise(options.noise), channels_in(network))
         runtime = "openvino" if "openvino" in runtimes else runtimes[0]
         try:
             made = calibration.quantise(network, record, crops, options.method, runtime)
             (folder / "model_int8.onnx").write_bytes(made.data)
-            (folder / "paddle_int8").mkdir()
-            calibration.quantise(
-                network, record, crops, options.method, runtime, kind="pdmodel", folder=folder / "paddle_int8"
-            )
+            if "paddle_int8/model.pdmodel" in needed:
+                paddles = folder / "paddle_int8"
+                paddles.mkdir()
+                calibration.quantise(network, record, crops, options.method, runtime, kind="pdmodel", folder=paddles)
         except UserError as error:
             cli.note(f"int8: {error}")
         else:
@@ -212,32 +223,27 @@ def make_files(network, trained, options, folder):
     return card
 
 
-def run_rows(options, job):
-    """Measures all rows, each with each number of threads in a new process; a crash is told and costs only its row."""
-    wanted = [row for row in ROWS if not options.only or row.runtime in options.only or row == ROWS[0]]
-    most = max(options.threads)
+def run_rows(wanted, counts, job):
+    """Measures rows, each with each number of threads in a new process; a crash is told and costs only its row."""
     rows = []
-    with cli.progress(total=len(wanted) * len(options.threads), unit="row") as bar:
+    with cli.progress(total=len(wanted) * len(counts), unit="row") as bar:
         for row in wanted:
             facts = {"runtime": row.runtime, "precision": row.precision, "file": row.file}
-            for threads in sorted(options.threads, reverse=True):
-                batches = sorted(options.batches)
-                if threads != most and not options.full:
-                    batches = [batch for batch in batches if batch == batches[0]]
+            for threads in reversed(counts):
                 # All that computes in float32 gives the same pictures; only what rounds is scored anew.
-                score = threads == most and (row.precision != "fp32" or row == ROWS[0])
-                found = measured(row, threads, tuple(batches), score, job)
+                score = threads == counts[-1] and (row.precision != "fp32" or row == ROWS[0])
+                found = measured(row, threads, score, job)
                 bar.update()
                 facts["latency"] = facts.get("latency", []) + found.pop("latency", [])
                 facts = found | facts
                 if "absent" in found:
-                    bar.update(len(options.threads) - 1)
+                    bar.update(len(counts) - 1)
                     break
             rows.append(facts)
     return rows
 
 
-def measured(row, threads, batches, score, job):
+def measured(row, threads, score, job):
     """One row in a process of its own."""
     if row.file and not (Path(job.folder) / row.file).exists():
         missing = "onnxruntime or openvino" if row.precision != "int8" else "--images to calibrate on"
@@ -245,9 +251,9 @@ def measured(row, threads, batches, score, job):
     # Before the process starts: Paddle's import in this one has set it to 1.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=cli.start_worker) as pool:
         try:
-            return pool.submit(card_rows.measure, row, threads, batches, score, job).result()
+            return pool.submit(card_rows.measure, row, threads, score, job).result()
         except BrokenProcessPool:
             return {"absent": "its process died"}
 

@@ -1,0 +1,220 @@
+"""The deployment card: what is measured is what ran, the page keeps the rest of itself, goals are told as they are."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import assert_user_error, noisy_scene, run_script, save
+
+import card_page
+import card_rows
+import cli
+import exporting
+import model_card
+import onnx_runtimes
+from card_rows import Job, Row
+
+RUNTIMES = exporting.installed_runtimes()
+SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+needs_runtime = pytest.mark.skipif(not RUNTIMES, reason="neither onnxruntime nor openvino is installed")
+
+
+# --- In whole -----------------------------------------------------------------------------------------------
+
+
+@needs_runtime
+def test_one_command_writes_the_card_beside_what_the_page_says(weights, folders, tmp_path, capsys):
+    for i in range(3):
+        save(tmp_path / "noisy" / f"{i}.png", noisy_scene(70, 80, seed=i))
+    out = tmp_path / "cards"
+    page = save_text(out / "tiny.md", "# tiny\n\nTrained by hand.\n")
+    runtime = SHOWN[RUNTIMES[0]]
+    flags = ["--model_path", weights, "--images", tmp_path / "noisy", "--val_dirs", folders / "val"]
+    flags += ["--sizes", 64, 32, "--batches", 2, "--threads", 1, "--seconds", 0, "--only", runtime]
+    assert model_card.main([*flags, "--save_dir", out]) == 0
+    card = json.loads((out / "tiny.json").read_text())
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(page), str(out / "tiny.json")]
+
+    rows = {(row["runtime"], row["precision"]): row for row in card["rows"]}
+    assert set(rows) == {(r.runtime, r.precision) for r in model_card.ROWS if r.runtime == runtime} | {
+        ("engine", "fp32")
+    }
+    first, same = rows["engine", "fp32"], rows[runtime, "fp32"]
+    for row in (first, same):
+        assert row["largest_difference"] < 1e-5
+        measured = [(each["size"], each["batch"], each["threads"]) for each in row["latency"]]
+        assert measured == [(32, 1, 1), (32, 2, 1), (64, 1, 1)]
+        for each in row["latency"]:
+            assert 0 < each["median_ms"] <= each["p90_ms"]
+            assert each["images_per_second"] == pytest.approx(1000 * each["batch"] / each["median_ms"])
+        assert row["peak_mib"] > 20
+    # What computes the same is scored once; the score is that of val.py.
+    assert "psnr" not in same
+    said = run_script(
+        "val.py", "--model_path", weights, "--val_dirs", folders / "val", "--val_repeats", 1, "--json", ok=0
+    )
+    assert first["psnr"] == pytest.approx(json.loads(said.stdout)["sets"][0]["psnr"], abs=1e-3)
+    if onnx_runtimes._adds_bytes_exactly():
+        eight = rows[runtime, "int8"]
+        assert "int8" in eight["engine"]
+        assert eight["largest_difference"] > 1e-4
+        assert eight["psnr"] != first["psnr"]
+        assert eight["psnr"] == pytest.approx(first["psnr"], abs=2)
+        assert card["files"]["model_int8.onnx"] < card["files"]["model.onnx"]
+    assert card["flops_256"] == 2 * card["multiplications_256"] > 0
+    # No path of this machine is told.
+    assert str(tmp_path) not in (out / "tiny.json").read_text() + page.read_text()
+
+    text = page.read_text()
+    assert text.startswith("# tiny\n\nTrained by hand.\n")
+    assert f"| fp32 | {runtime} |" in text
+    assert f"{card['parameters']:,} parameters" in text
+    assert "python model_card.py --model_path tiny.pdparams" in text
+    with pytest.raises(cli.UserError, match="--save_dir: .*--overwrite replaces it"):
+        model_card.main([*flags, "--save_dir", out])
+
+
+def save_text(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- Rows ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(weights, tmp_path):
+    """A folder with a reference, and without any export."""
+    x = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
+    engine = card_rows.NetworkEngine(str(weights), "fp32")
+    np.savez(tmp_path / "reference.npz", noisy=x, denoised=engine(x))
+    return Job(str(tmp_path), str(weights), (32,), (1,), False, 0.0, ("none", "Tiny", "gauss25", 1, 1))
+
+
+def test_a_row_that_would_compute_otherwise_is_absent_with_its_reason(job, weights):
+    from checkpoint import load_network
+
+    exporting.write(load_network(weights)[0], model_card.Path(job.folder), "pdmodel", {})
+    for row, reason in (
+        (Row("Paddle", "int8", "model.pdmodel"), "holds float weights: quantize_model.py makes 8-bit ones"),
+        (Row("Paddle", "fp16", "model.pdmodel"), "fp16 is computed on GPUs only"),
+        (Row("Paddle, GPU", "fp32", "model.pdmodel", {"use_gpu": True}), "--use_gpu: "),
+    ):
+        found = card_rows.measure(row, 1, True, job)
+        assert set(found) == {"absent"}
+        assert reason in found["absent"]
+        assert job.folder not in found["absent"]
+    for row in model_card.ROWS:
+        if row.precision == "int8":
+            assert "without" in model_card.measured(row, 1, True, job)["absent"]
+
+
+def test_a_process_that_dies_costs_its_row_alone(job, monkeypatch):
+    monkeypatch.setattr(card_rows, "measure", dies)
+    assert model_card.measured(Row("engine", "fp32"), 1, False, job) == {"absent": "its process died"}
+
+
+def dies(*_):
+    model_card.os._exit(1)
+
+
+def test_differences_and_times_are_what_they_say(job):
+    class Slow:
+        def __call__(self, x):
+            card_rows.time.sleep(0.01)
+            return x * 0 + denoised + np.float32(0.1)
+
+    with np.load(f"{job.folder}/reference.npz") as file:
+        denoised = file["denoised"]
+    found = card_rows.difference(Slow(), f"{job.folder}/reference.npz")
+    assert found["largest_difference"] == pytest.approx(0.1, rel=1e-3)
+    assert found["psnr_to_network"] == pytest.approx(20, abs=0.01)
+    took = card_rows.latency(Slow(), 4, 3, 32, 1, 0.05)
+    assert 10 <= took["median_ms"] <= took["p90_ms"]
+    assert 1 <= took["runs"] <= 6
+    assert took["images_per_second"] == pytest.approx(4000 / took["median_ms"])
+
+
+# --- The page -----------------------------------------------------------------------------------------------
+
+
+def row(runtime, precision, milliseconds, psnr=None, size=256):
+    """As card_rows.py measures."""
+    latency = [
+        {"size": size, "batch": 1, "threads": threads, "median_ms": milliseconds * 2 / threads} for threads in (1, 2)
+    ]
+    return {"runtime": runtime, "precision": precision, "latency": latency} | ({"psnr": psnr} if psnr else {})
+
+
+def verdicts(*rows):
+    return [(goal["goal"].split()[0], goal["verdict"]) for goal in card_page.reached(rows)]
+
+
+def test_goals_are_told_as_they_are():
+    ours, theirs = row("engine", "fp32", 100, 31.0), row("OpenVINO", "fp32", 99)
+    assert verdicts(ours, theirs) == [("fp32", "the same within 3 %")]
+    assert verdicts(ours, row("OpenVINO", "fp32", 101), row("ONNX Runtime", "fp32", 120)) == [("fp32", "yes")]
+    assert verdicts(ours, row("ONNX Runtime", "fp32", 80), theirs) == [("fp32", "no, 1.25 times as long")]
+    # The fastest of ours counts, on both sides.
+    quick = row("Paddle, oneDNN", "fp32", 90)
+    assert verdicts(ours, quick, theirs) == [("fp32", "yes")]
+    fast = row("OpenVINO", "bf16", 49, 30.995)
+    assert verdicts(ours, theirs, fast) == [("fp32", "the same within 3 %"), ("bf16", "yes")]
+    assert verdicts(quick, ours, fast) == [("bf16", "no")]
+    assert verdicts(ours, row("OpenVINO", "bf16", 49, 30.98)) == [("bf16", "no")]
+    assert verdicts(ours, row("OpenVINO", "int8", 33, 30.96)) == [("int8", "yes")]
+    assert verdicts(ours, row("OpenVINO", "int8", 34, 30.96)) == [("int8", "no")]
+    assert verdicts(ours, row("OpenVINO", "int8", 33, 30.94)) == [("int8", "no")]
+    # What is absent is not compared with, and proves nothing.
+    gone = {"runtime": "OpenVINO", "precision": "int8", "absent": "no"}
+    assert verdicts(ours, gone) == verdicts(gone) == []
+    (goal,) = card_page.reached([ours, theirs])
+    assert goal["measured"] == "100.0 ms (engine) against 99.0 ms (OpenVINO)"
+
+
+def test_the_section_is_replaced_and_nothing_else():
+    def section(text):
+        return f"{card_page.START}\n{text}\n{card_page.END}"
+
+    before = "# name\n\nmine\n"
+    once = card_page.with_section("p", before, section("first"))
+    assert once == f"# name\n\nmine\n\n{section('first')}\n"
+    twice = card_page.with_section("p", once + "\nafter\n", section("second"))
+    assert twice == f"# name\n\nmine\n\n{section('second')}\n\nafter\n"
+    for broken in (card_page.START, f"{card_page.END}{card_page.START}", once + once):
+        with pytest.raises(cli.UserError, match="--save_dir: p: the marks"):
+            card_page.with_section("p", broken, "")
+
+
+def test_what_is_typed_tells_no_folder_of_this_machine():
+    said = model_card.command(
+        ["--model_path", "models/a.pdparams", "--images", "/home/me/photos/", "--val_set", "Set 14"]
+    )
+    assert said == "python model_card.py --model_path models/a.pdparams --images photos --val_set 'Set 14'"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--images", "none"], "--images: none does not exist"),
+        (["--val_set", "Kodak9"], "--val_set: .* has no Kodak9, but Tiny"),
+        (["--noisetype", "gauss"], "--noisetype: unknown noise"),
+        (["--only", "TensorFlow"], "--only: TensorFlow is none of Paddle, GPU, "),
+    ],
+)
+def test_mistakes_are_one_line(flags, words, weights, folders, tmp_path):
+    flags = ["--model_path", weights, "--val_dirs", folders / "val", "--save_dir", tmp_path, *flags]
+    with pytest.raises(cli.UserError, match=words):
+        model_card.main(flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flag_without_sense_is_refused(weights):
+    assert_user_error(run_script("model_card.py", "--model_path", weights, "--batches", 0), "--batches")
+
+
+def test_a_page_that_is_a_folder_is_refused(weights, folders, tmp_path):
+    (tmp_path / "tiny.md").mkdir()
+    with pytest.raises(cli.UserError, match="--save_dir: .*tiny.md is a folder"):
+        model_card.main(["--model_path", weights, "--val_dirs", folders / "val", "--save_dir", tmp_path])

@@ -65,7 +65,7 @@ measure() {
     step "$log"
 }
 
-# shellcheck disable=SC2317  # it is called through CHECK
+# shellcheck disable=SC2317,SC2329  # it is called through CHECK
 check_both() {
     "${TRAIN_CHECK[@]}" && "${ANALYSIS[@]}"
 }

@@ -6,7 +6,7 @@
 >>> denoised = model.predict(noisy)  # any N, H and W; uint8, 0..255
 """
 
-import cli  # noqa: F401  isort: skip  (before Paddle: it quiets its import)
+from cli import UserError  # isort: skip  (before Paddle: it quiets its import)
 
 import subprocess
 import sys
@@ -45,8 +45,8 @@ class Model:
             pairs = _images(train_input), _images(train_target)
             pair_files.write(f"{folder}/pairs.npz", pair_files.TRAINING, pairs)
             flags = ["--preset", "lite", "--data_dir", f"{folder}/pairs.npz", "--n_epoch", num_epochs]
-            flags += ["--precision", "bf16" if "avx512_bf16" in engine.build.cpu_flags() else "fp32"]
-            flags += ["--val_dirs", "none", "--save_model_path", folder, "--n_channel", pairs[0].shape[1]]
+            flags += ["--precision", fastest_precision(), "--n_channel", pairs[0].shape[1]]
+            flags += ["--val_dirs", "none", "--save_model_path", folder]
             subprocess.run([sys.executable, HERE / "train.py", *map(str, flags)], check=True, stdout=subprocess.DEVNULL)
             (weights,) = Path(folder).glob("lite/*/best_model.pdparams")
             self.load_pretrained_model(weights)
@@ -65,6 +65,15 @@ class Model:
         return np.concatenate(
             [images.from_01(self._denoiser.run_batch(images.to_01(part)), np.uint8) for part in parts]
         )
+
+
+def fastest_precision():
+    """The --precision to train with on this machine."""
+    try:
+        engine.choose("auto", "bf16")
+    except UserError:
+        return "fp32"
+    return "bf16"
 
 
 def _images(array):

@@ -33,8 +33,8 @@ import paddle  # noqa: E402
 import checkpoint  # noqa: E402
 import dataset  # noqa: E402
 import devices  # noqa: E402
-import engine  # noqa: E402
 import images  # noqa: E402
+import lite  # noqa: E402
 import pair_files  # noqa: E402
 import train  # noqa: E402
 from arch_unet import DenoisingNetwork, UpsampleCat, conv  # noqa: E402
@@ -54,8 +54,7 @@ def get_parser():
     parser.add_argument("--save_dir", required=True, help="where figures, plot and weights go")
     parser.add_argument("--picture", help="the plot (default: SAVE_DIR/lite_race.png)")
     parser.add_argument("--minutes", type=float, default=4.5, help="of each side (default: %(default)s)")
-    fastest = "bf16" if "avx512_bf16" in engine.build.cpu_flags() else "fp32"
-    parser.add_argument("--precision", default=fastest, choices=["fp32", "bf16"], help="of both (default: %(default)s)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of both (default: bf16 where the CPU has it)")
     parser.add_argument("--side", choices=["theirs", "ours"], help=argparse.SUPPRESS)
     return parser
 
@@ -279,6 +278,7 @@ def draw(path, found):
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
+    options.precision = options.precision or lite.fastest_precision()
     for name, names in (("train.npz", pair_files.TRAINING), ("val.npz", pair_files.VALIDATION)):
         pair_files.read(os.path.join(options.pairs, name), names)
     os.makedirs(options.save_dir, exist_ok=True)

@@ -10,25 +10,27 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 PAIRS=${PAIRS:-data/lite}
 RUNS=${RUNS:-results}
 COUNT=${COUNT:-50000}
+VAL_COUNT=${VAL_COUNT:-1000}
 NOISE=${NOISE:-gauss30}
 if ! "$PYTHON" -c 'import paddle' 2>/dev/null; then
     step "A virtual environment of its own: .venv"
     make --silent .venv/runtime
     PYTHON=.venv/bin/python
 fi
-grep -qw avx512_bf16 /proc/cpuinfo 2>/dev/null && PRECISION=bf16 || PRECISION=fp32
+PRECISION=$("$PYTHON" -c 'import lite; print(lite.fastest_precision())')
 
 step "1 Pairs: two corruptions of each patch, $NOISE"
 if [ -n "$folder" ]; then
-    "$PYTHON" dataset_tool.py --input_dir "$folder" --save_dir "$PAIRS" --pairs "$COUNT" --noise "$NOISE" --overwrite
+    images=(--input_dir "$folder")
 else
     "$PYTHON" scripts/sample_images.py train "$DATA/raw"
-    "$PYTHON" dataset_tool.py --input_dir "$DATA/raw" --val_dir validation/Sample --save_dir "$PAIRS" --pairs "$COUNT" \
-        --noise "$NOISE" --overwrite
+    images=(--input_dir "$DATA/raw" --val_dir validation/Sample)
 fi
+"$PYTHON" dataset_tool.py "${images[@]}" --save_dir "$PAIRS" --pairs "$COUNT" --val_pairs "$VAL_COUNT" --noise "$NOISE" \
+    --overwrite
 step "2 Train: Noise2Noise on a light U-Net, ${MINUTES:-8} minutes, $PRECISION"
 "$PYTHON" -u train.py --preset lite --data_dir "$PAIRS/train.npz" --val_dirs "$PAIRS/val.npz" \
-    --max_minutes "${MINUTES:-8}" --precision "$PRECISION" --save_model_path "$RUNS" --log_name lite
+    --val_images 200 --max_minutes "${MINUTES:-8}" --precision "$PRECISION" --save_model_path "$RUNS" --log_name lite
 newest=$(printf '%s\n' "$RUNS"/lite/*/ | sort | tail -n 1)
 step "3 Score: the pairs that were held out"
 "$PYTHON" val.py --model_path "${newest}best_model.pdparams" --val_dirs "$PAIRS/val.npz"

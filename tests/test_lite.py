@@ -239,7 +239,8 @@ def test_the_race_is_told_in_a_table(pairs, tmp_path):
 def test_the_script_runs_from_anywhere(tmp_path):
     for i in range(6):
         save(tmp_path / "pictures" / f"{i}.png", scene(40, 50, seed=i))
-    settings = {"PAIRS": tmp_path / "p", "RUNS": tmp_path / "r", "COUNT": 70, "MINUTES": 0.02, "PYTHON": sys.executable}
+    settings = {"PAIRS": tmp_path / "p", "RUNS": tmp_path / "r", "COUNT": 70, "VAL_COUNT": 9, "MINUTES": 0.02}
+    settings |= {"PYTHON": sys.executable}
     result = subprocess.run(
         ["bash", str(ROOT / "scripts" / "lite.sh"), "pictures"], cwd=tmp_path, capture_output=True, text=True,
         timeout=300, env={**ENVIRONMENT, **{name: str(value) for name, value in settings.items()}},

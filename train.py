@@ -106,8 +106,8 @@ def get_parser():
     method.add_argument(
         "--loss",
         choices=LOSSES,
-        help="of the two latter: mean, median, mode (annealed) or relative, for renders; unless given l0 for impulse, "
-        "l1 for text, else l2",
+        help="of the two latter: mean, median, mode (annealed), mean without outliers, or relative, for renders; "
+        "unless given robust for impulse, l1 for text, else l2",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
@@ -221,17 +221,17 @@ def check_options(options):
         if refused:
             raise UserError(message)
     options.noisetype = options.noisetype or ("none" if pairs or buffers else "gauss25")
+    for flag in ("noisetype", "val_noisetype"):
+        try:
+            parse_noise(getattr(options, flag) or "none")
+        except ValueError as error:
+            raise UserError(f"--{flag}: {error}") from None
     if not single:
         options.loss = options.loss or ("hdr" if buffers else default_loss(options.method, options.noisetype))
     if single and any(kind in options.noisetype for kind in ("text", "jpeg")):
         cli.note(f"--noisetype: {options.noisetype} reaches over neighbours; only --method noise2noise removes it")
     if single and options.patchsize % 2:
         raise UserError(f"--patchsize: {options.patchsize} is odd, the sub-sampler halves it")
-    for flag in ("noisetype", "val_noisetype"):
-        try:
-            parse_noise(getattr(options, flag) or "none")
-        except ValueError as error:
-            raise UserError(f"--{flag}: {error}") from None
     if options.norm != "none" and options.arch != "unet_n2n":
         raise UserError(f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has")
     if options.to_static:

@@ -5,7 +5,8 @@ import paddle
 import pytest
 
 from arch_unet import build_network
-from methods import Neighbor2Neighbor, Regression, default_loss, draw_picks, picks_of_published, subimages
+from methods import Neighbor2Neighbor, Regression, default_loss, draw_picks, intact, picks_of_published, subimages
+from noise import parse_noise
 
 
 def split(image, picks):
@@ -99,13 +100,31 @@ def optimum(loss, targets, steps=1000):
 def test_each_loss_ends_where_the_paper_says():
     # A third of the values near 0.2, the others anywhere up to 1: mean, median and mode lie apart.
     rng = np.random.default_rng(0)
-    targets = np.concatenate([rng.normal(0.2, 0.02, 1400), rng.uniform(0, 1, 2600)])[None, None]
+    targets = np.concatenate([rng.normal(0.2, 0.02, 1400), rng.uniform(0, 1, 2600)])[None, None, None]
     assert optimum("l2", targets) == pytest.approx(targets.mean(), abs=0.01)
     assert optimum("l1", targets) == pytest.approx(np.median(targets), abs=0.01)
     assert optimum("l0", targets) == pytest.approx(0.2, abs=0.01)
+    assert optimum("robust", targets) == pytest.approx(0.2, abs=0.01)
     assert np.median(targets) > 0.22
     # Its weight is the output's brightness, so that one constant still ends at the mean.
     assert optimum("hdr", targets * 3) == pytest.approx(3 * targets.mean(), abs=0.02)
+
+
+def test_impulses_of_a_target_are_told_from_intact_pixels():
+    rng = np.random.default_rng(0)
+    clean = rng.random((4, 64, 64, 3), np.float32)
+    output = clean + rng.normal(0, 0.05, clean.shape)
+    targets = [
+        parse_noise(f"impulse{share}").add(one, rng) for share, one in zip((0.1, 0.3, 0.6, 0.8), clean, strict=True)
+    ]
+    spared = (np.array(targets) == clean).all(-1)
+    weight = intact(paddle.to_tensor((output - targets).transpose(0, 3, 1, 2).astype(np.float32))).numpy()[:, 0]
+    assert weight.shape == spared.shape
+    # What cannot be told is an impulse that happens to be near.
+    assert ((weight > 0.5) == spared).mean(axis=(1, 2)).min() > 0.95
+    assert np.abs(weight.mean(axis=(1, 2)) - spared.mean(axis=(1, 2))).max() < 0.05
+    # Nothing is cast out where there are none.
+    assert intact(paddle.to_tensor((output - clean).transpose(0, 3, 1, 2).astype(np.float32))).numpy().min() > 0.9
 
 
 def test_unknown_pixels_of_the_target_do_not_count():
@@ -119,6 +138,6 @@ def test_unknown_pixels_of_the_target_do_not_count():
 
 def test_the_loss_follows_the_noise():
     assert [default_loss("noise2noise", name) for name in ("gauss25", "text0.3", "impulse0.2", "text0.1+gauss5")] == [
-        "l2", "l1", "l0", "l1"
+        "l2", "l1", "robust", "l1"
     ]  # fmt: skip
     assert default_loss("supervised", "impulse0.2") == "l2"

@@ -19,7 +19,7 @@ read_config() {
     field threads 9
     field infer_batch 10
     field precision 11
-    field model_dir 12
+    supplied model_dir 12
     field images 13
     reject_unused
     check_name

@@ -15,11 +15,11 @@ read_config() {
     field source 5
     field source_program 6
     field source_params 7
-    field target 8
+    supplied target 8
     field opset 9
     field onnx_checker 10
     field inference 11 inference
-    field onnx_file 12
+    supplied onnx_file 12
     field images 13
     local key
     for key in reference tolerance runtimes; do block_field "accuracy_$key" accuracy_params $key; done

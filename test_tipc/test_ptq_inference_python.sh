@@ -6,12 +6,15 @@
 # shellcheck source-path=SCRIPTDIR source=common_func.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
 
+declare -A FORMATS=([paddle]=pdmodel [openvino]=onnx [onnxruntime]=onnx)
+declare -A NEEDS=([paddle]=onnx [openvino]=openvino [onnxruntime]=onnxruntime)
+
 read_config() {
     header 1 ptq_params
     field model 2 model_name
     field python 3 python
     field weights 5
-    field target 6
+    supplied target 6
     field calibration 7
     field batch_num 8
     field batch_size 9
@@ -21,15 +24,21 @@ read_config() {
     field inference 15 inference
     field use_gpu 16
     field infer_batch 17
-    field model_dir 18
+    supplied model_dir 18
     field images 19
     field benchmark 20
     local key
-    for key in reference tolerance methods runtimes results; do block_field "accuracy_$key" accuracy_params $key; done
+    for key in reference tolerance runs results; do block_field "accuracy_$key" accuracy_params $key; done
     reject_unused
     check_name
     [ "${VALUE[trainer]}" = PTQ ] || config_error 11 "should be trainer:PTQ"
     [ "${VALUE[use_gpu]}" = False ] || config_error 16 "asks for 8 bits on a GPU, which needs TensorRT"
+    split accuracy_runs
+    for key in "${LIST[@]}"; do
+        [[ -n ${FORMATS[${key#*=}]-} && $key =~ ^(kl|absmax|mse|percentile)= ]] || die "$CONFIG: runs: what is '$key'?"
+        # Its own quantisation has this method alone.
+        [[ $key != *=paddle || $key == absmax=* ]] || die "$CONFIG: runs: Paddle's ranges are those of absmax"
+    done
 }
 
 # quantise METHOD FORMAT: into the folder of that name.
@@ -72,29 +81,24 @@ interpreter
 check_prepared
 learn_machine
 start_chain results_python.log
-declare -A FORMATS=([paddle]=pdmodel [openvino]=onnx [onnxruntime]=onnx)
-declare -A NEEDS=([paddle]=onnx [openvino]=openvino [onnxruntime]=onnxruntime)
 # What chooses the ranges, and measures, runs on this.
 NOT_HERE=$(without onnx openvino)
 BROKEN='' OBSTACLE=''
-split accuracy_methods && methods=("${LIST[@]}")
-split accuracy_runtimes && runtimes=("${LIST[@]}")
+split accuracy_runs && runs=("${LIST[@]}")
 split infer_batch && batches=("${LIST[@]}")
 reference_row "${VALUE[weights]}" "$OUTPUT/model"
 NO_REFERENCE=$BROKEN
 declare -A MADE=() # what is wrong with a model that has been made: nothing, or what failed
-for method in "${methods[@]}"; do
-    for runtime in "${runtimes[@]}"; do
-        format=${FORMATS[$runtime]-}
-        [ -n "$format" ] || die "$CONFIG: runtimes: there is no $runtime"
-        BROKEN=$NO_REFERENCE
-        if [ -z "${MADE[${method}_$format]+made}" ]; then
-            quantise "$method" "$format"
-            MADE[${method}_$format]=$BROKEN
-        fi
-        BROKEN=${MADE[${method}_$format]}
-        infer "$method" "$format" "$runtime"
-    done
+for run in "${runs[@]}"; do
+    method=${run%%=*} runtime=${run#*=}
+    format=${FORMATS[$runtime]-}
+    BROKEN=$NO_REFERENCE
+    if [ -z "${MADE[${method}_$format]+made}" ]; then
+        quantise "$method" "$format"
+        MADE[${method}_$format]=$BROKEN
+    fi
+    BROKEN=${MADE[${method}_$format]}
+    infer "$method" "$format" "$runtime"
 done
 if given "${VALUE[accuracy_results]:-null}"; then
     BROKEN=$NO_REFERENCE OBSTACLE=$NOT_HERE

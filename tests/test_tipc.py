@@ -339,7 +339,7 @@ def test_a_wrong_call_is_refused(chain):
     assert "no such interpreter" in chain.run(config, "whole_infer", PYTHON="/none/python").stderr
 
 
-MODES = ["lite_train_lite_infer", "whole_train_whole_infer", "whole_infer"]
+MODES = ["lite_train_lite_infer", "whole_infer"]
 CHAINS = {  # by what a configuration's name says: the script and its modes
     "paddle2onnx": ("test_paddle2onnx.sh", ["paddle2onnx_infer"]),
     "serving": ("test_serving_infer_python.sh", ["serving_infer"]),
@@ -369,6 +369,8 @@ def test_every_command_of_every_configuration_is_one_that_the_scripts_take(path,
         assert chain.rows
         for row in chain.rows:
             takes(row[3].split(" - ", 1)[1].rsplit(" - ", 1)[0].split())
+    for options in re.findall(r"^(?:\w+_train\w+|\w+_train):(--.*)$", text, re.M):  # what a mode adds
+        takes(["train.py", *options.split()])
 
 
 def takes(words):
@@ -817,14 +819,16 @@ def test_eight_bits_are_measured_by_each_method_on_each_runtime(chain):
     result = chain.run(config, **run)
     assert result.returncode == 0, result.stdout
     made = [words[-2:] for words in chain.called("quantize_model.py")]
-    methods, formats = ("--method=kl", "--method=absmax"), ("--format=pdmodel", "--format=onnx")
-    assert made == [[method, kind] for method in methods for kind in formats]
+    onnx = "--format=onnx"
+    assert made == [["--method=kl", onnx], ["--method=absmax", onnx], ["--method=absmax", "--format=pdmodel"]]
     runs = [" ".join(words) for words in chain.called("infer.py")]
-    assert len(runs) == 6
+    assert len(runs) == 5
     assert all("--precision=int8" in words for words in runs)
     assert "0.0000 dB below the network" in result.stdout
+    for wrong in ("kl=paddle", "kl=tensorrt", "median=openvino"):
+        assert "runs: " in chain.run(chain.config(PTQ, runs=wrong), **run).stderr
 
-    config = chain.config(PTQ, batch_size="2", methods="kl", runtimes="paddle|openvino|onnxruntime")
+    config = chain.config(PTQ, batch_size="2", runs="absmax=paddle|kl=openvino|kl=onnxruntime")
     assert chain.run(config, **run, FAULT="another model").returncode == 1
     log = chain.output / "python_infer_cpu_openvino_kl_precision_int8_batchsize_2.log"
     assert "0.3dB is allowed" in log.read_text()

@@ -150,7 +150,7 @@ def speed(rows):
         found = by_column(row)
         times = [f"{found[key]['median_ms']:.1f} ({found[key]['p90_ms']:.1f})" if key in found else "" for key in keys]
         ratios = [fastest[key] / found[key]["median_ms"] for key in keys if key in found]
-        ratio = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        ratio = " to ".join(f"{each:.2f}" for each in sorted({min(ratios), max(ratios)}))
         lines.append((row["precision"], row["runtime"], *times, ratio, f"{row['peak_mib']:.0f}"))
     return [
         "### Speed and memory", "",
@@ -196,35 +196,37 @@ def reached(rows):
 def _goals_at(rows, key):
     times = [(by_column(row)[key]["median_ms"], row) for row in rows if key in by_column(row)]
 
-    def fastest(precision, others=(True, False)):
-        found = [
-            pair for pair in times if pair[1]["precision"] == precision and (pair[1]["runtime"] in OTHERS) in others
-        ]
+    def fastest(others):
+        found = [pair for pair in times if pair[1]["precision"] == "fp32" and (pair[1]["runtime"] in OTHERS) == others]
         return min(found, key=lambda pair: pair[0], default=(None, None))
 
     def told(time, row):
         return f"{time:.1f} ms ({row['runtime']})"
 
     where = f"{key[0]}x{key[0]}, {key[2]} thread{'s' if key[2] > 1 else ''}"
-    (ours, row), (theirs, other) = fastest("fp32", [False]), fastest("fp32", [True])
+    (ours, row), (theirs, other) = fastest(False), fastest(True)
     if ours and theirs:
         ratio = ours / theirs
         verdict = "yes" if ratio <= 1 else "the same within 3 %" if ratio <= SAME else f"no, {ratio:.2f} times as long"
         yield {"goal": f"fp32 not slower than ONNX Runtime and OpenVINO, {where}",
                "measured": f"{told(ours, row)} against {told(theirs, other)}", "verdict": verdict}  # fmt: skip
     reference = next((row["psnr"] for row in rows if "psnr" in row and row["precision"] == "fp32"), None)
-    for precision, (times_faster, decibels) in FASTER.items():
-        time, row = fastest(precision)
-        if not (ours and time):
+    for precision, (wanted, decibels) in FASTER.items():
+        found = [
+            (reference is not None and "psnr" in row and reference - row["psnr"] >= decibels, time, row)
+            for time, row in times
+            if row["precision"] == precision
+        ]
+        if not (ours and found):
             continue
-        goal, measured, good = f"{precision} {times_faster:g} times as fast as our fp32", told(time, row), True
-        measured += f", {ours / time:.2f} times as fast"
-        good = ours / time >= times_faster
-        if reference is not None and "psnr" in row:
-            goal += f", losing less than {decibels:g} dB"
-            measured += f", {row['psnr'] - reference:+.3f} dB"
-            good = good and reference - row["psnr"] < decibels
-        yield {"goal": f"{goal}, {where}", "measured": measured, "verdict": "yes" if good else "no"}
+        # The fastest of those that lose little; if all lose more, the fastest.
+        worse, time, row = min(found, key=lambda each: each[:2])
+        ratio = ours / time
+        loss = f", {row['psnr'] - reference:+.3f} dB" if "psnr" in row and reference is not None else ""
+        verdict = "yes" if ratio >= wanted else "the same within 3 %" if ratio * SAME >= wanted else "no"
+        yield {"goal": f"{precision} {wanted:g} times as fast as our fp32, losing less than {decibels:g} dB, {where}",
+               "measured": f"{told(time, row)}, {ratio:.2f} times as fast{loss}",
+               "verdict": "no" if worse else verdict}  # fmt: skip
 
 
 def goals(card):

@@ -78,7 +78,7 @@ def observe(run, images, nodes):
 # --- Thresholds ---------------------------------------------------------------------------------------------
 
 
-def thresholds(counts, method, zero):
+def thresholds(counts, method, zero, least=0.0):
     """The best threshold of a histogram over -1 .. 1, and its squared error.
 
     The range that it stands for is -zero/(255-zero) .. 1 times it.
@@ -87,13 +87,15 @@ def thresholds(counts, method, zero):
         counts: [BINS].
         method: one of METHODS.
         zero: which of the 256 steps is zero.
+        least: a threshold below which divergence may not go.
     """
     share = counts / counts.sum()
     down = zero / (255 - zero)
     if method in ("kl", "mse"):
         cost = {"kl": _divergence, "mse": _squared_error}[method]
-        costs = [cost(share, fraction, down, zero) for fraction in FRACTIONS]
-        fraction = FRACTIONS[int(np.argmin(costs))]
+        # How far off the clipped numbers are is nothing to a divergence: what is left to it would cost 1 dB.
+        tried = FRACTIONS[FRACTIONS >= min(least, 1.0)] if method == "kl" else FRACTIONS
+        fraction = tried[int(np.argmin([cost(share, fraction, down, zero) for fraction in tried]))]
     else:
         low, high = _percentiles(share[None], TAIL if method == "percentile" else 0.0)
         fraction = max(high[0], -low[0] / down, 1e-3)
@@ -202,7 +204,8 @@ def _fit_group(members, shares, seen, fixed, method, zero):
     for name in members:
         x = _middles(BINS) * most[name][:, None]
         counts += np.histogram(x, BINS, (-widest, widest), weights=seen[name].counts)[0]
-    fraction, cost = thresholds(counts, method, zero)
+    within = 1 / min(given) if given else 1.0  # to what all but the outermost numbers of each channel were stretched
+    fraction, cost = thresholds(counts, method, zero, within / widest)
     return cost, zero, float(fraction * widest), factors
 
 

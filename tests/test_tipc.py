@@ -919,6 +919,86 @@ def test_pruning_filters_that_do_nothing_changes_nothing():
     np.testing.assert_allclose(small(image).numpy(), network(image).numpy(), atol=1e-6)
 
 
+# --- Distillation, 8 bits in training, the official runner's places --------------------------------------------
+
+
+def test_a_student_also_learns_from_its_teacher():
+    import paddle
+
+    import train_distill
+    from arch_unet import build_network
+
+    paddle.seed(5)
+    student, teacher = build_network(n_feature=4), build_network(n_feature=6)
+
+    class Method:
+        target = "sub"
+
+        def __call__(self, network, noisy, *more, ramp):
+            return paddle.to_tensor(3.0), paddle.to_tensor(2.0), paddle.to_tensor(1.0), 0.5
+
+    image = paddle.rand([1, 3, 32, 32])
+    loss, loss1, loss2, Lambda = train_distill.Distillation(Method(), teacher)(student, image, ramp=1)
+    distance = float(np.mean((student(image).numpy() - teacher(image).numpy()) ** 2))
+    assert distance > 0
+    np.testing.assert_allclose([loss.item(), loss1.item()], [3 + distance, 2 + distance], rtol=1e-5)
+    assert (loss2.item(), Lambda) == (1.0, 0.5)
+    loss.backward()
+    assert np.abs(student.enc_conv0.weight.grad.numpy()).sum() > 0
+    assert teacher.enc_conv0.weight.grad is None
+    assert_user_error(run_script("test_tipc/train_distill.py", "--data_dir=."), "--teacher")
+
+
+def test_8_bits_are_rounded_in_training_and_ranges_are_learnt():
+    import paddle
+
+    import train_qat
+    from arch_unet import build_network
+
+    x = paddle.to_tensor([0.26, -0.9, 0.5], stop_gradient=False)
+    y = train_qat.rounded(x, paddle.to_tensor(0.25))
+    assert y.numpy().tolist() == [0.25, -1.0, 0.5]
+    y.sum().backward()
+    assert x.grad.numpy().tolist() == [1.0, 1.0, 1.0]
+
+    paddle.seed(6)
+    network = build_network(n_feature=4)
+    image = paddle.rand([1, 3, 32, 32])
+    expected = network(image).numpy()
+    network.ops = ops = train_qat.PactOps()
+    ops.watch(network)
+    result = network(image)
+    difference = np.abs(result.numpy() - expected).max()
+    assert 0 < difference < 0.05 * np.abs(expected).max()
+    convolutions = [name for name, layer in network.named_sublayers() if type(layer) is paddle.nn.Conv2D]
+    assert set(ops.ranges) == set(convolutions) - {"nin_c"}
+    result.sum().backward()
+    assert all(bound.grad is not None for bound in ops.ranges.values())
+    bound = next(iter(ops.ranges.values()))
+    assert np.abs(bound.grad.numpy()).sum() >= 0
+    assert_user_error(
+        run_script("test_tipc/export_qat.py", f"--model_path={ROOT / 'best_model.pdparams'}"), "no ranges"
+    )
+
+
+def test_a_runs_files_are_where_the_official_runner_looks(folders, tmp_path):
+    words = [
+        f"--data_dir={folders / 'data'}", "--val_dirs=none", "--patchsize=32", "--n_feature=4", "--max_steps=1",
+        f"--save_model_path={tmp_path}", "--log_name=N2N", "--engine=paddle",
+    ]  # fmt: skip
+    result = run_script("test_tipc/train_for_tipc.py", *words, "-o", "Global.print_mem_info=True", ok=0)
+    assert "max_mem_reserved: " in result.stdout
+    assert (tmp_path / "N2N" / "best_model.pdparams").is_file()
+    assert "Loss1=" in (tmp_path / "N2N" / "train.log").read_text()
+    # A run that fails leaves nothing of the one before it there.
+    assert_user_error(
+        run_script("test_tipc/train_for_tipc.py", *words, "--lr=1e30", "--max_steps=9", "--log_iters=1"), "--lr"
+    )
+    assert not (tmp_path / "N2N" / "best_model.pdparams").exists()
+    assert not (tmp_path / "N2N" / "train.log").exists()
+    assert_user_error(run_script("test_tipc/train_for_tipc.py", *words, "-o", "Global.epochs=2"), "Global.epochs")
+
+
 # --- Stored results -----------------------------------------------------------------------------------------
 
 

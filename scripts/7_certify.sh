@@ -8,8 +8,8 @@ STATUS=test_tipc/output/N2N/$MODE/results_python.log
 export PYTHON
 bash test_tipc/prepare.sh "$CONFIG" $MODE
 code=0
-bash test_tipc/test_train_inference_python.sh "$CONFIG" $MODE >/dev/null || code=$?
-# Of each row its status and its log's name.
-[ ! -f "$STATUS" ] || sed -E 's|.* Run (\w+( \([^)]*\))?) with .* - \S*/(\S+)\.log ! .*|\1  \3|' "$STATUS"
+# Of each row its status and its log's name, as they come.
+bash test_tipc/test_train_inference_python.sh "$CONFIG" $MODE |
+    sed -nuE 's|.* Run (\w+( \([^)]*\))?) with .* - \S*/(\S+)\.log ! .*|\1  \3|p' || code=$?
 echo "status, and the logs beside it: $STATUS"
 exit $code

@@ -223,3 +223,37 @@ def test_a_page_that_is_a_folder_is_refused(weights, folders, tmp_path):
     (tmp_path / "tiny.md").mkdir()
     with pytest.raises(cli.UserError, match="--save_dir: .*tiny.md is a folder"):
         model_card.main(["--model_path", weights, "--val_dirs", folders / "val", "--save_dir", tmp_path])
+
+
+@pytest.mark.skipif("onnxruntime" not in RUNTIMES, reason="onnxruntime is not installed")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_steps_on_the_card_give_what_infer_writes(channels, tmp_path):
+    """By hand, with the runtime alone; 8 and 16 bits."""
+    import onnxruntime
+    import paddle
+
+    import images
+    import infer
+    from arch_unet import build_network
+
+    paddle.seed(5)
+    network = build_network(n_channel=channels, n_feature=4)
+    network.nin_c.weight.set_value(network.nin_c.weight * 10)
+    path = exporting.write(network, tmp_path, "onnx", exporting.record_of(network, network.options))
+    picture = noisy_scene(37, 53, channels)
+    (tmp_path / "in").mkdir()
+    images.write_image(tmp_path / "in" / "8.png", [picture])
+    images.write_image(tmp_path / "in" / "16.png", [picture.astype(np.uint16) * 257])
+    flags = ["--runtime", "onnxruntime", "--model_file", path, "-i", tmp_path / "in", "--save_dir", tmp_path / "out"]
+    assert infer.main(flags) == 0
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for name in ("8", "16"):
+        hwc = images.read_image(tmp_path / "in" / f"{name}.png").pages[0]
+        white = np.float32(np.iinfo(hwc.dtype).max)
+        nchw = (hwc.astype(np.float32) / white).transpose(2, 0, 1)[None]
+        (result,) = session.run(["denoised"], {"noisy": np.ascontiguousarray(nchw)})
+        by_hand = np.clip(np.rint(result[0].transpose(1, 2, 0) * white), 0, white).astype(hwc.dtype)
+        written = images.read_image(tmp_path / "out" / f"{name}_denoise.png").pages[0]
+        assert written.dtype == hwc.dtype
+        assert written.std() > 1
+        np.testing.assert_array_equal(written, by_hand)

@@ -16,6 +16,8 @@ SCRIPTS = [
     "val",
     "predict",
     "export_model",
+    "quantize_model",
+    "model_card",
     "infer",
     "serve",
     "serve_client",
@@ -23,7 +25,7 @@ SCRIPTS = [
     "mri_dataset",
     "render_dataset",
 ]
-DOCUMENTS = ["README.md", *(f"{name}.py" for name in SCRIPTS)]
+DOCUMENTS = ["README.md", "docs/deployment.md", *(f"{name}.py" for name in SCRIPTS)]
 
 
 def commands():

@@ -52,19 +52,20 @@ class Model:
             self.load_pretrained_model(weights)
 
     def predict(self, test_input):
-        """The denoised images, of the input's size."""
+        """The denoised images, of the input's size and kind: an array, or a tensor of PyTorch's."""
         if self._denoiser is None:
             raise ValueError("there is no network yet: train() or load_pretrained_model() comes first")
         noisy = _images(test_input)
+        if noisy.shape[1] != self._denoiser.network.options["n_channel"]:
+            raise ValueError(f"the network's images do not have {noisy.shape[1]} channels")
         count = PIXELS // (noisy.shape[2] * noisy.shape[3])
         if count < 2:
             # Large ones one by one, in tiles if need be.
-            denoised = [self._denoiser(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in noisy]
-            return np.stack(denoised)
-        parts = (noisy[first : first + count] for first in range(0, len(noisy), count))
-        return np.concatenate(
-            [images.from_01(self._denoiser.run_batch(images.to_01(part)), np.uint8) for part in parts]
-        )
+            denoised = np.stack([self._denoiser(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in noisy])
+        else:
+            parts = (images.to_01(noisy[first : first + count]) for first in range(0, len(noisy), count))
+            denoised = np.concatenate([images.from_01(self._denoiser.run_batch(part), np.uint8) for part in parts])
+        return test_input.new_tensor(denoised) if hasattr(test_input, "new_tensor") else denoised
 
 
 def fastest_precision():

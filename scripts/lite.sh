@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Noise2Noise Lite from nothing (docs/lite.md): pairs of 32x32 pixels, a training, the score on pairs held out; eleven
+# Noise2Noise Lite from nothing (docs/lite.md): pairs of 32x32 pixels, a training, the score on pairs held out; ten
 # minutes on two cores. It is no step of the walk-through.
 #
 #   bash scripts/lite.sh                 patches of pictures that come with scikit-image, scored on validation/Sample

@@ -221,9 +221,32 @@ def test_the_courses_interface(pairs):
     assert np.abs(one[0].astype(int) - denoised[3]).max() <= 1
     large = np.tile(noisy[:1], (1, 1, 16, 16))  # 512 x 512
     assert model.predict(large).shape == (1, 3, 512, 512)
+    with pytest.raises(ValueError, match="1 channels"):
+        model.predict(noisy[:, :1])
     for wrong in (noisy[0], noisy / 255, noisy[:0]):
         with pytest.raises(ValueError, match="uint8 of N x C x H x W"):
             model.predict(wrong)
+
+
+class Tensor(np.ndarray):
+    """What is used of PyTorch's."""
+
+    def new_tensor(self, data):
+        return np.asarray(data, self.dtype).view(Tensor)
+
+
+def test_the_weights_that_ship_denoise_in_the_kind_of_the_input():
+    model = lite.Model()
+    model.load_pretrained_model()
+    clean = np.stack([scene(64, 48, seed=i).transpose(2, 0, 1) for i in range(3)])
+    noisy = np.stack([noisy_scene(64, 48, seed=i, sigma=30).transpose(2, 0, 1) for i in range(3)])
+    denoised = model.predict(noisy)
+    assert type(denoised) is np.ndarray
+    before, after = (np.mean((one.astype(float) - clean) ** 2) for one in (noisy, denoised))
+    assert after < before / 6
+    as_tensor = model.predict(noisy.view(Tensor))
+    assert type(as_tensor) is Tensor
+    assert (as_tensor == denoised).all()
 
 
 def test_the_race_is_told_in_a_table(pairs, tmp_path):

@@ -217,31 +217,32 @@ check_values() {
 
 whole_infer() {
     local -a models exports quants
-    local index model_dir logs
+    local index logs
     given "${VALUE[infer_model]}" || die "$CONFIG: infer_model:null: there are no finished weights for whole_infer"
     split infer_model && models=("${LIST[@]}")
     split infer_export && exports=("${LIST[@]}")
     split infer_quant && quants=("${LIST[@]}")
     [ "${#exports[@]},${#quants[@]}" = "${#models[@]},${#models[@]}" ] ||
         die "$CONFIG: infer_model, infer_export and infer_quant differ in length"
+    for index in "${!exports[@]}"; do
+        [ "$(given "${exports[index]}" && echo 1)" = "$(given "${VALUE[inference]}" && echo 1)" ] ||
+            die "$CONFIG: infer_export: has an export without an inference, or an inference without an export"
+    done
     logs="$OUTPUT/python_infer_*.log"
     for index in "${!models[@]}"; do
-        BROKEN='' OBSTACLE='' model_dir=${models[index]}
+        BROKEN='' OBSTACLE=''
         if ! given "${VALUE[inference]}"; then
             # What no runtime takes is scored as it is.
             logs="$OUTPUT/model_*_eval*.log"
             split device
             if [ "${LIST[0]}" = gpu ]; then OBSTACLE=$(no_gpus 0); fi
-            eval_rows "$model_dir" "${LIST[0]}" "$OUTPUT/model_$index"
+            eval_rows "${models[index]}" "${LIST[0]}" "$OUTPUT/model_$index"
             continue
         fi
-        reference_row "$model_dir" "$OUTPUT/model_$index"
-        if given "${exports[index]}"; then
-            model_dir=$OUTPUT/model_$index
-            export_row "${exports[index]}" "${models[index]}" "$model_dir" "$OUTPUT/model_${index}_export.log"
-        fi
-        infer_rows "$model_dir" "$index"
-        random_rows "$model_dir" "$index"
+        reference_row "${models[index]}" "$OUTPUT/model_$index"
+        export_row "${exports[index]}" "${models[index]}" "$OUTPUT/model_$index" "$OUTPUT/model_${index}_export.log"
+        infer_rows "$OUTPUT/model_$index" "$index"
+        random_rows "$OUTPUT/model_$index" "$index"
     done
     if given "${VALUE[accuracy_results]}"; then
         BROKEN='' OBSTACLE=''

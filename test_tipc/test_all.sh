@@ -55,7 +55,7 @@ for model in "${models[@]}"; do
     [ "$model" != N2N ] ||
         certify lite_train_whole_infer test_train_inference_python.sh "$folder"/train_infer_python.txt
     certify whole_infer test_train_inference_python.sh "$folder"/train_infer_python.txt
-    certify whole_infer test_ptq_inference_python.sh "$folder"/train_ptq_infer_python.txt
+    certify whole_infer test_ptq_inference_python.sh "$folder"/train_ptq*_infer_python.txt
     certify lite_train_lite_infer test_train_dy2static_python.sh "$folder"/train_dy2static_python.txt
     certify benchmark_train benchmark_train.sh "$folder"/train_infer_python.txt
     certify paddle2onnx_infer test_paddle2onnx.sh "$folder"/model_*_paddle2onnx_*.txt

@@ -18,7 +18,7 @@ import numpy as np
 import runtimes
 from cli import UserError
 
-LONG = 5.0  # seconds, after which one run is enough
+LONG = 3.0  # seconds, after which one run is enough
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Row:
     precision: str
     file: str = ""  # of an export; without, the network itself runs in the engine for training
     flags: dict = field(default_factory=dict)
-    note: str = ""
+    single: bool = False  # too slow for batches
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def measure(row, threads, score, job):
         facts["peak_mib"] = memory("VmHWM") / 2**20
         facts["peak_above_start_mib"] = (memory("VmHWM") - start) / 2**20
         for size in job.sizes:
-            for batch in job.batches if job.full or size == job.sizes[0] else job.batches[:1]:
+            some = job.full or (size == job.sizes[0] and not row.single)
+            for batch in job.batches if some else job.batches[:1]:
                 facts["latency"].append(latency(engine, batch, channels, size, threads, job.seconds))
         return facts | (scores(engine, job) if score else {})
     except UserError as error:

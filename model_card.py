@@ -41,6 +41,7 @@ from quantization import METHODS
 ROWS = (
     Row("engine", "fp32"),
     Row("engine", "bf16"),
+    Row("Paddle, plain", "fp32", "model.pdmodel", {"enable_mkldnn": False}, single=True),
     Row("Paddle, oneDNN", "fp32", "model.pdmodel"),
     Row("Paddle, oneDNN", "bf16", "model.pdmodel"),
     Row("Paddle, oneDNN", "int8", "paddle_int8/model.pdmodel"),
@@ -69,7 +70,7 @@ def get_parser():
         "--only",
         nargs="+",
         metavar="RUNTIME",
-        help="rows of these runtimes alone, e.g. OpenVINO; and the engine in fp32",
+        help="rows of these runtimes alone, e.g. OpenVINO or 'Paddle, oneDNN'; and the engine in fp32",
     )
     add = parser.add_argument_group("calibration of 8 bits").add_argument
     add("--images", help="folder of noisy images (of clean ones with --noise); without, rows of int8 are absent")
@@ -85,7 +86,7 @@ def get_parser():
     add("--sizes", type=number(int, 32, 4096), nargs="+", default=[256, 512], help="sides of square images")
     add("--batches", type=number(int, 1, 64), nargs="+", default=[1, 8], help="images at once")
     add("--threads", type=number(int, 1, 256), nargs="+", help="1 and all cores, unless given")
-    add("--seconds", type=number(float, 0, 60), default=1.5, help="for each latency")
+    add("--seconds", type=number(float, 0, 60), default=1.0, help="for each latency")
     add("--full", action="store_true", help="batches of all sizes, not of the smallest alone")
     return parser
 
@@ -109,7 +110,7 @@ def main(argv=None):
     options.threads = sorted(set(options.threads or (1, cli.cores())))
     known = {row.runtime for row in ROWS}
     if options.only and set(options.only) - known:
-        raise UserError(f"--only: {min(set(options.only) - known)} is none of {', '.join(sorted(known))}")
+        raise UserError(f"--only: {min(set(options.only) - known)} is none of {'; '.join(sorted(known))}")
     rows = [row for row in ROWS if not options.only or row.runtime in options.only or row == ROWS[0]]
     start = datetime.datetime.now()
     network, trained = exporting.load_exportable(options.model_path)

@@ -6,7 +6,8 @@
 A tensor has one scale for all its channels, whose ranges differ by orders of magnitude: most channels would be left
 with a few of the 256 steps. But leaky ReLU, pooling, upsampling and concatenation commute with positive factors, so
 that every channel can be stretched to the same range by the weights before it and shrunk again by those after it: the
-network computes the same, and all channels use all steps. This is worth 2 to 3 dB (docs/deployment.md).
+network computes the same, and all channels use all steps. Against the float network this was worth 0.3 dB (kl) to 2 dB
+(mse).
 """
 
 from collections import Counter

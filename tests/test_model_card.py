@@ -205,7 +205,7 @@ def test_what_is_typed_tells_no_folder_of_this_machine():
         (["--images", "none"], "--images: none does not exist"),
         (["--val_set", "Kodak9"], "--val_set: .* has no Kodak9, but Tiny"),
         (["--noisetype", "gauss"], "--noisetype: unknown noise"),
-        (["--only", "TensorFlow"], "--only: TensorFlow is none of Paddle, GPU, "),
+        (["--only", "TensorFlow"], "--only: TensorFlow is none of ONNX Runtime; OpenVINO; Paddle, GPU; "),
     ],
 )
 def test_mistakes_are_one_line(flags, words, weights, folders, tmp_path):

@@ -63,7 +63,7 @@ def get_parser():
 
 
 class TheirNetwork(DenoisingNetwork):
-    """The U-Net with shared weights, about 142,000 parameters."""
+    """The U-Net with shared weights."""
 
     def __init__(self, mean, std, n=24):
         super().__init__(n_channel=3, n_feature=n)
@@ -78,6 +78,9 @@ class TheirNetwork(DenoisingNetwork):
         self.shared = paddle.nn.LayerList([conv(3 * n, 2 * n, slope=relu), conv(2 * n, 2 * n, slope=relu)])
         self.head = paddle.nn.LayerList([conv(2 * n + 3, 2 * n, slope=relu), conv(2 * n, 32, slope=relu)])
         self.last = conv(32, 3, slope=relu)
+        for up in (self.up_a, self.up_b, self.up_c):
+            # Their 3x3 ones at stride 2, by He's rule as PyTorch applies it, halve the variance.
+            up.deconv.weight.set_value(up.deconv.weight * 0.5**0.5)
 
     def forward(self, x):
         return super().forward((x - self.mean) / self.std)
@@ -270,6 +273,9 @@ def draw(path, found):
         axes.plot([p["seconds"] for p in points], [p["psnr"] for p in points], "o-", label=side, color=colour)
     axes.set(xscale="log", xlabel="seconds of training", ylabel="PSNR, dB")
     axes.axhline(found["ours"][0]["noisy"], color="#6b7280", linestyle=":", label="noisy")
+    marks = [p["mark"] for p in found["ours"][1:]]
+    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
     with cli.atomic_write(path) as temporary:

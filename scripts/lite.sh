@@ -30,7 +30,7 @@ fi
     --overwrite
 step "2 Train: Noise2Noise on a light U-Net, ${MINUTES:-8} minutes, $PRECISION"
 "$PYTHON" -u train.py --preset lite --data_dir "$PAIRS/train.npz" --val_dirs "$PAIRS/val.npz" \
-    --val_images 200 --max_minutes "${MINUTES:-8}" --precision "$PRECISION" --save_model_path "$RUNS" --log_name lite
+    --max_minutes "${MINUTES:-8}" --precision "$PRECISION" --save_model_path "$RUNS" --log_name lite
 newest=$(printf '%s\n' "$RUNS"/lite/*/ | sort | tail -n 1)
 step "3 Score: the pairs that were held out"
 "$PYTHON" val.py --model_path "${newest}best_model.pdparams" --val_dirs "$PAIRS/val.npz"

@@ -1,7 +1,7 @@
 """One row of a model card: a network on one runtime in one precision with so many threads, in a process of its own.
 
 >>> with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-...     facts = pool.submit(measure, row, job).result()
+...     facts = pool.submit(measure, row, 2, True, True, job).result()
 
 A row of which the runtime does not compute as asked is absent, and says why; nothing is measured in its place.
 """
@@ -62,18 +62,25 @@ class NetworkEngine:
         return "the project's engine"
 
 
-def measure(row, threads, score, job):
-    """All figures of a row, as a dict; with the key `absent` if there are none."""
-    start = memory("VmHWM")
+def measure(row, threads, first, score, job):
+    """All figures of a row, as a dict; with the key `absent` if there are none.
+
+    Args:
+        row: what runs.
+        threads: of the runtime.
+        first: whether to take what does not depend on the threads: the difference from the network, and memory.
+        score: whether to take PSNR and SSIM.
+        job: what all rows share.
+    """
     try:
         engine = open_row(row, threads, job)
         facts = {"engine": engine.describe(), "latency": []}
-        facts |= difference(engine, Path(job.folder) / "reference.npz")
         channels = channels_of(job)
-        # The largest image alone, before anything else takes memory.
-        engine(np.full((1, channels, job.sizes[-1], job.sizes[-1]), 0.5, np.float32))
-        facts["peak_mib"] = memory("VmHWM") / 2**20
-        facts["peak_above_start_mib"] = (memory("VmHWM") - start) / 2**20
+        if first:
+            facts |= difference(engine, Path(job.folder) / "reference.npz")
+            # The largest image alone, before anything else takes memory.
+            engine(np.full((1, channels, job.sizes[-1], job.sizes[-1]), 0.5, np.float32))
+            facts["peak_mib"] = memory("VmHWM") / 2**20
         for size in job.sizes:
             some = job.full or (size == job.sizes[0] and not row.single)
             for batch in job.batches if some else job.batches[:1]:

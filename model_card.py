@@ -10,7 +10,7 @@ throughput and memory of each runtime; which goals that reaches; how images beco
 `--images` are what 8 bits are calibrated on, as in quantize_model.py, and must not be those of the validation set.
 
 Each row runs in a process of its own, one after the other. What a runtime would compute in another precision than asked
-is absent, with its reason. On two free cores: about six minutes, with --quick about two.
+is absent, with its reason. On two free cores: about six minutes, with --quick about two; --val_images 100 adds six.
 """
 
 import datetime
@@ -79,7 +79,7 @@ def get_parser():
     add = parser.add_argument_group("quality").add_argument
     add("--val_dirs", default="./validation", help="folder of clean validation sets, the first of which is taken")
     add("--val_set", help="another one of them, by name")
-    add("--val_images", type=number(int, 1), default=20, help="of the set, from the first on")
+    add("--val_images", type=number(int, 1), default=10, help="of the set, from the first on")
     add("--val_repeats", type=number(int, 1), default=1, help="with fresh noise")
     add("--noisetype", help="what is added; what the network was trained on, unless given")
     add = parser.add_argument_group("speed").add_argument
@@ -232,8 +232,8 @@ def run_rows(wanted, counts, job):
             facts = {"runtime": row.runtime, "precision": row.precision, "file": row.file}
             for threads in reversed(counts):
                 # All that computes in float32 gives the same pictures; only what rounds is scored anew.
-                score = threads == counts[-1] and (row.precision != "fp32" or row == ROWS[0])
-                found = measured(row, threads, score, job)
+                first = threads == counts[-1]
+                found = measured(row, threads, first, first and (row.precision != "fp32" or row == ROWS[0]), job)
                 bar.update()
                 facts["latency"] = facts.get("latency", []) + found.pop("latency", [])
                 facts = found | facts
@@ -244,7 +244,7 @@ def run_rows(wanted, counts, job):
     return rows
 
 
-def measured(row, threads, score, job):
+def measured(row, threads, first, score, job):
     """One row in a process of its own."""
     if row.file and not (Path(job.folder) / row.file).exists():
         missing = "onnxruntime or openvino" if row.precision != "int8" else "--images to calibrate on"
@@ -254,7 +254,7 @@ def measured(row, threads, score, job):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=cli.start_worker) as pool:
         try:
-            return pool.submit(card_rows.measure, row, threads, score, job).result()
+            return pool.submit(card_rows.measure, row, threads, first, score, job).result()
         except BrokenProcessPool:
             return {"absent": "its process died"}
 

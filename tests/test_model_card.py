@@ -101,18 +101,18 @@ def test_a_row_that_would_compute_otherwise_is_absent_with_its_reason(job, weigh
         (Row("Paddle", "fp16", "model.pdmodel"), "fp16 is computed on GPUs only"),
         (Row("Paddle, GPU", "fp32", "model.pdmodel", {"use_gpu": True}), "--use_gpu: "),
     ):
-        found = card_rows.measure(row, 1, True, job)
+        found = card_rows.measure(row, 1, True, True, job)
         assert set(found) == {"absent"}
         assert reason in found["absent"]
         assert job.folder not in found["absent"]
     for row in model_card.ROWS:
         if row.precision == "int8":
-            assert "without" in model_card.measured(row, 1, True, job)["absent"]
+            assert "without" in model_card.measured(row, 1, True, True, job)["absent"]
 
 
 def test_a_process_that_dies_costs_its_row_alone(job, monkeypatch):
     monkeypatch.setattr(card_rows, "measure", dies)
-    assert model_card.measured(Row("engine", "fp32"), 1, False, job) == {"absent": "its process died"}
+    assert model_card.measured(Row("engine", "fp32"), 1, True, False, job) == {"absent": "its process died"}
 
 
 def dies(*_):

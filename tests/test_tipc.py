@@ -614,6 +614,25 @@ def test_all_configurations_are_taken_by_a_chain(chain):
         assert any(path.match(pattern) for pattern in patterns if pattern != "*"), path
 
 
+def test_the_demo_ends_with_the_chain_and_fails_with_it(chain):
+    (chain.root / "scripts").mkdir()
+    for name in ("common.sh", "7_certify.sh"):
+        shutil.copy(ROOT / "scripts" / name, chain.root / "scripts")
+    (chain.root / "validation" / "Sample").mkdir(parents=True)
+    (chain.root / "test_tipc" / "data" / "lite").mkdir()
+    chain.config(**ONE_ROW).rename(chain.root / BASE)
+    for fault, code, expected in (
+        ("", 0, ["successfully"] * 5),
+        ("val.py fails", 1, ["successfully"] + ["failed"] * 4),
+    ):
+        result = subprocess.run(
+            [BASH, "scripts/7_certify.sh"], cwd=chain.root, capture_output=True, text=True,
+            env={**ENVIRONMENT, "PYTHON": str(chain.python), "CALLS": str(chain.calls), "FAULT": fault},
+        )  # fmt: skip
+        assert result.returncode == code, result.stdout + result.stderr
+        assert re.findall(r"^(\w+)  (?:norm_train|python_infer)_\S+$", result.stdout, re.M) == expected
+
+
 def expanded(pattern):
     """The patterns of a{b,c}d."""
     if found := re.fullmatch(r"(.*)\{(.*)\}(.*)", pattern):

@@ -43,6 +43,7 @@ class Job:
     full: bool  # batches of all sizes, not of the smallest alone
     seconds: float  # for each latency
     scored: tuple  # validation folder, name of the set, noise, how many images, how many repeats
+    lacking: str = ""  # why there are no 8-bit files
 
 
 class NetworkEngine:

@@ -122,7 +122,7 @@ def main(argv=None):
         card["validation"] = dict(zip(("set", "noise", "images", "repeats"), validation[1:], strict=True))
         batches = tuple(sorted({1, *options.batches}))
         job = Job(temporary, options.model_path, tuple(sorted(set(options.sizes))), batches, options.full,
-                  options.seconds, validation)  # fmt: skip
+                  options.seconds, validation, card.get("lacking", "it takes --images and a runtime"))  # fmt: skip
         card["rows"] = run_rows(rows, options.threads, job)
     card["minutes"] = round((datetime.datetime.now() - start).total_seconds() / 60, 1)
     card["goals"] = card_page.reached(card["rows"])
@@ -205,15 +205,14 @@ def make_files(network, trained, options, rows, folder):
         try:
             made = calibration.quantise(network, record, crops, options.method, runtime)
             (folder / "model_int8.onnx").write_bytes(made.data)
+            card["int8"] = {"method": options.method, "noise": options.noise, "float_layers": made.floats,
+                            "psnr_to_float_on_crops": made.decibels}  # fmt: skip
             if "paddle_int8/model.pdmodel" in needed:
                 paddles = folder / "paddle_int8"
                 paddles.mkdir()
                 calibration.quantise(network, record, crops, options.method, runtime, kind="pdmodel", folder=paddles)
         except UserError as error:
-            cli.note(f"int8: {error}")
-        else:
-            card["int8"] = {"method": options.method, "noise": options.noise, "float_layers": made.floats,
-                            "psnr_to_float_on_crops": made.decibels}  # fmt: skip
+            card["lacking"] = str(error)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             card["files"][str(path.relative_to(folder))] = path.stat().st_size
@@ -247,8 +246,8 @@ def run_rows(wanted, counts, job):
 def measured(row, threads, first, score, job):
     """One row in a process of its own."""
     if row.file and not (Path(job.folder) / row.file).exists():
-        missing = "onnxruntime or openvino" if row.precision != "int8" else "--images to calibrate on"
-        return {"absent": f"there is no {row.file} without {missing}"}
+        reason = job.lacking if row.precision == "int8" else "it takes onnxruntime or openvino"
+        return {"absent": f"there is no {row.file}: {reason}"}
     # Before the process starts: Paddle's import in this one has set it to 1.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     context = multiprocessing.get_context("spawn")

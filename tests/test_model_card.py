@@ -89,7 +89,7 @@ def job(weights, tmp_path):
     x = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
     engine = card_rows.NetworkEngine(str(weights), "fp32")
     np.savez(tmp_path / "reference.npz", noisy=x, denoised=engine(x))
-    return Job(str(tmp_path), str(weights), (32,), (1,), False, 0.0, ("none", "Tiny", "gauss25", 1, 1))
+    return Job(str(tmp_path), str(weights), (32,), (1,), False, 0.0, ("none", "Tiny", "gauss25", 1, 1), "why not")
 
 
 def test_a_row_that_would_compute_otherwise_is_absent_with_its_reason(job, weights):
@@ -107,7 +107,8 @@ def test_a_row_that_would_compute_otherwise_is_absent_with_its_reason(job, weigh
         assert job.folder not in found["absent"]
     for row in model_card.ROWS:
         if row.precision == "int8":
-            assert "without" in model_card.measured(row, 1, True, True, job)["absent"]
+            found = model_card.measured(row, 1, True, True, job)
+            assert found == {"absent": f"there is no {row.file}: why not"}
 
 
 def test_a_process_that_dies_costs_its_row_alone(job, monkeypatch):

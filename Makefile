@@ -20,7 +20,7 @@ $(VENV)/dev: $(VENV)/runtime requirements-dev.txt
 	touch $@
 
 demo: $(VENV)/runtime
-	@set -e; for script in scripts/[0-9]_*.sh; do PYTHON=$(BIN)/python bash $$script; done
+	@set -e; for script in scripts/[1-7]_*.sh; do PYTHON=$(BIN)/python bash $$script; done
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -265,7 +265,7 @@ def test_the_script_runs_from_anywhere(tmp_path):
     settings = {"PAIRS": tmp_path / "p", "RUNS": tmp_path / "r", "COUNT": 70, "VAL_COUNT": 9, "MINUTES": 0.02}
     settings |= {"PYTHON": sys.executable}
     result = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "lite.sh"), "pictures"], cwd=tmp_path, capture_output=True, text=True,
+        ["bash", str(ROOT / "scripts" / "8_lite.sh"), "pictures"], cwd=tmp_path, capture_output=True, text=True,
         timeout=300, env={**ENVIRONMENT, **{name: str(value) for name, value in settings.items()}},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

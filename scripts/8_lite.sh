@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Noise2Noise Lite from nothing (docs/lite.md): pairs of 32x32 pixels, a training, the score on pairs held out; ten
-# minutes on two cores. It is no step of the walk-through.
+# minutes on two cores. `make demo` leaves it out.
 #
-#   bash scripts/lite.sh                 patches of pictures that come with scikit-image, scored on validation/Sample
-#   bash scripts/lite.sh IMAGES          a folder of images, such as the 60,000 of CIFAR-10; 1,000 are held out
-#   MINUTES=2 NOISE=poisson30 bash scripts/lite.sh IMAGES
+#   bash scripts/8_lite.sh                 patches of pictures that come with scikit-image, scored on validation/Sample
+#   bash scripts/8_lite.sh IMAGES          a folder of images, such as the 60,000 of CIFAR-10; 1,000 are held out
+#   MINUTES=2 NOISE=poisson30 bash scripts/8_lite.sh IMAGES
 folder=${1:+$(realpath "$1")}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 PAIRS=${PAIRS:-data/lite}

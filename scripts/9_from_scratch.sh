@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The framework in NumPy (from_scratch/README.md): makes pairs of noisy images, trains a denoiser on them and denoises
-# a picture; some ten minutes on two cores. It is no step of the walk-through, and needs no Paddle.
+# a picture; some ten minutes on two cores. `make demo` leaves it out; it needs no Paddle.
 #
-#   bash scripts/from_scratch.sh                 pictures that come with scikit-image, validated on validation/Sample
-#   bash scripts/from_scratch.sh IMAGES          a folder of images, such as the 60,000 of CIFAR-10; 1,000 are held out
-#   EPOCHS=1 bash scripts/from_scratch.sh        a shorter training
+#   bash scripts/9_from_scratch.sh                 pictures that come with scikit-image, validated on validation/Sample
+#   bash scripts/9_from_scratch.sh IMAGES          a folder of images, such as the 60,000 of CIFAR-10; 1,000 are held out
+#   EPOCHS=1 bash scripts/9_from_scratch.sh        a shorter training
 images=${1:+$(realpath "$1")}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 PAIRS=data/from_scratch

@@ -248,8 +248,11 @@ def measured(row, threads, first, score, job):
     if row.file and not (Path(job.folder) / row.file).exists():
         reason = job.lacking if row.precision == "int8" else "it takes onnxruntime or openvino"
         return {"absent": f"there is no {row.file}: {reason}"}
-    # Before the process starts: Paddle's import in this one has set it to 1.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # The engine is told by its environment, and takes all cores unless it is; runtimes are told by a flag. Paddle's
+    # import has set the variable to 1 in this process.
+    os.environ.pop("OMP_NUM_THREADS", None)
+    if not row.file and threads != cli.cores():
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=cli.start_worker) as pool:
         try:

@@ -63,8 +63,6 @@ def git(*words):
 def main(argv=None):
     """Writes the record."""
     options = get_parser().parse_args(argv)
-    import paddle
-
     text = options.filename.read_text(errors="replace")
     speeds = numbers_after(text, options.keyword)[options.skip_steps :]
     losses = numbers_after(text, options.convergence_key)
@@ -74,6 +72,8 @@ def main(argv=None):
     if not losses or not math.isfinite(losses[-1]):
         print(f"analysis failed: {options.filename} has no finite loss")
         return 1
+    import paddle  # takes its time
+
     record = {
         "model_branch": git("rev-parse", "--abbrev-ref", "HEAD"),
         "model_commit": git("rev-parse", "HEAD"),

@@ -63,14 +63,14 @@ lite_renders() {
 
 # link SOURCE NAME
 link() {
-    [ -e "$1" ] || die "$MODE: $1 does not exist; TIPC_DATA names the folder $WHOLE_HOLDS"
+    [ -e "$1" ] || die "$MODE: $1 does not exist${WHOLE_HOLDS:+; TIPC_DATA names the folder $WHOLE_HOLDS}"
     mkdir -p "$(dirname "$DATA/$2")"
     ln -s "$(realpath "$1")" "$DATA/$2"
 }
 
 mkdir -p $DATA
 rm -rf $DATA/train $DATA/val $DATA/noisy $DATA/clean $DATA/prepared $DATA/making.*
-WHOLE=${TIPC_DATA:-./Imagenet_val}
+WHOLE=${TIPC_DATA:-./Imagenet_val} WHOLE_HOLDS=''
 case $MODEL:$MODE in
     MonteCarlo:whole_train_*)
         WHOLE_HOLDS="that render_dataset.py has written"

@@ -1110,15 +1110,15 @@ def test_scores_of_weights_that_do_not_denoise_are_not_recorded(chain):
 # --- Preparation --------------------------------------------------------------------------------------------
 
 
-def prepare(chain, mode, **environment):
+def prepare(chain, mode, source=BASE, **environment):
     return subprocess.run(
-        [BASH, "test_tipc/prepare.sh", str(chain.config()), mode], cwd=chain.root, capture_output=True, text=True,
+        [BASH, "test_tipc/prepare.sh", str(chain.config(source)), mode], cwd=chain.root, capture_output=True, text=True,
         env={**ENVIRONMENT, "PYTHON": str(chain.python), "CALLS": str(chain.calls), **environment},
     )  # fmt: skip
 
 
 def test_training_on_all_needs_the_users_folder(chain, tmp_path):
-    (chain.root / "validation").mkdir()
+    (chain.root / "validation" / "Sample").mkdir(parents=True)
     (chain.root / "test_tipc" / "data" / "lite").mkdir()
     result = prepare(chain, "whole_train_whole_infer")
     assert result.returncode == 2
@@ -1133,6 +1133,23 @@ def test_training_on_all_needs_the_users_folder(chain, tmp_path):
     assert (chain.root / "test_tipc" / "data" / "train").resolve().name == "lite"
     names = {path.name for path in (ROOT / "test_tipc" / "inputs" / "noisy").iterdir()}
     assert {path.name for path in (chain.root / "test_tipc" / "data" / "noisy").iterdir()} == names
+
+
+def test_renders_and_pairs_of_the_users_own(chain, tmp_path):
+    lite = "test_tipc/configs/Lite/train_infer_python.txt"
+    for source, names, hint in (
+        (MONTE_CARLO, ("train", "valid"), "render_dataset.py"),
+        (lite, ("train.npz", "val.npz"), "dataset_tool.py --pairs"),
+    ):
+        result = prepare(chain, "whole_train_whole_infer", source, TIPC_DATA=str(tmp_path))
+        assert result.returncode == 2
+        assert f"{tmp_path}/{names[0]} does not exist; TIPC_DATA names the folder that {hint}" in result.stderr
+        for name in names:
+            (tmp_path / name).mkdir()
+        assert prepare(chain, "whole_train_whole_infer", source, TIPC_DATA=str(tmp_path)).returncode == 0
+    data = chain.root / "test_tipc" / "data"
+    assert (data / "train" / "train.npz").exists()
+    assert (data / "val" / "val.npz").exists()
 
 
 def test_the_stored_pictures_are_pairs_and_noisy():

@@ -26,7 +26,7 @@ else
 fi
 step "2 Train: Noise2Noise, L2, Adam"
 "$PYTHON" from_scratch/train.py --train "$PAIRS/train.npz" --val "$PAIRS/val.npz" --out "$RUN" \
-    --epochs "${EPOCHS:-3}" --overwrite
+    --epochs "${EPOCHS:-2}" --overwrite
 step "3 Denoise a picture"
 "$PYTHON" from_scratch/denoise.py --image demo/chelsea_noise.png --weights "$RUN/weights.npz" \
     --out "$RUN/chelsea.png" --overwrite

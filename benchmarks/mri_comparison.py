@@ -24,6 +24,7 @@ import cli  # noqa: E402  isort: skip  (before Paddle: it quiets its import)
 
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from skimage.restoration import denoise_tv_chambolle  # noqa: E402
+from trainings import trained  # noqa: E402
 
 from dataset import ValidationSet  # noqa: E402
 from denoising import Denoiser, evaluate  # noqa: E402
@@ -91,30 +92,19 @@ def slices(options, name, seed, count):
     folder = Path(options.save_dir) / f"{name}_{options.size}_{count}"
     if not folder.exists():
         flags = ["--phantoms", count, "--seed", seed, "--size", options.size, "--save_dir", folder]
-        run("mri_dataset.py", *flags)
+        command = [sys.executable, "-W", "ignore", ROOT / "mri_dataset.py", *flags]
+        result = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        if result.returncode != 0:
+            sys.exit(f"mri_dataset.py: {(result.stderr.strip() or result.stdout).splitlines()[-1]}")
     return folder
 
 
-def trained(options, train_dir, method):
-    """The weights of one method, trained unless they are there already."""
+def weights_of(options, train_dir, method):
+    """Of the training with clean or undersampled targets."""
+    flags = [*RECIPE.split(), "--patchsize", options.size, *options.flags.split(), "--method", method]
+    flags += ["--noisetype", f"mri{options.share}", "--max_minutes", options.minutes, "--data_dir", train_dir]
     name = f"{method}_{options.size}_{options.share}_{options.minutes:g}"
-    done = sorted((Path(options.save_dir) / name).glob("*/finished"))
-    if not done:
-        cli.note(f"{method}: {options.minutes:g} minutes")
-        flags = [*RECIPE.split(), "--patchsize", options.size, *options.flags.split()]
-        flags += ["--method", method, "--noisetype", f"mri{options.share}", "--max_minutes", options.minutes]
-        run("train.py", *flags, "--data_dir", train_dir, "--save_model_path", options.save_dir, "--log_name", name)
-        folder = max((Path(options.save_dir) / name).glob("*/best_model.pdparams")).parent
-        (folder / "finished").touch()
-        done = [folder / "finished"]
-    return done[0].parent / "best_model.pdparams"
-
-
-def run(script, *flags):
-    command = [sys.executable, "-W", "ignore", ROOT / script, *flags]
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    if result.returncode != 0:
-        sys.exit(f"{script}: {(result.stderr.strip() or result.stdout).splitlines()[-1]}")
+    return trained(options.save_dir, name, *flags) / "best_model.pdparams"
 
 
 # --- Results --------------------------------------------------------------------------------------
@@ -135,7 +125,7 @@ def main():
         "total variation, 120 rounds": WithoutNetwork(total_variation(noise)),
     }
     for method, meaning in (("noise2noise", "undersampled targets"), ("supervised", "clean targets")):
-        denoiser = Denoiser(trained(options, train_dir, method))
+        denoiser = Denoiser(weights_of(options, train_dir, method))
         cli.note(f"{method}: {denoiser.options['step']} steps")
         compared[f"network, {meaning}"] = denoiser
 

@@ -10,11 +10,8 @@ minutes, so that a busy machine changes no result; the seconds of a step are the
 import argparse
 import csv
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from trainings import trained
 
 BASE = (
     "--noisetype gauss25 --batchsize 8 --patchsize 128 --lr 1e-3 --lr_schedule cosine --warmup_steps 100 "
@@ -61,31 +58,15 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-def trained(options, name, flags, steps):
-    """The run folder of a recipe, trained unless it is there already."""
-    done = [path.parent for path in (Path(options.save_dir) / name).glob("*/finished")]
-    if done:
-        return done[0]
-    flags = f"{BASE} --precision {options.precision} --max_steps {steps} {flags}".split()
-    command = [sys.executable, "-W", "ignore", ROOT / "train.py", *flags]
-    command += ["--data_dir", options.data_dir, "--val_dirs", options.val_dirs]
-    command += ["--save_model_path", options.save_dir, "--log_name", name]
-    print(f"{name}: {steps} steps", file=sys.stderr)
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    if result.returncode != 0:
-        sys.exit(f"{name}: {result.stderr.strip().splitlines()[-1]}")
-    folder = max((Path(options.save_dir) / name).glob("*/metrics.csv")).parent
-    (folder / "finished").touch()
-    return folder
-
-
 def main():
     options = get_parser().parse_args()
     print("| recipe | steps | s a step, then with the regulariser | PSNR at half time | PSNR |\n|---|---|---|---|---|")
     for name, meaning, flags, share in RECIPES:
         if options.only and name not in options.only:
             continue
-        rows = rows_of(trained(options, name, flags, round(options.steps * share)))
+        recipe = f"{BASE} --precision {options.precision} --max_steps {round(options.steps * share)} {flags}".split()
+        recipe += ["--data_dir", options.data_dir, "--val_dirs", options.val_dirs]
+        rows = rows_of(trained(options.save_dir, name, *recipe))
         psnr = [float(row["value"]) for row in rows if row["name"].startswith("psnr/")]
         batch = int(re.search(r".*--batchsize (\d+)", f"{BASE} {flags}")[1])
         speeds = {False: [], True: []}  # without the regulariser, and with it

@@ -10,7 +10,6 @@ not trained again. Intel's Open Image Denoise is in the table if its package is 
 """
 
 import argparse
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import cli  # noqa: E402  isort: skip  (before Paddle: it quiets its import)
 
 import cv2  # noqa: E402
+from trainings import trained  # noqa: E402
 
 import images  # noqa: E402
 import montage  # noqa: E402
@@ -51,20 +51,11 @@ def get_parser():
     return parser
 
 
-def trained(options, method):
-    """The weights of a method, trained unless they are there already."""
-    found = list((Path(options.save_dir) / method).glob("*/finished"))
-    if not found:
-        print(f"{method}: {options.minutes} minutes", file=sys.stderr)
-        command = [sys.executable, ROOT / "train.py", *RECIPE.split(), "--method", method, *options.flags.split()]
-        command += ["--data_dir", Path(options.data_dir) / "train", "--max_minutes", options.minutes]
-        command += ["--save_model_path", options.save_dir, "--log_name", method]
-        if subprocess.run([str(word) for word in command], stdout=sys.stderr).returncode != 0:
-            sys.exit(f"{method}: the training ended with an error")
-        run = max((Path(options.save_dir) / method).glob("*/best_model.pdparams")).parent
-        (run / "finished").touch()
-        found = [run / "finished"]
-    return found[0].parent / "best_model.pdparams"
+def weights_of(options, method):
+    """Of the training with clean or noisy targets."""
+    flags = [*RECIPE.split(), "--method", method, *options.flags.split(), "--max_minutes", options.minutes]
+    flags += ["--data_dir", Path(options.data_dir) / "train"]
+    return trained(options.save_dir, method, *flags) / "best_model.pdparams"
 
 
 # --- Denoisers that need no training ----------------------------------------------------------------------------
@@ -115,7 +106,7 @@ def open_image_denoise():
 
 def main():
     options = get_parser().parse_args()
-    by_noisy, by_clean = (Denoiser(str(trained(options, method))) for method in ("noise2noise", "supervised"))
+    by_noisy, by_clean = (Denoiser(str(weights_of(options, method))) for method in ("noise2noise", "supervised"))
     versions = {
         "noisy": lambda frame: frame.render,
         "joint bilateral filter": joint_bilateral,

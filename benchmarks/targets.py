@@ -9,7 +9,6 @@ repeated. Threads and cores are those of the shell: OMP_NUM_THREADS=1 taskset -c
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from skimage import restoration  # noqa: E402
+from trainings import trained  # noqa: E402
 
 import dataset  # noqa: E402
 import engine  # noqa: E402
@@ -79,22 +79,11 @@ def get_parser():
     return parser
 
 
-def trained(options, noise, method):
-    """The weights of one training, made unless they are there."""
-    name = f"{noise}-{method}"
-    done = list((Path(options.save_dir) / name).glob("*/finished"))
-    if not done:
-        command = [sys.executable, "-W", "ignore", ROOT / "train.py", *RECIPE.split(), "--noisetype", noise]
-        command += ["--method", method, "--max_minutes", options.minutes, "--precision", options.precision]
-        command += ["--data_dir", options.data_dir, "--save_model_path", options.save_dir, "--log_name", name]
-        print(f"{name}: {options.minutes} minutes", file=sys.stderr)
-        result = subprocess.run([*map(str, command)], capture_output=True, text=True)
-        if result.returncode != 0:
-            sys.exit(f"{name}: {result.stderr.strip().splitlines()[-1]}")
-        folder = max((Path(options.save_dir) / name).glob("*/metrics.csv")).parent
-        (folder / "finished").touch()
-        done = [folder / "finished"]
-    return done[0].parent / "best_model.pdparams"
+def weights_of(options, noise, method):
+    """Of the training for this noise, with clean or noisy targets."""
+    flags = [*RECIPE.split(), "--noisetype", noise, "--method", method, "--precision", options.precision]
+    flags += ["--max_minutes", options.minutes, "--data_dir", options.data_dir]
+    return trained(options.save_dir, f"{noise}-{method}", *flags) / "best_model.pdparams"
 
 
 def score(options, noise, denoisers, sets):
@@ -135,14 +124,14 @@ def main():
     options = get_parser().parse_args()
     if options.train_only:
         for noise in options.only:
-            trained(options, noise, options.train_only)
+            weights_of(options, noise, options.train_only)
         return
     sets, _ = dataset.find_validation_sets(options.val_dirs)
     ops, rows = engine.choose("auto", "fp32")[0], {}
     print("| noise | set | corrupted | noisy targets | clean targets | difference | classical | steps |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for noise in options.only:
-        weights = {name: trained(options, noise, method) for method, name in TARGETS.items()}
+        weights = {name: weights_of(options, noise, method) for method, name in TARGETS.items()}
         classical, its_name = TASKS[noise]
         denoisers = {"corrupted": lambda noisy: noisy}
         denoisers |= {name: Denoiser(path, ops) for name, path in weights.items()} | {its_name: classical}

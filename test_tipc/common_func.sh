@@ -475,6 +475,16 @@ step() {
     attempt "$1" || BROKEN="$(basename "$1" .log) failed"
 }
 
+# export_weights FOLDER: the step that exports the configuration's weights.
+export_weights() {
+    ARGS=("$PYTHON")
+    words "${VALUE[export]}"
+    add weights
+    ARGS+=("--save_dir=$1")
+    CHECK=("$PYTHON" test_tipc/check_row.py export --model "$1" --weights "${VALUE[weights]}")
+    step "$OUTPUT/export.log"
+}
+
 # results_of LOG: the folder for the pictures of an inference.
 results_of() {
     echo "${1%.log}_results"

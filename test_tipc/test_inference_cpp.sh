@@ -31,13 +31,8 @@ interpreter
 check_prepared
 start_chain results_cpp.log
 BROKEN='' OBSTACLE=''
-ARGS=("$PYTHON")
-words "${VALUE[export]}"
-add weights
-ARGS+=("--save_dir=$OUTPUT/model")
-CHECK=("$PYTHON" test_tipc/check_row.py export --model "$OUTPUT/model" --weights "${VALUE[weights]}")
 # What can be true: the model that a C++ program would load is exported.
-step "$OUTPUT/export.log"
+export_weights "$OUTPUT/model"
 
 ! given "${VALUE[inference]}" || die "$CONFIG: inference: there is no C++ program to run"
 OBSTACLE="this project has no C++ program"

@@ -27,12 +27,7 @@ interpreter
 check_prepared
 start_chain results_lite.log
 BROKEN='' OBSTACLE=''
-ARGS=("$PYTHON")
-words "${VALUE[export]}"
-add weights
-ARGS+=("--save_dir=$OUTPUT/model")
-CHECK=("$PYTHON" test_tipc/check_row.py export --model "$OUTPUT/model" --weights "${VALUE[weights]}")
-step "$OUTPUT/export.log"
+export_weights "$OUTPUT/model"
 
 ARGS=()
 words "${VALUE[opt]}"

@@ -21,7 +21,7 @@ import renders
 from cli import UserError
 from methods import draw_picks
 
-ORDER, CROP, NOISE, PICKS, TARGET = range(5)  # one stream of random numbers per purpose
+ORDER, CROP, NOISE, PICKS, TARGET, MORE = range(6)  # one stream of random numbers per purpose
 
 
 def generator(seed, purpose, *numbers):
@@ -62,22 +62,24 @@ class TrainingImages:
     Args:
         data_dir: searched recursively.
         noise: the model that corrupts the images.
-        target: "picks" of the sub-sampler, another "noisy" one, or the "clean" one.
+        target: "picks" of the sub-sampler, noise for a "recorruption", another "noisy" image, or the "clean" one.
         frozen: whether each image has one noise realisation for good, as a camera's files have.
         augment: whether patches are flipped and rotated by quarter turns.
         cache_bytes: decoded images are kept up to this much memory; the rest are decoded each time.
         size: only the first so many images.
         translate: the patches are rolled by up to so many pixels along each axis.
+        known_noise: the model of what is in the images already, for a recorruption.
     """
 
     n_input: int | None = None  # channels of what the network gets, where they are not those of the image
 
     def __init__(
         self, data_dir, noise, n_channel, patchsize, seed, frozen=False, augment=False, cache_bytes=0, target="picks",
-        size=None, translate=0,
+        size=None, translate=0, known_noise=None,
     ):  # fmt: skip
         self.noise, self.n_channel, self.patchsize, self.seed = noise, n_channel, patchsize, seed
         self.frozen, self.augment, self.target, self.translate = frozen, augment, target, translate
+        self.known_noise = known_noise or noise
         self._cache, self._cache_left, self._lock = {}, cache_bytes, threading.Lock()
         self.broken = set()
         self.groups = self._find(data_dir)[:size]
@@ -131,6 +133,8 @@ class TrainingImages:
             layers.append(self.noise.add(clean, generator(self.seed, TARGET, *place)))
             known = self.noise.known(clean.shape, generator(self.seed, TARGET, *place))
             layers += [] if known is None else [known]
+        elif self.target == "recorruption":
+            layers.append(self.known_noise.deviation(layers[0], generator(self.seed, NOISE, *place)))
         return layers
 
     def _layers_or_next(self, index, rng):
@@ -155,6 +159,9 @@ class TrainingImages:
         if self.target == "picks":
             size = self.patchsize
             patches.append(draw_picks(generator(self.seed, PICKS, epoch, index), size, size))
+        elif self.target == "recorruption":
+            normal = generator(self.seed, MORE, epoch, index).standard_normal(patches[1].shape, np.float32)
+            patches[1] = patches[1] * normal
         return tuple(patches)
 
     def batch(self, places):

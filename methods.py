@@ -1,4 +1,6 @@
-"""What is minimised: Neighbor2Neighbor (Huang et al., CVPR 2021), with its random neighbour sub-sampler; regression.
+"""What is minimised: Neighbor2Neighbor with its random neighbour sub-sampler, Recorrupted-to-Recorrupted, regression.
+
+The two first learn from single noisy images: Huang et al., CVPR 2021; Pang et al., CVPR 2021.
 
 A method is called with a network and the tensors of a batch. It returns the loss to differentiate, and what the
 published log shows: loss1, loss2, Lambda.
@@ -77,6 +79,34 @@ class Neighbor2Neighbor:
         return self.Lambda1 * loss1 + self.Lambda2 * loss2, loss1, loss2, Lambda
 
 
+class Recorrupted2Recorrupted:
+    """Regression from single images whose noise is Gaussian, Poisson or both, and of known strength.
+
+    With more noise z, as strong as that of y, y + a z and y - z / a are two noisy images of one scene whose noise is
+    independent: a pair for Noise2Noise, of full resolution. Here z and -z are both used, and what does not depend on
+    the network is left out, so that the loss is not noisier than with y as target, however small a is. For Poisson
+    noise this is its unbiased estimate (PURE) to first order.
+    """
+
+    target = "recorruption"
+    SHARE = 0.2  # a: the input has 1.02 times the noise. Far below, bf16's rounding is all that two outputs differ by.
+
+    def __call__(self, network, noisy, more_noise, ramp=0.0):
+        """The loss of one batch: an unbiased estimate of the mean squared error against the clean images.
+
+        Args:
+            network: the denoiser f.
+            noisy: y, float tensor [N, C, H, W].
+            more_noise: z, of the same size.
+            ramp: not used.
+        """
+        step = self.SHARE * more_noise
+        above, below = paddle.split(network(paddle.concat([noisy + step, noisy - step])), 2)
+        distance = paddle.mean((above - noisy) ** 2 + (below - noisy) ** 2) / 2
+        passed = paddle.mean(more_noise * (above - below)) / self.SHARE  # how much of the noise comes through
+        return distance + passed - paddle.mean(more_noise**2), distance, passed, 1.0
+
+
 class Regression:
     """The distance to a target: another noisy image (Noise2Noise, Lehtinen et al., ICML 2018), or the clean one.
 
@@ -147,13 +177,16 @@ def intact(diff):
 
 EM_ROUNDS = 8
 LOSSES = ("l2", "l1", "l0", "robust", "hdr")
-METHODS = ("neighbor2neighbor", "noise2noise", "supervised")
+METHODS = ("neighbor2neighbor", "recorrupted2recorrupted", "noise2noise", "supervised")
+SINGLE = METHODS[:2]  # learn from single noisy images
 
 
 def build_method(options):
     """The method that the flags of train.py describe."""
     if options.method == "neighbor2neighbor":
         return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
+    if options.method == "recorrupted2recorrupted":
+        return Recorrupted2Recorrupted()
     target = "noisy" if options.method == "noise2noise" else "clean"
     return Regression(target, options.loss, parse_noise(options.noisetype))
 

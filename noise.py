@@ -47,6 +47,13 @@ class NoiseModel:
         """Where `add`, given a generator in this state, leaves the image as it was, if it does so at all: H x W x 1."""
         return None
 
+    def deviation(self, noisy_01, rng):
+        """That of each pixel's noise, estimated from an image made by `add` with a generator in this state.
+
+        None where the noise is neither Gaussian nor Poisson, or its strength cannot be told.
+        """
+        return None
+
     def restore(self, noisy_01, denoised_01):
         """Puts back into a denoised image, H x W or H x W x C, what the noisy one still holds of the clean one."""
         return denoised_01
@@ -80,6 +87,13 @@ class Chain(NoiseModel):
             image_01 = part.add(image_01, rng)
         return image_01
 
+    def deviation(self, noisy_01, rng):
+        # Poisson before Gaussian, as cameras have it; of ranges only the first would be drawn from this state.
+        kinds, fixed = [type(part) for part in self.parts], all(part.low == part.high for part in self.parts)
+        if kinds != [Poisson, Gaussian] or not fixed:
+            return None
+        return np.hypot(*(part.deviation(noisy_01, rng) for part in self.parts))
+
     def restore(self, noisy_01, denoised_01):
         return self.parts[-1].restore(noisy_01, denoised_01)
 
@@ -100,6 +114,9 @@ class Gaussian(NoiseModel):
         noise += image_01
         return noise.astype(np.float32, copy=False)
 
+    def deviation(self, noisy_01, rng):
+        return np.full(noisy_01.shape, self._strength(rng) / 255.0, np.float32)
+
 
 class Poisson(NoiseModel):
     """Shot noise: counts whose mean is the strength times the image, divided by the strength again."""
@@ -113,6 +130,9 @@ class Poisson(NoiseModel):
     def add(self, image_01, rng):
         peak = self._strength(rng)
         return np.array(rng.poisson(np.maximum(peak * image_01, 0.0)) / peak, np.float32)
+
+    def deviation(self, noisy_01, rng):
+        return np.sqrt(np.maximum(noisy_01, 0.0) / self._strength(rng)).astype(np.float32)
 
 
 class Speckle(NoiseModel):

@@ -9,6 +9,11 @@ Examples:
   python train.py --data_dir=my_noisy_images --noisetype=none --max_minutes=20 --optimizer=muon --lr=1e-3 \
       --lr_schedule=cosine --warmup_steps=200 --patchsize=192 --reg_start=0.3 --augment
 
+  # The same where their noise is known: Gaussian, 12 of 255.
+  python train.py --method=recorrupted2recorrupted --data_dir=my_noisy_images --noisetype=none \
+      --known_noise=gauss12 --max_minutes=20 --optimizer=muon --lr=1e-3 --lr_schedule=cosine --warmup_steps=200 \
+      --patchsize=192 --augment
+
   # Noise2Noise: two corruptions of each image, or two captures of each scene under the same names.
   python train.py --method=noise2noise --noisetype=text0.25 --data_dir=my_images --max_minutes=20
   python train.py --method=noise2noise --data_dir=captures_a --pair_dir=captures_b --max_minutes=20
@@ -47,7 +52,7 @@ import reporting
 from arch_unet import NETWORKS, NORMS
 from cli import UserError, number
 from denoising import Denoiser, evaluate, free_memory
-from methods import LOSSES, METHODS, build_method, default_loss
+from methods import LOSSES, METHODS, SINGLE, build_method, default_loss
 from noise import list_of_noise, parse_noise
 from optimizers import KINDS as OPTIMIZERS
 from pairs import PairFile, TrainingPairs
@@ -101,12 +106,17 @@ def get_parser():
         "--method",
         default="neighbor2neighbor",
         choices=METHODS,
-        help="from single noisy images, from two noisy ones of each scene, or with clean targets",
+        help="the two first learn from single noisy images, the second one better, if the noise is Gaussian or Poisson "
+        "and its strength known; then from two noisy ones of each scene; with clean targets",
+    )
+    method.add_argument(
+        "--known_noise",
+        help="what is in the images, for recorrupted2recorrupted with --noisetype none: gauss12, poisson200+gauss3",
     )
     method.add_argument(
         "--loss",
         choices=LOSSES,
-        help="of the two latter: mean, median, mode (annealed), mean without outliers, or relative, for renders; "
+        help="of the last two methods: mean, median, mode (annealed), mean without outliers, or relative, for renders; "
         "unless given robust for impulse, l1 for text, else l2",
     )
     model = parser.add_argument_group("model")
@@ -195,13 +205,13 @@ def check_options(options):
     if not (options.data_dir or options.pair_dir):
         raise UserError("--data_dir: the folder of training images is needed")
     pair_file = bool(options.data_dir) and pair_files.is_pair_file(options.data_dir)
-    pairs, single = pair_file or options.pair_dir is not None, options.method == "neighbor2neighbor"
+    pairs, single = pair_file or options.pair_dir is not None, options.method in SINGLE
     buffers = bool(options.data_dir) and renders.is_folder(options.data_dir)
     refusals = {
         "--method: a pair file is learnt from by noise2noise, one with clean images by supervised":
             pair_file and single,
         "--pair_dir: a pair file has both halves of its pairs": pair_file and options.pair_dir,
-        "--pair_dir: neighbor2neighbor learns from single images; --method noise2noise takes pairs": pairs and single,
+        f"--pair_dir: {options.method} learns from single images; --method noise2noise takes pairs": pairs and single,
         "--noisetype: real pairs have their own noise": pairs and options.noisetype not in (None, "none"),
         "--method: renders have targets: noise2noise learns from target/, supervised from clean/": buffers and single,
         "--pair_dir: renders have their targets beside them": buffers and pairs,
@@ -211,9 +221,11 @@ def check_options(options):
         "--n_channel: renders have 3": buffers and options.n_channel != 3,
         "--data_dir: the noisy images are needed, --pair_dir has their clean ones":
             pairs and options.method == "supervised" and not options.data_dir,
-        "--loss: neighbor2neighbor has its own": options.loss and single,
+        f"--loss: {options.method} has its own": options.loss and single,
         "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise":
             single and "mri" in (options.noisetype or ""),
+        "--known_noise: it is for --method recorrupted2recorrupted with --noisetype none":
+            options.known_noise and (options.method != "recorrupted2recorrupted" or options.noisetype != "none"),
         "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir":
             options.noisetype == "none" and not (pairs or single or buffers),
     }  # fmt: skip
@@ -221,16 +233,22 @@ def check_options(options):
         if refused:
             raise UserError(message)
     options.noisetype = options.noisetype or ("none" if pairs or buffers else "gauss25")
-    for flag in ("noisetype", "val_noisetype"):
+    for flag in ("noisetype", "known_noise", "val_noisetype"):
         try:
             parse_noise(getattr(options, flag) or "none")
         except ValueError as error:
             raise UserError(f"--{flag}: {error}") from None
+    if options.method == "recorrupted2recorrupted":
+        source = "known_noise" if options.noisetype == "none" else "noisetype"
+        name = getattr(options, source) or "none"
+        if parse_noise(name).deviation(np.zeros((1, 1, 3), np.float32), np.random.default_rng(0)) is None:
+            forms = "gauss25, gauss5_50, poisson30 or poisson200+gauss3, say"
+            raise UserError(f"--{source}: {options.method} must know the noise: {forms}; not {name}")
     if not single:
         options.loss = options.loss or ("hdr" if buffers else default_loss(options.method, options.noisetype))
     if single and any(kind in options.noisetype for kind in ("text", "jpeg")):
         cli.note(f"--noisetype: {options.noisetype} reaches over neighbours; only --method noise2noise removes it")
-    if single and options.patchsize % 2:
+    if options.method == "neighbor2neighbor" and options.patchsize % 2:
         raise UserError(f"--patchsize: {options.patchsize} is odd, the sub-sampler halves it")
     if options.norm != "none" and options.arch != "unet_n2n":
         raise UserError(f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has")
@@ -292,6 +310,7 @@ def training_images(options, target):
         "translate": options.translate,
         "cache_bytes": free_memory() / 4 if options.cache_gb is None else options.cache_gb * 2**30,
         "target": target,
+        "known_noise": parse_noise(options.known_noise) if options.known_noise else None,
         "size": options.train_size,
     }
     shared = parse_noise(options.noisetype), options.n_channel, options.patchsize, options.seed

@@ -5,7 +5,16 @@ import paddle
 import pytest
 
 from arch_unet import build_network
-from methods import Neighbor2Neighbor, Regression, default_loss, draw_picks, intact, picks_of_published, subimages
+from methods import (
+    Neighbor2Neighbor,
+    Recorrupted2Recorrupted,
+    Regression,
+    default_loss,
+    draw_picks,
+    intact,
+    picks_of_published,
+    subimages,
+)
 from noise import parse_noise
 
 
@@ -81,6 +90,42 @@ def test_no_gradient_flows_through_the_full_image():
     a, b = split(noisy, picks)
     residual = 2 * a - b - (2 * a - 2 * b)
     np.testing.assert_allclose(weight.grad.item(), 2.0 * np.mean(2 * residual * a), rtol=1e-4)
+
+
+def test_the_recorrupted_loss_is_that_of_two_pairs_with_opposite_noise():
+    paddle.seed(0)
+    network, rng, a = build_network(n_feature=4), np.random.default_rng(0), Recorrupted2Recorrupted.SHARE
+    noisy = rng.random((2, 3, 32, 32), np.float32)
+    noise = 0.1 * rng.standard_normal(noisy.shape, np.float32)
+    loss, *_ = Recorrupted2Recorrupted()(network, paddle.to_tensor(noisy), paddle.to_tensor(noise))
+    loss.backward()
+    gradients = [parameter.grad.numpy() for parameter in network.parameters()]
+    network.clear_gradients()
+    for z in (noise, -noise):
+        denoised = network(paddle.to_tensor(noisy + a * z))
+        (paddle.mean((denoised - paddle.to_tensor(noisy - z / a)) ** 2) / 2).backward()
+    for gradient, parameter in zip(gradients, network.parameters(), strict=True):
+        expected = parameter.grad.numpy()
+        np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["gauss25", "poisson30", "poisson200+gauss3", "gauss5_50", "poisson5_50"])
+def test_the_recorrupted_loss_estimates_the_error_without_clean_images(name):
+    model, rng = parse_noise(name), np.random.default_rng(0)
+    y, x = np.mgrid[:512, :512].astype(np.float32)
+    clean = np.stack([0.5 + 0.4 * np.sin(x / period) * np.cos(y / 7) for period in (3, 5, 9)], axis=-1)
+    noisy = model.add(clean, np.random.default_rng(5))
+    noise = model.deviation(noisy, np.random.default_rng(5)) * rng.standard_normal(noisy.shape, np.float32)
+    clean, noisy, noise = (paddle.to_tensor(one.transpose(2, 0, 1)[None].copy()) for one in (clean, noisy, noise))
+    kernel = paddle.full([3, 1, 3, 3], 1 / 9)
+
+    def blur(image):
+        return paddle.nn.functional.conv2d(image, kernel, padding=1, groups=3)
+
+    estimate, distance, *_ = Recorrupted2Recorrupted()(blur, noisy, noise)
+    error = paddle.mean((blur(noisy) - clean) ** 2).item()
+    assert distance.item() > 1.3 * error  # what is seen without the estimate
+    assert estimate.item() == pytest.approx(error, rel=0.04)  # the input has 1.02 times the noise
 
 
 def optimum(loss, targets, steps=1000):

@@ -221,6 +221,23 @@ def test_two_draws_are_independent(text, new_rng):
     assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < (0.2 if "text" in text else 0.02)
 
 
+@pytest.mark.parametrize("text", ["gauss25", "gauss5_50", "poisson30", "poisson5_50", "poisson30+gauss10"])
+def test_the_deviation_is_told_from_the_noisy_image(text):
+    model, clean = parse_noise(text), np.full((400, 400, 3), 0.4, np.float32)
+    for seed in range(3):
+        noisy = model.add(clean, np.random.default_rng(seed))
+        deviation = model.deviation(noisy, np.random.default_rng(seed))
+        assert (deviation.shape, deviation.dtype) == (noisy.shape, np.float32)
+        assert (deviation.astype(float) ** 2).mean() ** 0.5 == pytest.approx((noisy - clean).std(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "text", ["none", "speckle25", "text0.2", "impulse0.2", "jpeg30", "gauss5+poisson30", "poisson5_50+gauss5", "mri0.1"]
+)
+def test_other_noise_has_no_known_deviation(text):
+    assert parse_noise(text).deviation(np.ones((8, 8, 3), np.float32), np.random.default_rng(0)) is None
+
+
 def test_values_outside_the_range_are_accepted():
     wide = np.linspace(-3, 4, 60 * 60 * 3, dtype=np.float32).reshape(60, 60, 3)
     for text in ALL:

@@ -86,6 +86,7 @@ VARIANTS: list[tuple] = [
     ("--method", "noise2noise", "--noisetype", "impulse0.2", "--n_feature", 3),
     ("--ema", 0, "--noise_protocol", "frozen", "--augment", "--clip_grad", 1),
     ("--optimizer", "muon", "--lr", 1e-3, "--n_feature", 16),
+    ("--method", "recorrupted2recorrupted", "--noisetype", "gauss5_50", "--augment"),
 ]
 
 
@@ -218,8 +219,12 @@ def test_targets_train_and_leave_their_statistics(folders, tmp_path, method):
     assert (about["method"], about["loss"]) == (method, "l2")
 
 
-def test_noisy_images_of_ones_own_train_for_the_time_asked_and_leave_a_best_model(folders, tmp_path):
-    flags_ = ["--noisetype", "none", "--val_dirs", "none", "--max_steps", 450]
+KNOWN = ["--method", "recorrupted2recorrupted", "--known_noise", "poisson200+gauss3"]
+
+
+@pytest.mark.parametrize("more", [[], KNOWN], ids=["neighbor2neighbor", "recorrupted2recorrupted"])
+def test_noisy_images_of_ones_own_train_for_the_time_asked_and_leave_a_best_model(folders, tmp_path, more):
+    flags_ = ["--noisetype", "none", "--val_dirs", "none", "--max_steps", 450, *more]
     folder = trained(folders, tmp_path, *flags_)
     assert (folder / "best_model.pdparams").exists()
     state = checkpoint.read_state(folder / train.STATE)
@@ -355,6 +360,11 @@ BAD: list[tuple[list, list]] = [
     (["--method", "noise2noise", "--pair_dir", "/nowhere"], ["--pair_dir", "/nowhere"]),
     (["--pair_dir", "."], ["--pair_dir", "neighbor2neighbor"]),
     (["--method", "noise2noise", "--pair_dir", ".", "--noisetype", "gauss5"], ["--noisetype"]),
+    (["--method", "recorrupted2recorrupted", "--noisetype", "speckle25"], ["--noisetype", "gauss25", "speckle25"]),
+    (["--method", "recorrupted2recorrupted", "--noisetype", "none"], ["--known_noise", "gauss25"]),
+    (["--method", "recorrupted2recorrupted", "--known_noise", "gauss5"], ["--known_noise", "--noisetype none"]),
+    (["--known_noise", "gauss5", "--noisetype", "none"], ["--known_noise", "recorrupted2recorrupted"]),
+    (["--method", "recorrupted2recorrupted", "--noisetype", "none", "--known_noise", "x"], ["--known_noise", "'x'"]),
 ]
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import paddle
 
 import checkpoint
-import cli
 import distributed
 from arch_unet import build_network
 from cli import UserError
@@ -116,71 +115,3 @@ class Training:
         if self.options.amp:
             self.scaler.load_state_dict(about["scaler"])
         self.step, self.seconds, self.best_psnr = where["step"], where["seconds"], where["best_psnr"]
-
-
-# --- Options of a run and of its continuation ---------------------------------------------------------------
-
-
-# Flags that go together.
-PRESETS = {
-    # Small images, minutes on a CPU: docs/lite.md.
-    "lite": {
-        "arch": "unet_lite", "n_feature": 48, "method": "noise2noise", "augment": True, "batchsize": 32,
-        "optimizer": "muon", "lr": 4e-3, "lr_schedule": "cosine", "warmup_steps": 10, "ema": 0.998,
-        "log_name": "lite",
-    },
-}  # fmt: skip
-
-
-def parse_options(parser, argv, changeable):
-    """Reads the flags; with --resume the options of the run, which only the flags named in `changeable` may change."""
-    options = parser.parse_args(argv)
-    if options.preset:
-        parser.set_defaults(**PRESETS[options.preset])
-        options = parser.parse_args(argv)
-    if options.resume is None:
-        options.run_folder, options.state = None, None
-        return options
-    options.run_folder = find_run(options)
-    options.state = checkpoint.read_state(os.path.join(options.run_folder, STATE))
-    saved = saved_options(parser, options)
-    # A namespace that holds marks tells which flags were given.
-    mark = object()
-    given = parser.parse_args(argv, type(options)(**dict.fromkeys(saved, mark)))
-    for name, value in saved.items():
-        if getattr(given, name) is mark:
-            setattr(options, name, value)
-        elif getattr(given, name) != value and name not in changeable:
-            raise UserError(f"--{name}: the run was started with {value}; --resume goes on with that")
-    return options
-
-
-def saved_options(parser, options):
-    """The options in a state, checked by the parser as if they had been typed."""
-    try:
-        about = json.loads(options.state["@options"])
-        saved, where = dict(about["training"]), about["where"]
-        flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in saved.items()
-                 if value is not None and value is not False]  # fmt: skip
-        step, best = where["step"], where["best_psnr"]
-        if type(step) is not int or step < 0 or not isinstance(best, float | None):
-            raise ValueError
-        if type(where["images"]) is not str or not 0 <= float(where["seconds"]) < 1e12:
-            raise ValueError
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"--resume: {options.run_folder}/{STATE} is no state of a training") from None
-    checked = vars(parser.parse_args(flags))
-    return {name: checked[name] for name in saved if name in checked}
-
-
-def find_run(options):
-    """The folder of the run to resume."""
-    if options.resume:
-        cli.existing_file("--resume", os.path.join(options.resume, STATE))
-        return options.resume
-    parent = os.path.join(options.save_model_path, options.log_name)
-    runs = [entry.path for entry in os.scandir(parent)] if os.path.isdir(parent) else []
-    runs = [run for run in runs if os.path.isfile(os.path.join(run, STATE))]
-    if not runs:
-        raise UserError(f"--resume: no run to go on with under {parent}")
-    return max(runs, key=lambda run: os.path.getmtime(os.path.join(run, STATE)))

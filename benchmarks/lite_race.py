@@ -37,11 +37,12 @@ import images  # noqa: E402
 import lite  # noqa: E402
 import pair_files  # noqa: E402
 import train  # noqa: E402
+import train_options  # noqa: E402
 from arch_unet import DenoisingNetwork, UpsampleCat, conv  # noqa: E402
 from denoising import Denoiser  # noqa: E402
 from methods import build_method  # noqa: E402
 from schedule import Schedule  # noqa: E402
-from training import Training, parse_options  # noqa: E402
+from training import Training  # noqa: E402
 
 MARKS = (2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 600, 900, 1200, 1800)  # seconds
 
@@ -171,8 +172,8 @@ class Ours:
     def __init__(self, options, ops):
         flags = ["--preset", "lite", "--data_dir", os.path.join(options.pairs, "train.npz")]
         flags += ["--max_minutes", options.minutes, "--precision", options.precision]
-        flags = parse_options(train.get_parser(), flags, train.CHANGEABLE)
-        train.check_options(flags)
+        flags = train_options.parse_options(train_options.get_parser(), flags)
+        train_options.check_options(flags)
         self.method = build_method(flags)
         pairs = train.training_images(flags, self.method.target)
         self.batches = dataset.Batches(pairs, flags.batchsize, flags.seed)

@@ -140,11 +140,12 @@ def subsampler(rounds, size=256):
 def _training(folder, batch, patch, precision, *flags):
     """What train.py trains with, ready for its first step."""
     import devices
-    import train
+    from train_options import get_parser
+    from training import Training
 
     flags = ["--data_dir", folder, "--batchsize", batch, "--patchsize", patch, "--precision", precision, *flags]
-    options = train.get_parser().parse_args(flags)
-    return train.Training(options, devices.prepare(options)), options
+    options = get_parser().parse_args(flags)
+    return Training(options, devices.prepare(options)), options
 
 
 def loading(folder, batch, patch, precision, rounds, steps):

@@ -21,6 +21,7 @@ import cli  # isort: skip  (before Paddle: it quiets its import)
 
 import distributed
 import train
+import train_options
 
 
 def translate(argv):
@@ -41,7 +42,7 @@ def translate(argv):
 def main(argv=None):
     """Trains, and puts links to the run's files where the runners look."""
     flags, tell = translate(sys.argv[1:] if argv is None else argv)
-    options = train.get_parser().parse_args(flags)
+    options = train_options.get_parser().parse_args(flags)
     place = Path(options.save_model_path) / options.log_name
     before = set(place.iterdir()) if place.is_dir() else set()
     if distributed.IS_MAIN:

@@ -13,7 +13,7 @@ from test_engine import assert_same, choose, images, needs_bf16, needs_compiler
 import lite
 import pair_files
 import train
-import training
+import train_options
 from arch_unet import PlainOps, build_network
 from denoising import Denoiser
 from pair_files import TRAINING, VALIDATION
@@ -160,13 +160,13 @@ def test_it_exports_and_infers(tmp_path):
 
 
 def options_of(*flags):
-    return training.parse_options(train.get_parser(), [*map(str, flags)], train.CHANGEABLE)
+    return train_options.parse_options(train_options.get_parser(), [*map(str, flags)])
 
 
 def test_a_preset_gives_flags_that_may_still_be_given():
     plain, preset = options_of(), options_of("--preset", "lite")
     assert plain.arch == "unet"
-    assert all(getattr(preset, name) == value for name, value in training.PRESETS["lite"].items())
+    assert all(getattr(preset, name) == value for name, value in train_options.PRESETS["lite"].items())
     given = options_of("--lr", 0.5, "--preset", "lite", "--batchsize", 3)
     assert (given.lr, given.batchsize, given.arch) == (0.5, 3, "unet_lite")
 

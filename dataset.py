@@ -62,13 +62,13 @@ class TrainingImages:
     Args:
         data_dir: searched recursively.
         noise: the model that corrupts the images.
-        target: "picks" of the sub-sampler, noise for a "recorruption", another "noisy" image, or the "clean" one.
+        target: "picks" of the sub-sampler, two "recorruptions", another "noisy" image, or the "clean" one.
         frozen: whether each image has one noise realisation for good, as a camera's files have.
         augment: whether patches are flipped and rotated by quarter turns.
         cache_bytes: decoded images are kept up to this much memory; the rest are decoded each time.
         size: only the first so many images.
         translate: the patches are rolled by up to so many pixels along each axis.
-        known_noise: the model of what is in the images already, for a recorruption.
+        known_noise: the model of what is in the images already, for recorruptions.
     """
 
     n_input: int | None = None  # channels of what the network gets, where they are not those of the image
@@ -85,7 +85,8 @@ class TrainingImages:
         self.groups = self._find(data_dir)[:size]
         # Frozen noise belongs to an image, wherever it stands in the list: its name is the seed.
         self.names = [os.path.relpath(group[0], data_dir) for group in self.groups]
-        self._layers(0, generator(seed, CROP))  # a folder that does not fit the options is told before training starts
+        # A folder that does not fit the options is told before training starts.
+        self.depth = self._layers(0, generator(seed, CROP))[0].dtype
 
     def __len__(self):
         return len(self.groups)
@@ -133,8 +134,6 @@ class TrainingImages:
             layers.append(self.noise.add(clean, generator(self.seed, TARGET, *place)))
             known = self.noise.known(clean.shape, generator(self.seed, TARGET, *place))
             layers += [] if known is None else [known]
-        elif self.target == "recorruption":
-            layers.append(self.known_noise.deviation(layers[0], generator(self.seed, NOISE, *place)))
         return layers
 
     def _layers_or_next(self, index, rng):
@@ -159,9 +158,9 @@ class TrainingImages:
         if self.target == "picks":
             size = self.patchsize
             patches.append(draw_picks(generator(self.seed, PICKS, epoch, index), size, size))
-        elif self.target == "recorruption":
-            normal = generator(self.seed, MORE, epoch, index).standard_normal(patches[1].shape, np.float32)
-            patches[1] = patches[1] * normal
+        elif self.target == "recorruptions":
+            strength, more = (generator(self.seed, purpose, epoch, index) for purpose in (NOISE, MORE))
+            patches += self.known_noise.recorrupt(patches[0], strength, more)
         return tuple(patches)
 
     def batch(self, places):

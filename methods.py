@@ -80,31 +80,37 @@ class Neighbor2Neighbor:
 
 
 class Recorrupted2Recorrupted:
-    """Regression from single images whose noise is Gaussian, Poisson or both, and of known strength.
+    """Regression from single images whose noise is Gaussian or Poisson, and of known strength.
 
     With more noise z, as strong as that of y, y + a z and y - z / a are two noisy images of one scene whose noise is
-    independent: a pair for Noise2Noise, of full resolution. Here z and -z are both used, and what does not depend on
-    the network is left out, so that the loss is not noisier than with y as target, however small a is. For Poisson
-    noise this is its unbiased estimate (PURE) to first order.
+    independent: a pair for Noise2Noise, of full resolution. Photons fall into two such images by lot. Here two
+    recorruptions of y are used at once, and what is zero on average or does not depend on the network is left out: so
+    the loss is hardly noisier than with y as target, however little noise is added.
+
+    Args:
+        noise: the model, which has a `recorrupt`.
     """
 
-    target = "recorruption"
-    SHARE = 0.2  # a: the input has 1.02 times the noise. Far below, bf16's rounding is all that two outputs differ by.
+    target = "recorruptions"
 
-    def __call__(self, network, noisy, more_noise, ramp=0.0):
+    def __init__(self, noise):
+        self.weight = noise.recorruption_weight
+
+    def __call__(self, network, noisy, one, other, ramp=0.0):
         """The loss of one batch: an unbiased estimate of the mean squared error against the clean images.
 
         Args:
             network: the denoiser f.
             noisy: y, float tensor [N, C, H, W].
-            more_noise: z, of the same size.
+            one: a recorruption of it.
+            other: another one.
             ramp: not used.
         """
-        step = self.SHARE * more_noise
-        above, below = paddle.split(network(paddle.concat([noisy + step, noisy - step])), 2)
-        distance = paddle.mean((above - noisy) ** 2 + (below - noisy) ** 2) / 2
-        passed = paddle.mean(more_noise * (above - below)) / self.SHARE  # how much of the noise comes through
-        return distance + passed - paddle.mean(more_noise**2), distance, passed, 1.0
+        first, second = paddle.split(network(paddle.concat([one, other])), 2)
+        distance = paddle.mean((first - noisy) ** 2 + (second - noisy) ** 2) / 2
+        passed = self.weight * paddle.mean((first - second) * (one - other))  # how much of the noise comes through
+        noise = self.weight / 2 * paddle.mean((one - other) ** 2)
+        return distance + passed - noise, distance, passed, 1.0
 
 
 class Regression:
@@ -186,7 +192,7 @@ def build_method(options):
     if options.method == "neighbor2neighbor":
         return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
     if options.method == "recorrupted2recorrupted":
-        return Recorrupted2Recorrupted()
+        return Recorrupted2Recorrupted(parse_noise(options.known_noise or options.noisetype))
     target = "noisy" if options.method == "noise2noise" else "clean"
     return Regression(target, options.loss, parse_noise(options.noisetype))
 

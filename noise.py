@@ -22,6 +22,8 @@ import mri
 from cli import UserError
 from pixels import from_01, swap_bgr, to_01
 
+MORE_NOISE = 0.2  # of a recorruption, in units of the image's: its deviation is 1.02 times as large
+
 
 @dataclass(frozen=True)
 class NoiseModel:
@@ -33,6 +35,7 @@ class NoiseModel:
     form: ClassVar[str] = ""
     example: ClassVar[str] = ""
     most: ClassVar[float] = 1e6  # beyond it, numpy cannot draw Poisson counts
+    recorruption_weight: ClassVar[float | None] = None  # None: there is no `recorrupt`
 
     @classmethod
     def allows(cls, low, high):
@@ -47,12 +50,12 @@ class NoiseModel:
         """Where `add`, given a generator in this state, leaves the image as it was, if it does so at all: H x W x 1."""
         return None
 
-    def deviation(self, noisy_01, rng):
-        """That of each pixel's noise, estimated from an image made by `add` with a generator in this state.
+    def recorrupt(self, noisy_01, rng, more):
+        """Two images noisier by MORE_NOISE, from one made by `add` with a generator in this state.
 
-        None where the noise is neither Gaussian nor Poisson, or its strength cannot be told.
+        The mean of either, given the noisy image, is the noisy image. `more` is where the new noise is drawn.
         """
-        return None
+        raise NotImplementedError
 
     def restore(self, noisy_01, denoised_01):
         """Puts back into a denoised image, H x W or H x W x C, what the noisy one still holds of the clean one."""
@@ -87,13 +90,6 @@ class Chain(NoiseModel):
             image_01 = part.add(image_01, rng)
         return image_01
 
-    def deviation(self, noisy_01, rng):
-        # Poisson before Gaussian, as cameras have it; of ranges only the first would be drawn from this state.
-        kinds, fixed = [type(part) for part in self.parts], all(part.low == part.high for part in self.parts)
-        if kinds != [Poisson, Gaussian] or not fixed:
-            return None
-        return np.hypot(*(part.deviation(noisy_01, rng) for part in self.parts))
-
     def restore(self, noisy_01, denoised_01):
         return self.parts[-1].restore(noisy_01, denoised_01)
 
@@ -108,20 +104,23 @@ class Gaussian(NoiseModel):
     """Additive, independent; the strength is the standard deviation on the 0..255 scale."""
 
     form, example = "gaussA", "gauss25"
+    recorruption_weight = 1 / (2 * MORE_NOISE**2)
 
     def add(self, image_01, rng):
         noise = _normal(image_01.shape, self._strength(rng) / 255.0, rng)
         noise += image_01
         return noise.astype(np.float32, copy=False)
 
-    def deviation(self, noisy_01, rng):
-        return np.full(noisy_01.shape, self._strength(rng) / 255.0, np.float32)
+    def recorrupt(self, noisy_01, rng, more):
+        noise = _normal(noisy_01.shape, MORE_NOISE * self._strength(rng) / 255.0, more)
+        return noisy_01 + noise, noisy_01 - noise
 
 
 class Poisson(NoiseModel):
     """Shot noise: counts whose mean is the strength times the image, divided by the strength again."""
 
     form, example = "poissonA", "poisson30"
+    recorruption_weight = 1 / MORE_NOISE**2 - 1
 
     @classmethod
     def allows(cls, low, high):
@@ -131,8 +130,12 @@ class Poisson(NoiseModel):
         peak = self._strength(rng)
         return np.array(rng.poisson(np.maximum(peak * image_01, 0.0)) / peak, np.float32)
 
-    def deviation(self, noisy_01, rng):
-        return np.sqrt(np.maximum(noisy_01, 0.0) / self._strength(rng)).astype(np.float32)
+    def recorrupt(self, noisy_01, rng, more):
+        # Gaussian noise would not do: beside the steps of a photon, a network sees how much was added.
+        peak = self._strength(rng)
+        photons = np.rint(np.maximum(noisy_01, 0.0) * peak).astype(np.int64)
+        kept = 1 - MORE_NOISE**2
+        return tuple((more.binomial(photons, kept) / (peak * kept)).astype(np.float32) for _ in range(2))
 
 
 class Speckle(NoiseModel):

@@ -3,8 +3,6 @@
 import json
 import os
 
-import numpy as np
-
 import checkpoint
 import cli
 import devices
@@ -79,7 +77,7 @@ def get_parser(description=None):
     )
     method.add_argument(
         "--known_noise",
-        help="what is in the images, for recorrupted2recorrupted with --noisetype none: gauss12, poisson200+gauss3",
+        help="what is in the images, for recorrupted2recorrupted with --noisetype none: gauss12, poisson255",
     )
     method.add_argument(
         "--loss",
@@ -204,11 +202,7 @@ def check_options(options):
         except ValueError as error:
             raise UserError(f"--{flag}: {error}") from None
     if options.method == "recorrupted2recorrupted":
-        source = "known_noise" if options.noisetype == "none" else "noisetype"
-        name = getattr(options, source) or "none"
-        if parse_noise(name).deviation(np.zeros((1, 1, 3), np.float32), np.random.default_rng(0)) is None:
-            forms = "gauss25, gauss5_50, poisson30 or poisson200+gauss3, say"
-            raise UserError(f"--{source}: {options.method} must know the noise: {forms}; not {name}")
+        check_known_noise(options)
     if not single:
         options.loss = options.loss or ("hdr" if buffers else default_loss(options.method, options.noisetype))
     if single and any(kind in options.noisetype for kind in ("text", "jpeg")):
@@ -223,6 +217,17 @@ def check_options(options):
         options.engine = "paddle"
     if options.parallel and distributed.WORLD_SIZE == 1:
         cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
+
+
+def check_known_noise(options):
+    """Refuses noise that Recorrupted-to-Recorrupted cannot remove, or whose strength nobody knows."""
+    source = "known_noise" if options.noisetype == "none" else "noisetype"
+    name = getattr(options, source) or "none"
+    noise = parse_noise(name)
+    if noise.recorruption_weight is None:
+        raise UserError(f"--{source}: {options.method} takes gauss25 or poisson30, of any numbers, not {name}")
+    if noise.low != noise.high and (options.noisetype == "none" or options.noise_protocol == "frozen"):
+        raise UserError(f"--{source}: {options.method} must know the strength: one number, not {name}")
 
 
 # --- Read, for a new run or for one that goes on ----------------------------------------------------------------

@@ -221,21 +221,25 @@ def test_two_draws_are_independent(text, new_rng):
     assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < (0.2 if "text" in text else 0.02)
 
 
-@pytest.mark.parametrize("text", ["gauss25", "gauss5_50", "poisson30", "poisson5_50", "poisson30+gauss10"])
-def test_the_deviation_is_told_from_the_noisy_image(text):
-    model, clean = parse_noise(text), np.full((400, 400, 3), 0.4, np.float32)
-    for seed in range(3):
+@pytest.mark.parametrize("text", ["gauss25", "gauss5_50", "poisson30", "poisson5_50"])
+def test_recorruptions_add_a_little_noise_of_the_same_kind_and_strength(text):
+    model, clean, ratios = parse_noise(text), np.full((300, 300, 3), 0.4, np.float32), []
+    for seed in range(4):
         noisy = model.add(clean, np.random.default_rng(seed))
-        deviation = model.deviation(noisy, np.random.default_rng(seed))
-        assert (deviation.shape, deviation.dtype) == (noisy.shape, np.float32)
-        assert (deviation.astype(float) ** 2).mean() ** 0.5 == pytest.approx((noisy - clean).std(), rel=0.01)
+        pair = model.recorrupt(noisy, np.random.default_rng(seed), np.random.default_rng(100 + seed))
+        assert [(one.shape, one.dtype) for one in pair] == [(noisy.shape, np.float32)] * 2
+        for one in pair:
+            assert (one - noisy).mean() == pytest.approx(0, abs=5 * (one - noisy).std() / 500)
+            ratios.append((one - noisy).var() / (noisy - clean).var())
+            # The added noise and the image's own one do not know of each other.
+            assert np.corrcoef((one - noisy).ravel(), (noisy - clean).ravel())[0, 1] == pytest.approx(0, abs=0.01)
+    expected = noise.MORE_NOISE**2 / (1 - noise.MORE_NOISE**2 if "poisson" in text else 1)
+    assert ratios == pytest.approx([expected] * 8, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "text", ["none", "speckle25", "text0.2", "impulse0.2", "jpeg30", "gauss5+poisson30", "poisson5_50+gauss5", "mri0.1"]
-)
-def test_other_noise_has_no_known_deviation(text):
-    assert parse_noise(text).deviation(np.ones((8, 8, 3), np.float32), np.random.default_rng(0)) is None
+@pytest.mark.parametrize("text", ["none", "speckle25", "text0.2", "impulse0.2", "jpeg30", "poisson30+gauss5", "mri0.1"])
+def test_other_noise_has_no_recorruptions(text):
+    assert parse_noise(text).recorruption_weight is None
 
 
 def test_values_outside_the_range_are_accepted():

@@ -219,7 +219,7 @@ def test_targets_train_and_leave_their_statistics(folders, tmp_path, method):
     assert (about["method"], about["loss"]) == (method, "l2")
 
 
-KNOWN = ["--method", "recorrupted2recorrupted", "--known_noise", "poisson200+gauss3"]
+KNOWN = ["--method", "recorrupted2recorrupted", "--known_noise", "poisson255"]
 
 
 @pytest.mark.parametrize("more", [[], KNOWN], ids=["neighbor2neighbor", "recorrupted2recorrupted"])
@@ -363,6 +363,18 @@ BAD: list[tuple[list, list]] = [
     (["--method", "recorrupted2recorrupted", "--noisetype", "speckle25"], ["--noisetype", "gauss25", "speckle25"]),
     (["--method", "recorrupted2recorrupted", "--noisetype", "none"], ["--known_noise", "gauss25"]),
     (["--method", "recorrupted2recorrupted", "--known_noise", "gauss5"], ["--known_noise", "--noisetype none"]),
+    (
+        ["--method", "recorrupted2recorrupted", "--noisetype", "gauss5_50", "--noise_protocol", "frozen"],
+        ["--noisetype", "one number"],
+    ),
+    (
+        ["--method", "recorrupted2recorrupted", "--noisetype", "none", "--known_noise", "gauss5_50"],
+        ["--known_noise", "one number"],
+    ),
+    (
+        ["--method", "recorrupted2recorrupted", "--noisetype", "none", "--known_noise", "gauss2"],
+        ["--known_noise", "8-bit", "gauss3"],
+    ),
     (["--known_noise", "gauss5", "--noisetype", "none"], ["--known_noise", "recorrupted2recorrupted"]),
     (["--method", "recorrupted2recorrupted", "--noisetype", "none", "--known_noise", "x"], ["--known_noise", "'x'"]),
 ]

@@ -27,6 +27,13 @@ RECIPES = [
     ("muon-lr5e-4", "half the rate", "--augment --optimizer muon --lr 5e-4", 1),
     ("muon-lr2e-3", "twice the rate", "--augment --optimizer muon --lr 2e-3", 1),
     ("muon-192", "4 patches of 192", "--augment --optimizer muon --batchsize 4 --patchsize 192", 0.89),
+    # A step takes some three times as long with its two full images: about the same minutes.
+    (
+        "recorrupted",
+        "Recorrupted-to-Recorrupted, 2 patches of 192",
+        "--augment --optimizer muon --batchsize 2 --patchsize 192 --method recorrupted2recorrupted",
+        0.4,
+    ),
     ("muon-256", "2 patches of 256", "--augment --optimizer muon --batchsize 2 --patchsize 256", 1),
     ("muon-batch4", "4 patches of 128, twice the steps", "--augment --optimizer muon --batchsize 4", 2),
     ("muon-reg0", "regulariser from the start", "--augment --optimizer muon --reg_start 0", 1),

@@ -79,14 +79,13 @@ class TrainingImages:
     ):  # fmt: skip
         self.noise, self.n_channel, self.patchsize, self.seed = noise, n_channel, patchsize, seed
         self.frozen, self.augment, self.target, self.translate = frozen, augment, target, translate
-        self.known_noise = known_noise or noise
+        self.known_noise = known_noise
         self._cache, self._cache_left, self._lock = {}, cache_bytes, threading.Lock()
         self.broken = set()
         self.groups = self._find(data_dir)[:size]
         # Frozen noise belongs to an image, wherever it stands in the list: its name is the seed.
         self.names = [os.path.relpath(group[0], data_dir) for group in self.groups]
-        # A folder that does not fit the options is told before training starts.
-        self.depth = self._layers(0, generator(seed, CROP))[0].dtype
+        self._layers(0, generator(seed, CROP))  # a folder that does not fit the options is told before training starts
 
     def __len__(self):
         return len(self.groups)
@@ -112,7 +111,28 @@ class TrainingImages:
         picture = images.read_image(path)
         if len(picture.pages) != 1:
             raise UserError(f"--data_dir: {path} has {len(picture.pages)} pages; dataset_tool.py splits such files")
-        return as_channels(picture.pages[0], self.n_channel, path)
+        image = as_channels(picture.pages[0], self.n_channel, path)
+        if self.target == "recorruptions":
+            self._check_own_noise(path, picture.pages[0], image)
+        return image
+
+    def _check_own_noise(self, path, page, image):
+        """Refuses an image whose own noise is not independent from value to value, or is weaker than the file's steps.
+
+        A recorruption's is, and a network can tell it from the image's own where that is not.
+        """
+        if self.known_noise and page.shape[2] != image.shape[2] and self.n_channel != 4:
+            raise UserError(f"--n_channel: {path} has {page.shape[2]}, and its noise is known in these only")
+        if (self.known_noise or self.frozen) and min(image.shape[:2]) < self.patchsize:
+            size = f"{image.shape[1]}x{image.shape[0]} pixels"
+            raise UserError(
+                f"--patchsize: {path} has {size}; padding would repeat its noise, of which each must be new"
+            )
+        if self.known_noise and page.dtype.kind == "u" and not self.known_noise.hides(1 / np.iinfo(page.dtype).max):
+            bits = page.dtype.itemsize * 8
+            raise UserError(
+                f"--known_noise: {path} has {bits} bits, whose steps are too coarse for {self.known_noise.name}"
+            )
 
     def _layers(self, index, rng):
         """The clean image alone, or the corrupted one, and its target if that is another, HWC of one size."""
@@ -160,7 +180,7 @@ class TrainingImages:
             patches.append(draw_picks(generator(self.seed, PICKS, epoch, index), size, size))
         elif self.target == "recorruptions":
             strength, more = (generator(self.seed, purpose, epoch, index) for purpose in (NOISE, MORE))
-            patches += self.known_noise.recorrupt(patches[0], strength, more)
+            patches += (self.known_noise or self.noise).recorrupt(patches[0], strength, more)
         return tuple(patches)
 
     def batch(self, places):

@@ -57,6 +57,10 @@ class NoiseModel:
         """
         raise NotImplementedError
 
+    def hides(self, step):
+        """Whether a recorruption hides what was added to files whose values are steps of this size: else it is seen."""
+        raise NotImplementedError
+
     def restore(self, noisy_01, denoised_01):
         """Puts back into a denoised image, H x W or H x W x C, what the noisy one still holds of the clean one."""
         return denoised_01
@@ -115,6 +119,9 @@ class Gaussian(NoiseModel):
         noise = _normal(noisy_01.shape, MORE_NOISE * self._strength(rng) / 255.0, more)
         return noisy_01 + noise, noisy_01 - noise
 
+    def hides(self, step):
+        return self.low / 255 > 2.9 * step
+
 
 class Poisson(NoiseModel):
     """Shot noise: counts whose mean is the strength times the image, divided by the strength again."""
@@ -133,9 +140,12 @@ class Poisson(NoiseModel):
     def recorrupt(self, noisy_01, rng, more):
         # Gaussian noise would not do: beside the steps of a photon, a network sees how much was added.
         peak = self._strength(rng)
-        photons = np.rint(np.maximum(noisy_01, 0.0) * peak).astype(np.int64)
+        photons = np.rint(np.clip(noisy_01, 0.0, 1e9) * peak).astype(np.int64)
         kept = 1 - MORE_NOISE**2
         return tuple((more.binomial(photons, kept) / (peak * kept)).astype(np.float32) for _ in range(2))
+
+    def hides(self, step):
+        return self.low * step < 1.1  # a photon is a step, or several
 
 
 class Speckle(NoiseModel):

@@ -52,7 +52,7 @@ import reporting
 from cli import UserError
 from denoising import Denoiser, evaluate, free_memory
 from methods import build_method
-from noise import Gaussian, parse_noise
+from noise import parse_noise
 from pairs import PairFile, TrainingPairs
 from schedule import Schedule
 from train_options import check_options, get_parser, parse_options
@@ -121,12 +121,7 @@ def training_images(options, target):
     if options.pair_dir:
         return TrainingPairs(options.data_dir, options.pair_dir, *shared, workers=options.workers, **more)
     kind = dataset.TrainingRenders if renders.is_folder(options.data_dir) else dataset.TrainingImages
-    found = kind(options.data_dir, *shared, **more)
-    # Beside the steps of 8 bits a network sees how much a recorruption has added, as long as that is below such a step.
-    known = more["known_noise"]
-    if isinstance(known, Gaussian) and known.low < 3 and found.depth == np.uint8:
-        raise UserError(f"--known_noise: {options.known_noise} is too weak for 8-bit files: gauss3 at least")
-    return found
+    return kind(options.data_dir, *shared, **more)
 
 
 def one_process(folder):

@@ -57,7 +57,12 @@ def get_parser(description=None):
         choices=["fresh", "frozen"],
         help="new noise in each epoch, as published; or one realisation per image, as real files have",
     )
-    data.add_argument("--patchsize", type=number(int, 2, 8192), default=256, help="side of the training patches, even")
+    data.add_argument(
+        "--patchsize",
+        type=number(int, 2, 8192),
+        default=256,
+        help="side of the training patches; even for neighbor2neighbor",
+    )
     data.add_argument("--augment", action="store_true", help="flip and rotate the patches")
     data.add_argument(
         "--translate",
@@ -77,7 +82,8 @@ def get_parser(description=None):
     )
     method.add_argument(
         "--known_noise",
-        help="what is in the images, for recorrupted2recorrupted with --noisetype none: gauss12, poisson255",
+        help="what is in the images, for recorrupted2recorrupted with --noisetype none: gauss12 (of 255, whatever the "
+        "files' depth), poisson500 (photons at white)",
     )
     method.add_argument(
         "--loss",
@@ -115,8 +121,10 @@ def get_parser(description=None):
     )
     plan.add_argument("--gamma", type=number(float, 0), default=0.5, help="factor of the step schedule")
     plan.add_argument("--warmup_steps", type=number(int, 0), default=0, help="steps of linear warm-up")
-    plan.add_argument("--Lambda1", type=number(float, 0), default=1.0, help="weight of the reconstruction")
-    plan.add_argument("--Lambda2", type=number(float, 0), default=1.0, help="weight of the regulariser")
+    plan.add_argument(
+        "--Lambda1", type=number(float, 0), default=1.0, help="weight of neighbor2neighbor's reconstruction"
+    )
+    plan.add_argument("--Lambda2", type=number(float, 0), default=1.0, help="weight of neighbor2neighbor's regulariser")
     plan.add_argument("--increase_ratio", type=number(float, 0), default=2.0, help="what Lambda rises to")
     plan.add_argument(
         "--reg_start",

@@ -81,7 +81,8 @@ class Training:
         """The averaged weights with what rebuilds the network."""
         self.check_finite()
         about = {
-            name: getattr(self.options, name) for name in ("method", "loss", "noisetype", "noise_protocol", "patchsize")
+            name: getattr(self.options, name)
+            for name in ("method", "loss", "noisetype", "known_noise", "noise_protocol", "patchsize")
         }
         options = {**self.network.options, **about, "step": self.step}
         checkpoint.save_network(path, checkpoint.network_state(self.averaged), options)

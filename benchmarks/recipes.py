@@ -79,7 +79,7 @@ def main():
         speeds = {False: [], True: []}  # without the regulariser, and with it
         for one, Lambda in zip(
             (row for row in rows if row["name"] == "speed/ips"),
-            (row for row in rows if row["name"] == "loss/reg"), strict=True,
+            (row for row in rows if row["name"] == "schedule/Lambda"), strict=True,
         ):  # fmt: skip
             speeds[float(Lambda["value"]) > 0].append(float(one["value"]))
         seconds = " / ".join(f"{batch / max(found):.3f}" for found in speeds.values() if found)

@@ -3,6 +3,7 @@ import pytest
 from conftest import save, scene
 
 import dataset
+import noise
 from cli import UserError
 from noise import parse_noise
 
@@ -189,6 +190,53 @@ def test_noisy_targets_are_independent_of_the_noisy_image(tmp_path, frozen):
     assert abs(np.corrcoef(noisy.ravel(), target.ravel())[0, 1]) < 0.02
     again = patches.sample(4, 0)[1] * 255 - 100
     assert (again == target).all() == frozen
+
+
+@pytest.mark.parametrize("n_channel", [1, 3])
+def test_recorruptions_are_as_strong_as_the_noise_and_independent_of_it(tmp_path, n_channel, capsys):
+    # The second image is broken: the third one is taken in its place.
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"{name}.png", np.full((192, 192, n_channel), 100, np.uint8))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    patches = dataset.TrainingImages(
+        str(tmp_path), parse_noise("gauss5_50"), n_channel, 192, 5, augment=True, target="recorruptions"
+    )
+    strengths = []
+    for epoch in range(4):
+        noisy, one, other = (part * 255 - 100 for part in patches.sample(epoch, 1))
+        strengths.append(noisy.std())
+        assert (one - noisy).std() / noisy.std() == pytest.approx(noise.MORE_NOISE, rel=0.03)
+        np.testing.assert_allclose(one + other, 2 * noisy, atol=1e-3)
+        assert abs(np.corrcoef((one - noisy).ravel(), noisy.ravel())[0, 1]) < 0.03
+    assert np.ptp(strengths) > 3
+    assert "b.png" in capsys.readouterr().err
+
+
+def test_noise_of_the_files_own_must_be_what_recorruptions_assume(tmp_path):
+    def train_on(image, known, n_channel=3, size=64, frozen=False):
+        save(tmp_path / "a.png", image)
+        models = parse_noise("none" if known else "gauss25"), parse_noise(known) if known else None
+        flags = {"frozen": frozen, "target": "recorruptions", "known_noise": models[1]}
+        return dataset.TrainingImages(str(tmp_path), models[0], n_channel, size, 5, **flags)
+
+    grey, colour = np.full((64, 64), 100, np.uint8), np.full((64, 64, 3), 100, np.uint8)
+    train_on(colour, "gauss12")
+    train_on(grey, "gauss12", n_channel=1)
+    train_on(grey, None)  # noise is added to what the network gets
+    train_on(colour, None, size=128)
+    train_on(grey.astype(np.uint16) * 257, "gauss2", n_channel=1)
+    train_on(colour, "poisson255")
+    for flag, *wrong in (
+        ("--n_channel", grey, "gauss12", 3),
+        ("--n_channel", colour, "gauss12", 1),
+        ("--patchsize", colour, "gauss12", 3, 128),
+        ("--patchsize", colour, None, 3, 128, True),
+        ("--known_noise", colour, "gauss2"),
+        ("--known_noise", colour, "gauss2", 3, 64, True),
+        ("--known_noise", colour, "poisson1000"),
+    ):
+        with pytest.raises(UserError, match=f"^{flag}: .*a.png has "):
+            train_on(*wrong)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -373,7 +373,7 @@ BAD: list[tuple[list, list]] = [
     ),
     (
         ["--method", "recorrupted2recorrupted", "--noisetype", "none", "--known_noise", "gauss2"],
-        ["--known_noise", "8-bit", "gauss3"],
+        ["--known_noise", "8 bits", "gauss2"],
     ),
     (["--known_noise", "gauss5", "--noisetype", "none"], ["--known_noise", "recorrupted2recorrupted"]),
     (["--method", "recorrupted2recorrupted", "--noisetype", "none", "--known_noise", "x"], ["--known_noise", "'x'"]),

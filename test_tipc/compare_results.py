@@ -27,7 +27,7 @@ from onnx_runtimes import read_onnx
 TOLERANCES = {  # by precision: dB and SSIM
     "fp32": {"psnr": 0.01, "ssim": 1e-4},
     "bf16": {"psnr": 0.03, "ssim": 1e-3},
-    "int8": {"psnr": 0.3, "ssim": 3e-3},  # runtimes differ by 0.18
+    "int8": {"psnr": 0.3, "ssim": 8e-3},  # runtimes differ by 0.21 and 0.006, where ranges are absmax
 }
 GAIN = 3.0  # dB that recorded results are above the noisy pictures
 SCORES = re.compile(r"^(?:.*/)?([^/]+)_denoise(\.\w+)  psnr: (\S+)  ssim: (\S+)$", re.MULTILINE)

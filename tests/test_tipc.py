@@ -20,6 +20,7 @@ from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
 sys.path.insert(0, str(ROOT / "test_tipc"))
 import analysis
 import check_row
+import compare_results
 import extract_loss
 import fpgm
 import train_for_tipc
@@ -1096,6 +1097,15 @@ def test_results_are_compared_with_the_stored_ones(chain):
     fails("results_python.log is missing")
     (chain.output / "results_python.log").write_text("\n")
     fails("it is of another run")
+
+
+def test_results_in_8_bits_are_of_one_runtime(tmp_path):
+    # What rounds at other places has results of its own, so that little need be allowed.
+    logs = [f"python_infer_cpu_{one}_kl_precision_int8_batchsize_1.log" for one in ("openvino", "onnxruntime")]
+    keys = [compare_results.key_of(tmp_path / "N2N_KL" / "whole_infer" / log) for log in logs]
+    assert keys == [("N2N_KL", "int8", "int8_openvino"), ("N2N_KL", "int8", "int8_onnxruntime")]
+    fp32 = tmp_path / "N2N" / "whole_infer" / "python_infer_cpu_paddle_usemkldnn_False_precision_fp32_batchsize_1.log"
+    assert compare_results.key_of(fp32) == ("N2N", "fp32", "fp32")
 
 
 def test_scores_of_weights_that_do_not_denoise_are_not_recorded(chain):

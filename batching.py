@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from denoising import Denoiser
+from denoising.inference.denoiser import Denoiser
 
 # Larger batches gain nothing (docs/serving.md) and only take memory; a single window may be larger.
 BATCH_PIXELS = 1 << 20

@@ -51,7 +51,7 @@ class NetworkEngine:
 
     def __init__(self, model_path, precision):
         import engine
-        from denoising import Denoiser
+        from denoising.inference.denoiser import Denoiser
 
         self.denoiser = Denoiser(model_path, engine.choose("onednn", precision)[0])
 
@@ -162,9 +162,9 @@ class _Scored:
 def scores(engine, job):
     """PSNR and SSIM as val.py has them."""
     # They import Paddle, which would have counted as the runtime's memory before.
-    from checkpoint import load_network
     from dataset import find_validation_sets
-    from denoising import evaluate
+    from denoising.inference.checkpoint import load_network
+    from denoising.inference.denoiser import evaluate
     from noise import parse_noise
 
     folder, name, noisetype, limit, repeats = job.scored

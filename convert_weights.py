@@ -12,8 +12,8 @@ import cli  # isort: skip  (before Paddle: it quiets its import)
 
 import os
 
-import checkpoint
 from cli import UserError
+from denoising.inference import checkpoint
 
 
 def get_parser():

@@ -30,7 +30,7 @@ def load_exportable(path):
     """Loads a network for a runtime; renders' networks do more with their result than runtimes are told."""
     import paddle
 
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     paddle.set_device("cpu")
     network, options = load_network(path)

@@ -18,7 +18,7 @@ import numpy as np
 import engine
 import images
 import pair_files
-from denoising import Denoiser
+from denoising.inference.denoiser import Denoiser
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "models" / "lite.pdparams"

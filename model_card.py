@@ -143,7 +143,7 @@ def command(argv):
 
 def machine():
     """What was measured on, and how busy it was before."""
-    import devices
+    from denoising.inference import devices
 
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -12,12 +12,11 @@ import cli  # isort: skip  (before Paddle: it quiets its import)
 import sys
 from pathlib import Path
 
-import devices
-import distributed
 import images
 import renders
 from cli import UserError, number
-from denoising import Denoiser
+from denoising.inference import devices, distributed
+from denoising.inference.denoiser import Denoiser
 from noise import parse_noise
 
 

@@ -20,11 +20,11 @@ import asyncio
 
 import paddle
 
-import devices
 import runtimes
 from arch_unet import DenoisingNetwork
 from cli import UserError, number
-from denoising import Denoiser
+from denoising.inference import devices
+from denoising.inference.denoiser import Denoiser
 from image_process import ImageProcesses
 
 IMAGE_PROCESSES = 2

@@ -43,14 +43,13 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-import devices
-import distributed
 import images
 import pair_files
 import renders
 import reporting
 from cli import UserError
-from denoising import Denoiser, evaluate, free_memory
+from denoising.inference import devices, distributed
+from denoising.inference.denoiser import Denoiser, evaluate, free_memory
 from methods import build_method
 from noise import parse_noise
 from pairs import PairFile, TrainingPairs

@@ -3,14 +3,12 @@
 import json
 import os
 
-import checkpoint
 import cli
-import devices
-import distributed
 import pair_files
 import renders
 from arch_unet import NETWORKS, NORMS
 from cli import UserError, number
+from denoising.inference import checkpoint, devices, distributed
 from methods import LOSSES, METHODS, SINGLE, default_loss
 from noise import list_of_noise, parse_noise
 from optimizers import KINDS as OPTIMIZERS

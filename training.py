@@ -6,10 +6,9 @@ import os
 import numpy as np
 import paddle
 
-import checkpoint
-import distributed
 from arch_unet import build_network
 from cli import UserError
+from denoising.inference import checkpoint, distributed
 from optimizers import Optimizer
 
 STATE = "last_state.pdparams"

@@ -17,13 +17,12 @@ import re
 import sys
 
 import dataset
-import devices
-import distributed
 import images
 import montage
 import reporting
 from cli import UserError, number
-from denoising import Denoiser, evaluate
+from denoising.inference import devices, distributed
+from denoising.inference.denoiser import Denoiser, evaluate
 from noise import list_of_noise, parse_noise
 
 

@@ -30,16 +30,18 @@ import cli  # noqa: E402  isort: skip
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
-import checkpoint  # noqa: E402
 import dataset  # noqa: E402
-import devices  # noqa: E402
 import images  # noqa: E402
 import lite  # noqa: E402
 import pair_files  # noqa: E402
 import train  # noqa: E402
 import train_options  # noqa: E402
 from arch_unet import DenoisingNetwork, UpsampleCat, conv  # noqa: E402
-from denoising import Denoiser  # noqa: E402
+from denoising.inference import (
+    checkpoint,  # noqa: E402
+    devices,  # noqa: E402
+)
+from denoising.inference.denoiser import Denoiser  # noqa: E402
 from methods import build_method  # noqa: E402
 from schedule import Schedule  # noqa: E402
 from training import Training  # noqa: E402

@@ -139,7 +139,8 @@ def subsampler(rounds, size=256):
 
 def _training(folder, batch, patch, precision, *flags):
     """What train.py trains with, ready for its first step."""
-    import devices
+    from denoiser.inference import devices
+
     from train_options import get_parser
     from training import Training
 
@@ -253,10 +254,10 @@ def around(folder, precision, rounds, batch=4, patch=256):
 
 def _denoiser(engine_name, precision, n_feature=48):
     import paddle
+    from denoiser.inference.denoiser import Denoiser
 
     import engine
     from arch_unet import build_network
-    from denoising import Denoiser
 
     paddle.seed(0)
     network = build_network(n_feature=n_feature)
@@ -267,10 +268,11 @@ def _denoiser(engine_name, precision, n_feature=48):
 
 def val_and_predict(validation, image, target, engine_name, precision, limit, warm):
     """Seconds per megapixel of what val.py and predict.py do with one set and one file."""
+    from denoiser.inference.denoiser import evaluate
+
     import dataset
     import images
     import predict
-    from denoising import evaluate
     from noise import parse_noise
 
     denoiser = _denoiser(engine_name, precision)
@@ -286,7 +288,7 @@ def val_and_predict(validation, image, target, engine_name, precision, limit, wa
 
 def working_memory(engine_name, precision, side):
     """Peak bytes of one pass per pixel of its window, beyond what the process had before."""
-    import denoising
+    from denoiser.inference import denoiser
 
     denoiser = _denoiser(engine_name, precision)
     small, window = (np.zeros((1, 3, size, size), np.float32) for size in (64, side))
@@ -295,7 +297,7 @@ def working_memory(engine_name, precision, side):
     before = status("VmRSS")
     denoiser.run_batch(window)
     measured = (status("VmHWM") - before) / side**2
-    budget = min(denoising.TILE_BYTES, denoising.free_memory() // 2)
+    budget = min(denoiser.TILE_BYTES, denoiser.free_memory() // 2)
     return {"measured": measured, "planned": budget / denoiser._window_pixels()}
 
 
@@ -311,7 +313,7 @@ def predict_memory(weights, image, folder, flags):
 
 def make_weights(path, n_feature):
     """A network as it is before training: its work is the same."""
-    import checkpoint
+    from denoiser.inference import checkpoint
 
     network = _denoiser("paddle", "fp32", n_feature).network
     checkpoint.save_network(path, checkpoint.network_state(network), {**network.options, "noisetype": SIGMA})
@@ -322,8 +324,8 @@ def engines():
     import cli  # isort: skip  (before Paddle: it quiets its import)
     import cv2
     import PIL
+    from denoiser.inference import devices
 
-    import devices
     import engine
 
     found = ["paddle fp32"]

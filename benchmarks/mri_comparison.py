@@ -27,7 +27,7 @@ from skimage.restoration import denoise_tv_chambolle  # noqa: E402
 from trainings import trained  # noqa: E402
 
 from dataset import ValidationSet  # noqa: E402
-from denoising import Denoiser, evaluate  # noqa: E402
+from denoising.inference.denoiser import Denoiser, evaluate  # noqa: E402
 from noise import parse_noise  # noqa: E402
 
 RECIPE = (

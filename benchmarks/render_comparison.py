@@ -27,7 +27,7 @@ from trainings import trained  # noqa: E402
 import images  # noqa: E402
 import montage  # noqa: E402
 import renders  # noqa: E402
-from denoising import Denoiser  # noqa: E402
+from denoising.inference.denoiser import Denoiser  # noqa: E402
 from metrics import psnr, ssim  # noqa: E402
 
 RECIPE = (

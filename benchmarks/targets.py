@@ -26,7 +26,7 @@ from trainings import trained  # noqa: E402
 import dataset  # noqa: E402
 import engine  # noqa: E402
 import images  # noqa: E402
-from denoising import Denoiser  # noqa: E402
+from denoising.inference.denoiser import Denoiser  # noqa: E402
 from metrics import psnr, ssim  # noqa: E402
 from noise import parse_noise  # noqa: E402
 

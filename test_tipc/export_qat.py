@@ -18,7 +18,7 @@ import paddle
 from paddle.static.quantization import PostTrainingQuantization
 
 import exporting
-from checkpoint import load_network
+from denoising.inference.checkpoint import load_network
 from runtimes import captured, engine_options, open_engine
 
 FILES = {"model_filename": "model.pdmodel", "params_filename": "model.pdiparams"}

@@ -15,9 +15,9 @@ import cli  # isort: skip  (before Paddle: it quiets its import)
 
 import paddle
 
-import checkpoint
 import train
 import train_for_tipc
+from denoising.inference import checkpoint
 from methods import build_method
 
 

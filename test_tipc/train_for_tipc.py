@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli  # isort: skip  (before Paddle: it quiets its import)
 
-import distributed
 import train
 import train_options
+from denoising.inference import distributed
 
 
 def translate(argv):

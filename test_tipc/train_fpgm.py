@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli  # isort: skip  (before Paddle: it quiets its import)
 
-import checkpoint
 import train_for_tipc
 import train_options
+from denoising.inference import checkpoint
 from fpgm import prune
 
 

@@ -105,8 +105,8 @@ def weights(tmp_path_factory):
     """A 4-feature network's weights file; its last layer is scaled so that outputs look like images."""
     import paddle
 
-    import checkpoint
     from arch_unet import build_network
+    from denoising.inference import checkpoint
 
     paddle.seed(7)
     network = build_network(n_feature=4)

@@ -3,9 +3,9 @@ import paddle
 import pytest
 from conftest import noisy_scene, run_script, save
 
-import checkpoint
 from arch_unet import NORMS, build_network
-from denoising import Denoiser
+from denoising.inference import checkpoint
+from denoising.inference.denoiser import Denoiser
 
 
 def parameters(network):

@@ -8,9 +8,9 @@ import paddle
 import pytest
 from conftest import broken_copies
 
-import checkpoint
 from arch_unet import build_network
 from cli import UserError
+from denoising.inference import checkpoint
 
 
 def test_round_trip_and_paddle_reads_it(tmp_path):

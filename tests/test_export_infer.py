@@ -65,7 +65,7 @@ def folder_content(folder):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_export_computes_what_the_network_computes(kind, exports, weights, capsys):
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     network, _ = load_network(weights)
     options = infer.get_parser().parse_args(["--random_input", "1,3,8,8", "--enable_mkldnn", "False"])
@@ -93,7 +93,7 @@ def test_export_prints_the_difference_and_repeats_itself(weights, tmp_path, caps
 
 
 def test_export_of_other_weights_is_not_replaced_unasked(model, weights, tmp_path):
-    from checkpoint import load_network, network_state, save_network
+    from denoising.inference.checkpoint import load_network, network_state, save_network
 
     network, options = load_network(weights)
     network.nin_c.bias.set_value(network.nin_c.bias + 0.5)

@@ -15,7 +15,7 @@ import pair_files
 import train
 import train_options
 from arch_unet import PlainOps, build_network
-from denoising import Denoiser
+from denoising.inference.denoiser import Denoiser
 from pair_files import TRAINING, VALIDATION
 
 
@@ -141,7 +141,7 @@ def test_buffers_cannot_be_added_to_an_image():
 
 
 def test_it_exports_and_infers(tmp_path):
-    import checkpoint
+    from denoising.inference import checkpoint
 
     built = network()
     weights = tmp_path / "lite.pdparams"
@@ -189,7 +189,7 @@ def test_a_short_training_denoises(pairs, tmp_path):
 
 
 def test_a_resumed_training_ends_with_the_same_weights(pairs, tmp_path):
-    import checkpoint
+    from denoising.inference import checkpoint
 
     ends = []
     for name, flags in (("whole", [6]), ("parts", [3])):

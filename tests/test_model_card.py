@@ -93,7 +93,7 @@ def job(weights, tmp_path):
 
 
 def test_a_row_that_would_compute_otherwise_is_absent_with_its_reason(job, weights):
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     exporting.write(load_network(weights)[0], model_card.Path(job.folder), "pdmodel", {})
     for row, reason in (

@@ -19,7 +19,7 @@ import val
 import volumes
 from cli import UserError
 from dataset import TrainingImages
-from denoising import Denoiser
+from denoising.inference.denoiser import Denoiser
 from images import read_image
 from methods import Regression
 from metrics import psnr

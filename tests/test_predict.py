@@ -5,7 +5,7 @@ from PIL import Image
 
 import images
 import predict
-from denoising import Denoiser
+from denoising.inference.denoiser import Denoiser
 
 
 def run(*flags, code=0):

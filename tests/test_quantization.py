@@ -93,7 +93,7 @@ def test_an_onnx_file_computes_what_the_network_computes(kind, runtime, tmp_path
 
 def test_the_multiplications_are_counted():
     import onnx_graph
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     def total(kind):
         return sum(onnx_graph.multiplications(onnx_graph.trace(network_of(kind)), 64, 32).values())
@@ -264,7 +264,7 @@ def int8_folder(weights, noisy_folder, tmp_path_factory):
 @needs_vnni
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_int8_is_computed_in_int8(runtime, int8_folder, weights, tmp_path):
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     data = (int8_folder / "model_int8.onnx").read_bytes()
     model = graph_of(data)
@@ -295,7 +295,7 @@ def test_a_runtime_that_falls_back_to_float_is_refused(runtime, weights, tmp_pat
     from dataclasses import replace
 
     import onnx_graph
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     network, _ = load_network(weights)
     nodes = exporting.trace(network)
@@ -353,7 +353,7 @@ def test_weights_that_ship_lose_little(tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["psnr_against_float"] > 50
     assert (tmp_path / "model_int8.onnx").stat().st_size < 1.5e6
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     network, options = load_network("best_model.pdparams")
     exporting.write(network, tmp_path, "onnx", exporting.record_of(network, options))
@@ -385,7 +385,7 @@ def test_paddle_runs_8_bits_of_its_own(weights, noisy_folder, tmp_path, capsys):
 
 @pytest.mark.skipif(not hasattr(paddle.pir_utils, "OldIrGuard"), reason="Paddle 2.6 carries no OpenVINO")
 def test_paddles_own_openvino_runs_as_asked(weights, tmp_path, capsys):
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     network, options = load_network(weights)
     exporting.write(network, tmp_path, "pdmodel", {})
@@ -408,7 +408,7 @@ def test_paddles_own_openvino_runs_as_asked(weights, tmp_path, capsys):
 
 @needs_runtime
 def test_changed_files_are_refused_in_one_line(weights, tmp_path):
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     network, options = load_network(weights)
     path = exporting.write(network, tmp_path, "onnx", exporting.record_of(network, options))
@@ -425,7 +425,7 @@ def test_changed_files_are_refused_in_one_line(weights, tmp_path):
 @needs_runtime
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_files_of_others_run_or_are_refused_in_one_line(runtime, weights, tmp_path):
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     network, _ = load_network(weights)
     model = graph_of(exporting.to_onnx(exporting.trace(network), network, {}))
@@ -462,7 +462,7 @@ def test_files_of_others_run_or_are_refused_in_one_line(runtime, weights, tmp_pa
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags, words, weights, tmp_path):
-    from checkpoint import load_network
+    from denoising.inference.checkpoint import load_network
 
     runtime = flags[1] if flags[0] == "--runtime" else None
     if runtime and runtime not in RUNTIMES:

@@ -5,14 +5,14 @@ import paddle
 import pytest
 from conftest import assert_user_error, run_script, scene
 
-import checkpoint
 import exr_files
 import images
 import renders
 from arch_unet import build_network
 from cli import UserError
 from dataset import TrainingRenders, ValidationRenders, find_validation_sets
-from denoising import Denoiser
+from denoising.inference import checkpoint
+from denoising.inference.denoiser import Denoiser
 from noise import parse_noise
 from pixels import Picture
 

@@ -26,7 +26,7 @@ from PIL import Image
 import cli
 import images
 import serve
-from denoising import Denoiser
+from denoising.inference.denoiser import Denoiser
 
 pytest.importorskip("aiohttp")
 

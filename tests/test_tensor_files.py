@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import assert_user_error, broken_copies, run_script
 
-import checkpoint
 import tensor_files
 from arch_unet import build_network
 from cli import UserError
+from denoising.inference import checkpoint
 
 # --- Files as torch.save writes them, without PyTorch -------------------------------------------------------
 

@@ -14,8 +14,8 @@ import paddle
 import pytest
 from conftest import ENVIRONMENT, ROOT, assert_user_error, rows_of, run_script, save, scene
 
-import checkpoint
 import train
+from denoising.inference import checkpoint
 from schedule import Schedule
 
 TINY = ["--n_feature", 2, "--patchsize", 32, "--batchsize", 2, "--log_iters", 1]

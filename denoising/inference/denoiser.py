@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-import distributed
 import engine
 import images
-from checkpoint import load_network
 from cli import UserError
+from denoising.inference import distributed
+from denoising.inference.checkpoint import load_network
 from metrics import psnr, ssim
 
 TILE_BYTES = 4 << 30  # at most this much working memory is planned for one tile

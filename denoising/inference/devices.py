@@ -8,9 +8,9 @@ import numpy as np
 import paddle
 
 import cli
-import distributed
 import engine
 from cli import UserError
+from denoising.inference import distributed
 
 
 def add_flags(parser):

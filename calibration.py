@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 import images
-from cli import UserError
 from dataset import as_channels
+from denoising import cli
+from denoising.cli import UserError
 from exporting import export
 from metrics import psnr
 from onnx_graph import INPUT, multiplications, to_onnx, trace

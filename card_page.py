@@ -1,6 +1,6 @@
 """A model card as a section of a page of Markdown, from what model_card.py has measured."""
 
-from cli import UserError
+from denoising.cli import UserError
 
 START = "<!-- written by model_card.py; from here -->"
 END = "<!-- to here -->"

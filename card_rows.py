@@ -6,8 +6,6 @@
 A row of which the runtime does not compute as asked is absent, and says why; nothing is measured in its place.
 """
 
-import cli  # noqa: F401  isort: skip  (before Paddle: it quiets its import)
-
 import os
 import time
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import runtimes
-from cli import UserError
+from denoising.cli import UserError
 
 LONG = 3.0  # seconds, after which one run is enough
 

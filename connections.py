@@ -5,7 +5,7 @@ import socket
 
 from aiohttp import web
 
-from cli import UserError
+from denoising.cli import UserError
 from image_process import Refused
 
 HEADER_SECONDS = 10  # for the first line and the headers of a request

@@ -11,7 +11,7 @@ import numpy as np
 import images
 import raw_frames
 from archives import Skip
-from cli import UserError
+from denoising.cli import UserError
 from noise import parse_noise
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")

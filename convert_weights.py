@@ -8,11 +8,10 @@ The file is read without PyTorch and without running anything in it; every forma
 scripts take such a file for --model_path and --pretrained as it is: converting makes it loadable by Paddle alone.
 """
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import os
 
-from cli import UserError
+from denoising import cli
+from denoising.cli import UserError
 from denoising.inference import checkpoint
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import cli
 import images
 import pair_files
 import renders
-from cli import UserError
+from denoising import cli
+from denoising.cli import UserError
 from methods import draw_picks
 
 ORDER, CROP, NOISE, PICKS, TARGET, MORE = range(6)  # one stream of random numbers per purpose

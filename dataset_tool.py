@@ -41,7 +41,6 @@ import zipfile
 
 import numpy as np
 
-import cli
 import images
 import pair_files
 import raw_frames
@@ -54,8 +53,9 @@ from archives import (
     list_entries,
     place_validation_set,
 )
-from cli import UserError, number
 from conversion import convert, image_pieces, plan_names
+from denoising import cli
+from denoising.cli import UserError, number
 from metrics import psnr
 from noise import list_of_noise, parse_noise
 

@@ -18,9 +18,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import cli
 import exporting
-from cli import UserError
+from denoising import cli
+from denoising.cli import UserError
 from exporting import PARAMS, PROGRAM
 from runtimes import engine_options, open_engine
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
-from cli import UserError
+from denoising import cli
+from denoising.cli import UserError
 from onnx_graph import channels_in, to_onnx, trace
 from onnx_runtimes import read_onnx
 from runtimes import ONNX_ENGINES

@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from cli import UserError
+from denoising.cli import UserError
 from pixels import Picture, check_size, known_dtype
 
 MAGIC = b"\x76\x2f\x31\x01"

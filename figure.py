@@ -9,8 +9,6 @@ It reads what val.py --save_dir, or train.py in RUN/validation, has written: 000
 picture is scaled.
 """
 
-import cli  # isort: skip
-
 import os
 import re
 
@@ -18,7 +16,8 @@ import numpy as np
 
 import images
 import montage
-from cli import UserError, number
+from denoising import cli
+from denoising.cli import UserError, number
 from metrics import psnr
 
 ROWS = ("input", "label", "output")

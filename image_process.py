@@ -21,7 +21,7 @@ import numpy as np
 
 import images
 import pixels
-from cli import UserError
+from denoising.cli import UserError
 
 START_SECONDS = 60
 MULTIPLE = 32  # the networks' work is counted in squares of this side

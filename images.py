@@ -23,10 +23,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-import cli
 import exr_files
 import tiff_files
-from cli import UserError
+from denoising import cli
+from denoising.cli import UserError
 from pixels import ORIENTATION, Picture, check_size, from_01, known_dtype, swap_bgr, to_01, to_grey, upright
 
 __all__ = [

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 import images
 import metrics
 import runtimes
 from benchmark_log import BenchmarkLog
-from cli import UserError, boolean, number
+from denoising import cli
+from denoising.cli import UserError, boolean, number
 from noise import list_of_noise, parse_noise
 
 

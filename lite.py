@@ -6,8 +6,6 @@
 >>> denoised = model.predict(noisy)  # any N, H and W; uint8, 0..255
 """
 
-from cli import UserError  # isort: skip  (before Paddle: it quiets its import)
-
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,7 @@ import numpy as np
 import engine
 import images
 import pair_files
+from denoising.cli import UserError
 from denoising.inference.denoiser import Denoiser
 
 HERE = Path(__file__).resolve().parent

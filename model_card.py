@@ -29,11 +29,11 @@ import numpy as np
 # Nothing that imports Paddle: each row's process reads this file, and Paddle would count as its memory.
 import card_page
 import card_rows
-import cli
 import exporting
 import onnx_runtimes
 from card_rows import Job, Row
-from cli import UserError, number
+from denoising import cli
+from denoising.cli import UserError, number
 from noise import list_of_noise, parse_noise
 from onnx_graph import channels_in, multiplications, trace
 from quantization import METHODS

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import cli
+from denoising import cli
 
 PAPER, INK, GAP = (255, 255, 255), (32, 33, 36), 8  # colours; pixels between pictures and at the border
 FONT_SHARE, LEAST_FONT = 1 / 24, 14  # of the widest picture, so that captions stay readable on a screen that shrinks it

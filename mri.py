@@ -18,7 +18,7 @@ import math
 import cv2
 import numpy as np
 
-from cli import UserError
+from denoising.cli import UserError
 
 # --- Sampling -----------------------------------------------------------------------------------------------
 

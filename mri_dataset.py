@@ -29,11 +29,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import cli
 import images
 import mri
 import volumes
-from cli import UserError, number
+from denoising import cli
+from denoising.cli import UserError, number
 
 # Below this share of the volume's brightest value a slice is taken for empty, as by the paper's preparation.
 EMPTY = 1 / 255

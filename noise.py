@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import mri
-from cli import UserError
+from denoising.cli import UserError
 from pixels import from_01, swap_bgr, to_01
 
 MORE_NOISE = 0.2  # of a recorruption, in units of the image's: its deviation is 1.02 times as large

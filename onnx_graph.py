@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cli import UserError
+from denoising.cli import UserError
 
 OPSET, IR_VERSION = 17, 9  # of 2022: read by every ONNX Runtime since 1.14 and every OpenVINO since 2023
 INPUT, OUTPUT = "noisy", "denoised"

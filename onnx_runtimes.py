@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import UserError
+from denoising.cli import UserError
 
 
 class OnnxEngine:

@@ -8,7 +8,7 @@ as fast as those that dominate it. Biases, and the two layers at the image, stay
 import numpy as np
 import paddle
 
-from cli import UserError
+from denoising.cli import UserError
 
 KINDS = ("adam", "muon")
 ADAM_MOMENTS = ("_moment1_0", "_moment2_0", "_beta1_pow_acc_0", "_beta2_pow_acc_0")  # as Paddle names them

@@ -14,9 +14,9 @@ import zlib
 
 import numpy as np
 
-import cli
 import tensor_files
-from cli import UserError
+from denoising import cli
+from denoising.cli import UserError
 from pixels import from_01, to_01
 
 SUFFIXES = (".npz", ".pkl")

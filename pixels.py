@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cli import UserError
+from denoising.cli import UserError
 
 MAX_PIXELS = 1 << 29  # of one page; beyond the largest cameras and most stitched panoramas
 # What unpacks to more than this, and to more than so many times its own size, is a bomb.

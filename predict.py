@@ -7,14 +7,13 @@ Examples:
   python predict.py --image_path renders/valid --model_path renders.pdparams --save_dir denoised/   # docs/rendering.md
 """
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import sys
 from pathlib import Path
 
 import images
 import renders
-from cli import UserError, number
+from denoising import cli
+from denoising.cli import UserError, number
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser
 from noise import parse_noise

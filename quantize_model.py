@@ -15,15 +15,14 @@ an 8-bit `model.pdmodel` for Paddle Inference, by Paddle's own quantisation. A r
 than `--least` is not written (exit 1). See docs/deployment.md.
 """
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import json
 import tempfile
 from pathlib import Path
 
 import calibration
 import exporting
-from cli import UserError, number
+from denoising import cli
+from denoising.cli import UserError, number
 from exporting import PROGRAM
 from noise import list_of_noise, parse_noise
 from onnx_graph import channels_in

@@ -8,7 +8,7 @@ import numpy as np
 
 import images
 from archives import Skip
-from cli import UserError
+from denoising.cli import UserError
 from pixels import MAX_PIXELS
 
 CROP = 512

@@ -25,10 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 import images
 import renders
-from cli import UserError, number
+from denoising import cli
+from denoising.cli import UserError, number
 from pixels import Picture
 
 RECORD = "render_dataset.json"

@@ -12,7 +12,7 @@ import numpy as np
 
 import exr_files
 import images
-from cli import UserError
+from denoising.cli import UserError
 
 BUFFERS = ("render", "albedo", "normal")
 N_INPUT = 9  # channels: three of each

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import cli
+from denoising import cli
 from report_page import HtmlReport as HtmlReport
 from report_page import decimals, image_count, repeats
 from report_page import file_name as file_name

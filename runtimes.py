@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
-from cli import UserError, boolean, number
+from denoising import cli
+from denoising.cli import UserError, boolean, number
 from onnx_runtimes import OnnxRuntimeEngine, OpenVinoEngine, fields
 
 # Paddle's C++ side logs each pass over the graph; errors remain.

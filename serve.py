@@ -14,15 +14,14 @@ ready; SIGTERM and Ctrl-C let it finish what it has. It has neither passwords no
 machine alone unless --host says otherwise. docs/serving.md tells the rest.
 """
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import asyncio
 
 import paddle
 
 import runtimes
 from arch_unet import DenoisingNetwork
-from cli import UserError, number
+from denoising import cli
+from denoising.cli import UserError, number
 from denoising.inference import devices
 from denoising.inference.denoiser import Denoiser
 from image_process import ImageProcesses

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from aiohttp import web
 
-import cli
 import prometheus
 from batching import BatchedDenoiser, Batcher, Dropped, Ticket
-from cli import UserError, number
 from connections import Connection, error_response, is_loopback, naming_the_address, url_of
+from denoising import cli
+from denoising.cli import UserError, number
 from image_process import FORMATS, Died, Refused
 from noise import parse_noise
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from cli import UserError
+from denoising.cli import UserError
 
 MAX_BYTES = 4 << 30
 

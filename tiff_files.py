@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from cli import UserError
+from denoising.cli import UserError
 from pixels import ORIENTATION, Picture, check_size, known_dtype, swap_bgr, upright
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -30,8 +30,6 @@ mean squared error on the validation), last_state.pdparams (to resume), and in v
 each snapshot and an index.html of the last one.
 """
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import contextlib
 import hashlib
 import json
@@ -47,7 +45,8 @@ import images
 import pair_files
 import renders
 import reporting
-from cli import UserError
+from denoising import cli
+from denoising.cli import UserError
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate, free_memory
 from methods import build_method

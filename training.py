@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 
 from arch_unet import build_network
-from cli import UserError
+from denoising.cli import UserError
 from denoising.inference import checkpoint, distributed
 from optimizers import Optimizer
 

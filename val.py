@@ -7,8 +7,6 @@ Examples:
   python val.py --model_path best_model.pdparams --val_images 5 --val_repeats 1 --json scores.json
 """
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import csv
 import io
 import json
@@ -20,7 +18,8 @@ import dataset
 import images
 import montage
 import reporting
-from cli import UserError, number
+from denoising import cli
+from denoising.cli import UserError, number
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate
 from noise import list_of_noise, parse_noise

@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 
 import images
-from cli import UserError
+from denoising.cli import UserError
 from pixels import check_size
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".npy")

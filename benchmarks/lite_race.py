@@ -25,8 +25,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402  isort: skip
-
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
@@ -37,6 +35,7 @@ import pair_files  # noqa: E402
 import train  # noqa: E402
 import train_options  # noqa: E402
 from arch_unet import DenoisingNetwork, UpsampleCat, conv  # noqa: E402
+from denoising import cli
 from denoising.inference import (
     checkpoint,  # noqa: E402
     devices,  # noqa: E402

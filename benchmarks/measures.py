@@ -321,12 +321,12 @@ def make_weights(path, n_feature):
 
 def engines():
     """Which ways to compute this machine has, and the versions."""
-    import cli  # isort: skip  (before Paddle: it quiets its import)
     import cv2
     import PIL
     from denoiser.inference import devices
 
     import engine
+    from denoising import cli
 
     found = ["paddle fp32"]
     for precision in ("fp32", "bf16"):

@@ -20,13 +20,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402  isort: skip  (before Paddle: it quiets its import)
-
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from skimage.restoration import denoise_tv_chambolle  # noqa: E402
 from trainings import trained  # noqa: E402
 
 from dataset import ValidationSet  # noqa: E402
+from denoising import cli
 from denoising.inference.denoiser import Denoiser, evaluate  # noqa: E402
 from noise import parse_noise  # noqa: E402
 

@@ -19,14 +19,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402  isort: skip  (before Paddle: it quiets its import)
-
 import cv2  # noqa: E402
 from trainings import trained  # noqa: E402
 
 import images  # noqa: E402
 import montage  # noqa: E402
 import renders  # noqa: E402
+from denoising import cli
 from denoising.inference.denoiser import Denoiser  # noqa: E402
 from metrics import psnr, ssim  # noqa: E402
 

@@ -15,8 +15,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402  isort: skip
-
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
@@ -26,6 +24,7 @@ from trainings import trained  # noqa: E402
 import dataset  # noqa: E402
 import engine  # noqa: E402
 import images  # noqa: E402
+from denoising import cli
 from denoising.inference.denoiser import Denoiser  # noqa: E402
 from metrics import psnr, ssim  # noqa: E402
 from noise import parse_noise  # noqa: E402

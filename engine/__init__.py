@@ -12,7 +12,7 @@ import paddle
 from paddle.nn import functional as F
 
 from arch_unet import SLOPE, PlainOps
-from cli import UserError
+from denoising.cli import UserError
 
 from . import build
 

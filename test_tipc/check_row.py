@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
+from denoising import cli
 
 # images and metrics, which take their time to import, where pictures are looked at.
 

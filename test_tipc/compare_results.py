@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
+from denoising import cli
 from onnx_runtimes import read_onnx
 
 TOLERANCES = {  # by precision: dB and SSIM

@@ -11,13 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import numpy as np
 import paddle
 from paddle.static.quantization import PostTrainingQuantization
 
 import exporting
+from denoising import cli
 from denoising.inference.checkpoint import load_network
 from runtimes import captured, engine_options, open_engine
 

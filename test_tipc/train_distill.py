@@ -11,12 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import paddle
 
 import train
 import train_for_tipc
+from denoising import cli
 from denoising.inference import checkpoint
 from methods import build_method
 

@@ -17,10 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import train
 import train_options
+from denoising import cli
 from denoising.inference import distributed
 
 

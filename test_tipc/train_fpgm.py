@@ -11,10 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import train_for_tipc
 import train_options
+from denoising import cli
 from denoising.inference import checkpoint
 from fpgm import prune
 

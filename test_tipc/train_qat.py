@@ -12,14 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli  # isort: skip  (before Paddle: it quiets its import)
-
 import paddle
 from paddle.nn import functional as F
 
 import train
 import train_for_tipc
 from arch_unet import PlainOps
+from denoising import cli
 from training import Training
 
 STEPS = 127  # on either side of zero

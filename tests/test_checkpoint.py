@@ -9,7 +9,7 @@ import pytest
 from conftest import broken_copies
 
 from arch_unet import build_network
-from cli import UserError
+from denoising.cli import UserError
 from denoising.inference import checkpoint
 
 

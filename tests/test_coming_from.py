@@ -13,7 +13,7 @@ import paddle
 import pytest
 from conftest import ROOT, run_script, save, scene
 
-from cli import UserError
+from denoising.cli import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ from conftest import save, scene
 
 import dataset
 import noise
-from cli import UserError
+from denoising.cli import UserError
 from noise import parse_noise
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import dataset_tool
 import images
-from cli import UserError
+from denoising.cli import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -13,7 +13,7 @@ from conftest import ENVIRONMENT, ROOT
 
 import engine
 from arch_unet import PlainOps, build_network
-from cli import UserError
+from denoising.cli import UserError
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")
 needs_bf16 = pytest.mark.skipif(
@@ -311,7 +311,7 @@ if __name__ == "__main__":
 
 CHOOSE = """
 import sys, engine
-from cli import UserError
+from denoising.cli import UserError
 try:
     ops, line = engine.choose(*sys.argv[1:])
     print(type(ops).__name__, "|", line)

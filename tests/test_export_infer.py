@@ -11,12 +11,12 @@ import pytest
 from conftest import assert_user_error, noisy_scene, run_script, save, scene
 from PIL import Image
 
-import cli
 import export_model
 import exporting
 import images
 import infer
 import runtimes
+from denoising import cli
 
 paddle = pytest.importorskip("paddle")
 PIR = hasattr(paddle.pir_utils, "OldIrGuard")

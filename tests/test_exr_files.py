@@ -10,7 +10,7 @@ from conftest import broken_copies
 import exr_files
 import images
 import pixels
-from cli import UserError
+from denoising.cli import UserError
 
 RNG = np.random.default_rng(3)
 HDR = RNG.gamma(0.3, 20.0, (21, 34, 3)).astype(np.float32)

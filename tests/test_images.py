@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 import images
-from cli import UserError
+from denoising.cli import UserError
 
 RNG = np.random.default_rng(5)
 BLOCKS = np.kron(RNG.integers(0, 256, (4, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 32 x 40

@@ -8,11 +8,11 @@ from conftest import assert_user_error, noisy_scene, run_script, save
 
 import card_page
 import card_rows
-import cli
 import exporting
 import model_card
 import onnx_runtimes
 from card_rows import Job, Row
+from denoising import cli
 
 RUNTIMES = exporting.installed_runtimes()
 SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

@@ -17,8 +17,8 @@ import predict
 import train
 import val
 import volumes
-from cli import UserError
 from dataset import TrainingImages
+from denoising.cli import UserError
 from denoising.inference.denoiser import Denoiser
 from images import read_image
 from methods import Regression

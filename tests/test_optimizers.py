@@ -6,7 +6,7 @@ import pytest
 
 import engine
 from arch_unet import build_network
-from cli import UserError
+from denoising.cli import UserError
 from optimizers import RATE, Optimizer, orthogonalize
 
 SCALER = paddle.amp.GradScaler(enable=False)

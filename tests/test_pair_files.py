@@ -14,7 +14,7 @@ import pair_files
 import pairs
 import train
 import val
-from cli import UserError
+from denoising.cli import UserError
 from pair_files import TRAINING, VALIDATION
 
 

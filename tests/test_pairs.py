@@ -4,7 +4,7 @@ from conftest import assert_user_error, run_script, save, scene
 
 import pairs
 import train
-from cli import UserError
+from denoising.cli import UserError
 from noise import parse_noise
 
 

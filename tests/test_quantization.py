@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
 
-import cli
 import exporting
 import images
 import infer
@@ -15,6 +14,7 @@ import onnx_runtimes
 import quantization
 import quantize_model
 import runtimes
+from denoising import cli
 from noise import parse_noise
 
 paddle = pytest.importorskip("paddle")

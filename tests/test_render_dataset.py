@@ -11,7 +11,7 @@ from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
 import images
 import render_dataset
 import renders
-from cli import UserError
+from denoising.cli import UserError
 
 FLAGS = ["--n_scenes", 4, "--n_valid", 1, "--size", 32, "--spp", 1, "--reference_spp", 48, "--clean_targets"]
 SCENE = """<scene version="3.0.0">

@@ -9,8 +9,8 @@ import exr_files
 import images
 import renders
 from arch_unet import build_network
-from cli import UserError
 from dataset import TrainingRenders, ValidationRenders, find_validation_sets
+from denoising.cli import UserError
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
 from noise import parse_noise

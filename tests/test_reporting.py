@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
-import cli
 import reporting
+from denoising import cli
 from reporting import HtmlReport, RunLog
 
 

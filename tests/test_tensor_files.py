@@ -11,7 +11,7 @@ from conftest import assert_user_error, broken_copies, run_script
 
 import tensor_files
 from arch_unet import build_network
-from cli import UserError
+from denoising.cli import UserError
 from denoising.inference import checkpoint
 
 # --- Files as torch.save writes them, without PyTorch -------------------------------------------------------

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, assert_user_error, opened, rows_of, run_script, save, scene
 
-import cli
 import val
+from denoising import cli
 from metrics import psnr
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 import tensor_files
 from arch_unet import NETWORKS, NORMS, build_network
-from cli import UserError, atomic_write
+from denoising.cli import UserError, atomic_write
 
 STRUCTURE = ("arch", "n_channel", "n_input", "n_feature", "n_head", "norm")  # what `build_network` is told
 OPTIONS_KEY = "@options"  # JSON text beside the weights: what builds the network, how it was trained

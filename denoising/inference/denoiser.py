@@ -4,8 +4,6 @@
 >>> denoised = Denoiser("best_model.pdparams")(noisy)  # HWC or HW, uint8, uint16 or float32; the same kind back
 """
 
-import cli  # noqa: F401  isort: skip  (before Paddle: it quiets its import)
-
 import math
 import time
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ import paddle
 
 import engine
 import images
-from cli import UserError
+from denoising.cli import UserError
 from denoising.inference import distributed
 from denoising.inference.checkpoint import load_network
 from metrics import psnr, ssim

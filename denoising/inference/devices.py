@@ -7,9 +7,9 @@ import subprocess
 import numpy as np
 import paddle
 
-import cli
 import engine
-from cli import UserError
+from denoising import cli
+from denoising.cli import UserError
 from denoising.inference import distributed
 
 

@@ -21,8 +21,8 @@ import images
 from dataset import as_channels
 from denoising import cli
 from denoising.cli import UserError
+from denoising.imaging.metrics import psnr
 from exporting import export
-from metrics import psnr
 from onnx_graph import INPUT, multiplications, to_onnx, trace
 from quantization import fit, observe, search_floats, sources
 

@@ -161,9 +161,9 @@ def scores(engine, job):
     """PSNR and SSIM as val.py has them."""
     # They import Paddle, which would have counted as the runtime's memory before.
     from dataset import find_validation_sets
+    from denoising.imaging.noise import parse_noise
     from denoising.inference.checkpoint import load_network
     from denoising.inference.denoiser import evaluate
-    from noise import parse_noise
 
     folder, name, noisetype, limit, repeats = job.scored
     (one,) = [each for each in find_validation_sets(folder)[0] if each.name == name]

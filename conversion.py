@@ -12,7 +12,7 @@ import images
 import raw_frames
 from archives import Skip
 from denoising.cli import UserError
-from noise import parse_noise
+from denoising.imaging.noise import parse_noise
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 

@@ -56,8 +56,8 @@ from archives import (
 from conversion import convert, image_pieces, plan_names
 from denoising import cli
 from denoising.cli import UserError, number
-from metrics import psnr
-from noise import list_of_noise, parse_noise
+from denoising.imaging.metrics import psnr
+from denoising.imaging.noise import list_of_noise, parse_noise
 
 BATCH = 16  # files per task: the cost of handing over is spread, and a crash loses little
 

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 
 from denoising.cli import UserError
-from pixels import Picture, check_size, known_dtype
+from denoising.imaging.pixels import Picture, check_size, known_dtype
 
 MAGIC = b"\x76\x2f\x31\x01"
 # Where the image may lie: at the top, as most programs have it, or in a layer that is called so (Blender, Mitsuba).

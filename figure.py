@@ -18,7 +18,7 @@ import images
 import montage
 from denoising import cli
 from denoising.cli import UserError, number
-from metrics import psnr
+from denoising.imaging.metrics import psnr
 
 ROWS = ("input", "label", "output")
 

@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection, Pipe
 import numpy as np
 
 import images
-import pixels
 from denoising.cli import UserError
+from denoising.imaging import pixels
 
 START_SECONDS = 60
 MULTIPLE = 32  # the networks' work is counted in squares of this side

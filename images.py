@@ -27,7 +27,17 @@ import exr_files
 import tiff_files
 from denoising import cli
 from denoising.cli import UserError
-from pixels import ORIENTATION, Picture, check_size, from_01, known_dtype, swap_bgr, to_01, to_grey, upright
+from denoising.imaging.pixels import (
+    ORIENTATION,
+    Picture,
+    check_size,
+    from_01,
+    known_dtype,
+    swap_bgr,
+    to_01,
+    to_grey,
+    upright,
+)
 
 __all__ = [
     "IMAGE_SUFFIXES", "Picture", "encode", "find_images", "from_01", "image_size", "read_bytes",

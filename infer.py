@@ -27,12 +27,12 @@ from pathlib import Path
 import numpy as np
 
 import images
-import metrics
 import runtimes
 from benchmark_log import BenchmarkLog
 from denoising import cli
 from denoising.cli import UserError, boolean, number
-from noise import list_of_noise, parse_noise
+from denoising.imaging import metrics
+from denoising.imaging.noise import list_of_noise, parse_noise
 
 
 def get_parser():

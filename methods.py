@@ -9,7 +9,7 @@ published log shows: loss1, loss2, Lambda.
 import numpy as np
 import paddle
 
-from noise import parse_noise
+from denoising.imaging.noise import parse_noise
 
 
 def draw_picks(rng, height, width):

@@ -34,7 +34,7 @@ import onnx_runtimes
 from card_rows import Job, Row
 from denoising import cli
 from denoising.cli import UserError, number
-from noise import list_of_noise, parse_noise
+from denoising.imaging.noise import list_of_noise, parse_noise
 from onnx_graph import channels_in, multiplications, trace
 from quantization import METHODS
 

@@ -30,10 +30,10 @@ import cv2
 import numpy as np
 
 import images
-import mri
 import volumes
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.imaging import mri
 
 # Below this share of the volume's brightest value a slice is taken for empty, as by the paper's preparation.
 EMPTY = 1 / 255

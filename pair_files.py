@@ -17,7 +17,7 @@ import numpy as np
 import tensor_files
 from denoising import cli
 from denoising.cli import UserError
-from pixels import from_01, to_01
+from denoising.imaging.pixels import from_01, to_01
 
 SUFFIXES = (".npz", ".pkl")
 TRAINING, VALIDATION = ("noisy1", "noisy2"), ("noisy", "clean")

@@ -14,9 +14,9 @@ import images
 import renders
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser
-from noise import parse_noise
 
 
 def get_parser():

@@ -23,8 +23,8 @@ import calibration
 import exporting
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.imaging.noise import list_of_noise, parse_noise
 from exporting import PROGRAM
-from noise import list_of_noise, parse_noise
 from onnx_graph import channels_in
 from quantization import METHODS
 

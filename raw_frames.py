@@ -9,7 +9,7 @@ import numpy as np
 import images
 from archives import Skip
 from denoising.cli import UserError
-from pixels import MAX_PIXELS
+from denoising.imaging.pixels import MAX_PIXELS
 
 CROP = 512
 # The camera's code in SIDD's folder names, and the phase of its sensor.

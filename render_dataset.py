@@ -29,7 +29,7 @@ import images
 import renders
 from denoising import cli
 from denoising.cli import UserError, number
-from pixels import Picture
+from denoising.imaging.pixels import Picture
 
 RECORD = "render_dataset.json"
 PASS_SAMPLES = 1 << 21  # a long render is made of passes of so many samples: some seconds each

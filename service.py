@@ -26,8 +26,8 @@ from batching import BatchedDenoiser, Batcher, Dropped, Ticket
 from connections import Connection, error_response, is_loopback, naming_the_address, url_of
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.imaging.noise import parse_noise
 from image_process import FORMATS, Died, Refused
-from noise import parse_noise
 
 IDLE_SECONDS = 60  # until a connection on which nothing happens is closed
 # Nothing that is sent may be taken for something else, or load anything, or be put into another page's frame.

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from denoising.cli import UserError
-from pixels import ORIENTATION, Picture, check_size, known_dtype, swap_bgr, upright
+from denoising.imaging.pixels import ORIENTATION, Picture, check_size, known_dtype, swap_bgr, upright
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TEXT = (271, 272, 305, 306, 315, 33432)  # Make, Model, Software, DateTime, Artist, Copyright

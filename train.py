@@ -47,10 +47,10 @@ import renders
 import reporting
 from denoising import cli
 from denoising.cli import UserError
+from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate, free_memory
 from methods import build_method
-from noise import parse_noise
 from pairs import PairFile, TrainingPairs
 from schedule import Schedule
 from train_options import check_options, get_parser, parse_options

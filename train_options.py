@@ -8,9 +8,9 @@ import renders
 from arch_unet import NETWORKS, NORMS
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.imaging.noise import list_of_noise, parse_noise
 from denoising.inference import checkpoint, devices, distributed
 from methods import LOSSES, METHODS, SINGLE, default_loss
-from noise import list_of_noise, parse_noise
 from optimizers import KINDS as OPTIMIZERS
 from training import STATE
 

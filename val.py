@@ -20,9 +20,9 @@ import montage
 import reporting
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.imaging.noise import list_of_noise, parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate
-from noise import list_of_noise, parse_noise
 
 
 def get_parser():

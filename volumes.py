@@ -17,7 +17,7 @@ import numpy as np
 
 import images
 from denoising.cli import UserError
-from pixels import check_size
+from denoising.imaging.pixels import check_size
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".npy")
 HEADER = 348  # bytes

@@ -50,7 +50,7 @@ def get_parser():
 
 def draw(rng):
     """A batch with its noise and its choice of neighbours: the same work on all sides."""
-    from noise import parse_noise  # imports no framework
+    from denoising.imaging.noise import parse_noise  # imports no framework
 
     clean = np.zeros((SIZE, SIZE, 3), np.float32)
     picks = rng.integers(0, 2, (BATCH, 3, SIZE // 2, SIZE // 2), dtype=bool)

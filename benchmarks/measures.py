@@ -152,8 +152,8 @@ def _training(folder, batch, patch, precision, *flags):
 def loading(folder, batch, patch, precision, rounds, steps):
     """Loader alone, loop with a prepared batch, loop that loads: from JPEG each time, and from the cache."""
     import dataset
+    from denoising.imaging.noise import parse_noise
     from methods import Neighbor2Neighbor
-    from noise import parse_noise
 
     training, options = _training(folder, batch, patch, precision)
     method = Neighbor2Neighbor()
@@ -202,8 +202,8 @@ def around(folder, precision, rounds, batch=4, patch=256):
     """The parts of the published step that are no convolutions, and the step itself."""
     import paddle
 
+    from denoising.imaging.noise import parse_noise
     from methods import Neighbor2Neighbor, draw_picks, subimages
-    from noise import parse_noise
 
     training, options = _training(folder, batch, patch, precision)
     model, method = parse_noise(SIGMA), Neighbor2Neighbor()
@@ -273,7 +273,7 @@ def val_and_predict(validation, image, target, engine_name, precision, limit, wa
     import dataset
     import images
     import predict
-    from noise import parse_noise
+    from denoising.imaging.noise import parse_noise
 
     denoiser = _denoiser(engine_name, precision)
     one = dataset.find_validation_sets(validation)[0][0]

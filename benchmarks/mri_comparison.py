@@ -26,8 +26,8 @@ from trainings import trained  # noqa: E402
 
 from dataset import ValidationSet  # noqa: E402
 from denoising import cli
+from denoising.imaging.noise import parse_noise  # noqa: E402
 from denoising.inference.denoiser import Denoiser, evaluate  # noqa: E402
-from noise import parse_noise  # noqa: E402
 
 RECIPE = (
     "--n_channel 1 --translate 64 --augment --batchsize 4 --optimizer muon --lr 2e-3 --lr_schedule cosine "

@@ -26,8 +26,8 @@ import images  # noqa: E402
 import montage  # noqa: E402
 import renders  # noqa: E402
 from denoising import cli
+from denoising.imaging.metrics import psnr, ssim  # noqa: E402
 from denoising.inference.denoiser import Denoiser  # noqa: E402
-from metrics import psnr, ssim  # noqa: E402
 
 RECIPE = (
     "--arch unet_n2n --augment --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine "

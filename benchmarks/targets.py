@@ -25,9 +25,9 @@ import dataset  # noqa: E402
 import engine  # noqa: E402
 import images  # noqa: E402
 from denoising import cli
+from denoising.imaging.metrics import psnr, ssim  # noqa: E402
+from denoising.imaging.noise import parse_noise  # noqa: E402
 from denoising.inference.denoiser import Denoiser  # noqa: E402
-from metrics import psnr, ssim  # noqa: E402
-from noise import parse_noise  # noqa: E402
 
 RECIPE = (
     "--arch unet_n2n --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine --warmup_steps 100 "

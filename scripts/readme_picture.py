@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from denoising.imaging.metrics import psnr  # noqa: E402
 from denoising.inference.denoiser import Denoiser  # noqa: E402 (the project's root has to be on the path first)
-from metrics import psnr  # noqa: E402
 
 CAPTION = 28
 

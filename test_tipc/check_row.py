@@ -193,7 +193,7 @@ def same_named(folder, path, suffix=""):
 def check_infer(options):
     """As asked; for every input a result of its size; as the network itself has it."""
     import images
-    import metrics
+    from denoising.imaging import metrics
 
     inputs = images.find_images("--images", options.images)
     facts = dict(fact.split("=", 1) for fact in options.facts)

@@ -141,7 +141,7 @@ def largest_difference(name, found, expected, options, tolerance):
 def noisy_psnr(clean="test_tipc/inputs/clean", noisy="test_tipc/inputs/noisy"):
     """The mean PSNR of the stored noisy pictures."""
     import check_row
-    import metrics
+    from denoising.imaging import metrics
 
     pairs = [(check_row.pixels(path), check_row.pixels(Path(noisy) / path.name)) for path in Path(clean).iterdir()]
     return statistics.mean(metrics.psnr(a, b, 1.0) for a, b in pairs)

@@ -3,9 +3,9 @@ import pytest
 from conftest import save, scene
 
 import dataset
-import noise
 from denoising.cli import UserError
-from noise import parse_noise
+from denoising.imaging import noise
+from denoising.imaging.noise import parse_noise
 
 
 def images_of(folders, **options):

@@ -6,9 +6,9 @@ from conftest import noisy_scene, scene
 import images
 from arch_unet import PlainOps, build_network
 from dataset import ValidationSet
+from denoising.imaging.metrics import psnr, ssim
+from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import VALIDATION_SEED, Denoiser, evaluate, plan_tiles
-from metrics import psnr, ssim
-from noise import parse_noise
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from conftest import broken_copies
 
 import exr_files
 import images
-import pixels
 from denoising.cli import UserError
+from denoising.imaging import pixels
 
 RNG = np.random.default_rng(3)
 HDR = RNG.gamma(0.3, 20.0, (21, 34, 3)).astype(np.float32)

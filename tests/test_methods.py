@@ -4,8 +4,9 @@ import numpy as np
 import paddle
 import pytest
 
-import noise
 from arch_unet import build_network
+from denoising.imaging import noise
+from denoising.imaging.noise import parse_noise
 from methods import (
     Neighbor2Neighbor,
     Recorrupted2Recorrupted,
@@ -16,7 +17,6 @@ from methods import (
     picks_of_published,
     subimages,
 )
-from noise import parse_noise
 
 
 def split(image, picks):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from denoising.imaging.metrics import psnr, ssim
+from denoising.imaging.noise import parse_noise
 from images import from_01
-from metrics import psnr, ssim
-from noise import parse_noise
 
 
 def recorded_case():

@@ -11,7 +11,6 @@ from skimage.data import shepp_logan_phantom
 
 import export_model
 import infer
-import mri
 import mri_dataset
 import predict
 import train
@@ -19,11 +18,12 @@ import val
 import volumes
 from dataset import TrainingImages
 from denoising.cli import UserError
+from denoising.imaging import mri
+from denoising.imaging.metrics import psnr
+from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import Denoiser
 from images import read_image
 from methods import Regression
-from metrics import psnr
-from noise import parse_noise
 
 SIZES = [(64, 64), (33, 47), (40, 31), (31, 40)]
 

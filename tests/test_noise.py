@@ -6,8 +6,8 @@ import pytest
 from conftest import scene
 from PIL import Image
 
-import noise
-from noise import list_of_noise, parse_noise
+from denoising.imaging import noise
+from denoising.imaging.noise import list_of_noise, parse_noise
 
 FLAT = np.full((300, 300, 3), 0.4, np.float32)
 # One of each kind, a range of each sort, and combinations.

@@ -5,7 +5,7 @@ from conftest import assert_user_error, run_script, save, scene
 import pairs
 import train
 from denoising.cli import UserError
-from noise import parse_noise
+from denoising.imaging.noise import parse_noise
 
 
 def captures(folder, names, seed=0, **shape):

@@ -15,7 +15,7 @@ import quantization
 import quantize_model
 import runtimes
 from denoising import cli
-from noise import parse_noise
+from denoising.imaging.noise import parse_noise
 
 paddle = pytest.importorskip("paddle")
 onnx = pytest.importorskip("onnx")

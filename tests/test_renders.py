@@ -11,10 +11,10 @@ import renders
 from arch_unet import build_network
 from dataset import TrainingRenders, ValidationRenders, find_validation_sets
 from denoising.cli import UserError
+from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import Picture
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
-from noise import parse_noise
-from pixels import Picture
 
 RNG = np.random.default_rng(1)
 

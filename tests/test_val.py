@@ -12,7 +12,7 @@ from conftest import ENVIRONMENT, ROOT, assert_user_error, opened, rows_of, run_
 
 import val
 from denoising import cli
-from metrics import psnr
+from denoising.imaging.metrics import psnr
 
 
 def test_scores_in_every_form(folders, weights, tmp_path, capsys):

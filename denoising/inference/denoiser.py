@@ -15,9 +15,9 @@ import paddle
 import engine
 import images
 from denoising.cli import UserError
+from denoising.imaging.metrics import psnr, ssim
 from denoising.inference import distributed
 from denoising.inference.checkpoint import load_network
-from metrics import psnr, ssim
 
 TILE_BYTES = 4 << 30  # at most this much working memory is planned for one tile
 VALIDATION_SEED = 101  # published

@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import mri
 from denoising.cli import UserError
-from pixels import from_01, swap_bgr, to_01
+from denoising.imaging import mri
+from denoising.imaging.pixels import from_01, swap_bgr, to_01
 
 MORE_NOISE = 0.2  # of a recorruption, in units of the image's: its deviation is 1.02 times as large
 

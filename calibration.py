@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-import images
 from dataset import as_channels
 from denoising import cli
 from denoising.cli import UserError
+from denoising.files import images
 from denoising.imaging.metrics import psnr
 from exporting import export
 from onnx_graph import INPUT, multiplications, to_onnx, trace

@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-import images
 import raw_frames
-from archives import Skip
 from denoising.cli import UserError
+from denoising.files import images
+from denoising.files.archives import Skip
 from denoising.imaging.noise import parse_noise
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")

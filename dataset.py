@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import images
-import pair_files
 import renders
 from denoising import cli
 from denoising.cli import UserError
+from denoising.files import images, pair_files
 from methods import draw_picks
 
 ORDER, CROP, NOISE, PICKS, TARGET, MORE = range(6)  # one stream of random numbers per purpose

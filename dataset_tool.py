@@ -41,10 +41,12 @@ import zipfile
 
 import numpy as np
 
-import images
-import pair_files
 import raw_frames
-from archives import (
+from conversion import convert, image_pieces, plan_names
+from denoising import cli
+from denoising.cli import UserError, number
+from denoising.files import images, pair_files
+from denoising.files.archives import (
     OWN_FOLDER,
     VALIDATION_SETS,
     FolderTarget,
@@ -53,9 +55,6 @@ from archives import (
     list_entries,
     place_validation_set,
 )
-from conversion import convert, image_pieces, plan_names
-from denoising import cli
-from denoising.cli import UserError, number
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import list_of_noise, parse_noise
 

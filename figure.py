@@ -14,10 +14,10 @@ import re
 
 import numpy as np
 
-import images
 import montage
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.files import images
 from denoising.imaging.metrics import psnr
 
 ROWS = ("input", "label", "output")

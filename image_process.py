@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection, Pipe
 
 import numpy as np
 
-import images
 from denoising.cli import UserError
+from denoising.files import images
 from denoising.imaging import pixels
 
 START_SECONDS = 60

@@ -26,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-import images
 import runtimes
 from benchmark_log import BenchmarkLog
 from denoising import cli
 from denoising.cli import UserError, boolean, number
+from denoising.files import images
 from denoising.imaging import metrics
 from denoising.imaging.noise import list_of_noise, parse_noise
 

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 import engine
-import images
-import pair_files
 from denoising.cli import UserError
+from denoising.files import images, pair_files
 from denoising.inference.denoiser import Denoiser
 
 HERE = Path(__file__).resolve().parent

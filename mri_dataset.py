@@ -29,10 +29,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import images
-import volumes
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.files import images, nifti
 from denoising.imaging import mri
 
 # Below this share of the volume's brightest value a slice is taken for empty, as by the paper's preparation.
@@ -70,7 +69,7 @@ def find_volumes(path):
     """Pairs of file and name for its slices, in sorted order."""
     root = Path(path)
     if root.is_dir():
-        files = sorted(file for file in images.walk(path) if file.name.lower().endswith(volumes.VOLUME_SUFFIXES))
+        files = sorted(file for file in images.walk(path) if file.name.lower().endswith(nifti.VOLUME_SUFFIXES))
         if not files:
             raise UserError(f"--data: no volume in {path} ({' '.join(volumes.VOLUME_SUFFIXES)})")
     else:
@@ -95,7 +94,7 @@ def phantom_slice(number_, options):
 
 def volume_slices(path, options):
     """The slices of a volume that are not empty, 8 bits."""
-    volume = volumes.read_volume(path)
+    volume = nifti.read_volume(path)
     brightest = volume.max()
     if brightest <= 0:
         raise UserError(f"{path}: holds nothing above 0")
@@ -123,7 +122,7 @@ def fitted(slice_01, size):
 
 def measured_slices(path, options):
     """The images of measured k-space, float32."""
-    array = volumes.read_array(path)
+    array = nifti.read_array(path)
     if array.dtype.kind != "c":
         raise UserError(f"--kspace_share: {path} holds values of type {array.dtype}, k-space is complex")
     try:

@@ -11,11 +11,10 @@ import itertools
 import cv2
 import numpy as np
 
-import images
-import pair_files
 from dataset import CROP, TrainingImages, generator, images_by_name
 from denoising import cli
 from denoising.cli import UserError
+from denoising.files import images, pair_files
 
 CHECKED = 512  # side of the middle part in which a shift is looked for
 WORTH = 0.8  # a shift counts if moving one frame back leaves less than this share of their difference

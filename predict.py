@@ -10,10 +10,10 @@ Examples:
 import sys
 from pathlib import Path
 
-import images
 import renders
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.files import images
 from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser

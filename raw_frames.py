@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
-import images
-from archives import Skip
 from denoising.cli import UserError
+from denoising.files import images
+from denoising.files.archives import Skip
 from denoising.imaging.pixels import MAX_PIXELS
 
 CROP = 512

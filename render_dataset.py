@@ -25,10 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-import images
 import renders
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.files import images
 from denoising.imaging.pixels import Picture
 
 RECORD = "render_dataset.json"

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import exr_files
-import images
 from denoising.cli import UserError
+from denoising.files import exr, images
 
 BUFFERS = ("render", "albedo", "normal")
 N_INPUT = 9  # channels: three of each
@@ -118,7 +117,7 @@ def read_frame(paths):
     if len(paths) > 1:
         others = [read_buffer(kind, path)[1] for kind, path in zip(BUFFERS[1:], paths[1:3], strict=True)]
     else:
-        others = [exr_files.layer(picture, kind) for kind in BUFFERS[1:]]
+        others = [exr.layer(picture, kind) for kind in BUFFERS[1:]]
         if any(layer is None for layer in others):
             raise UserError(
                 f"{paths[0]}: the network takes renders with albedo and normals: an EXR file that has such layers, "

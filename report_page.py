@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-import images
 from denoising import cli
+from denoising.files import images
 from montage import displayable
 
 FILES = {"noisy": "input", "denoised": "output", "clean": "label", "residual": "residual"}  # how pictures are called

@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import images
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.files import images
 
 TIMEOUT = 600  # seconds without a sign of life; the service has a shorter one
 PATIENCE = 600

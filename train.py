@@ -41,12 +41,11 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-import images
-import pair_files
 import renders
 import reporting
 from denoising import cli
 from denoising.cli import UserError
+from denoising.files import images, pair_files
 from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate, free_memory

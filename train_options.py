@@ -3,11 +3,11 @@
 import json
 import os
 
-import pair_files
 import renders
 from arch_unet import NETWORKS, NORMS
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.files import pair_files
 from denoising.imaging.noise import list_of_noise, parse_noise
 from denoising.inference import checkpoint, devices, distributed
 from methods import LOSSES, METHODS, SINGLE, default_loss

@@ -15,11 +15,11 @@ import re
 import sys
 
 import dataset
-import images
 import montage
 import reporting
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.files import images
 from denoising.imaging.noise import list_of_noise, parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate

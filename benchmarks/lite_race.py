@@ -29,13 +29,15 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 import dataset  # noqa: E402
-import images  # noqa: E402
 import lite  # noqa: E402
-import pair_files  # noqa: E402
 import train  # noqa: E402
 import train_options  # noqa: E402
 from arch_unet import DenoisingNetwork, UpsampleCat, conv  # noqa: E402
 from denoising import cli
+from denoising.files import (
+    images,  # noqa: E402
+    pair_files,  # noqa: E402
+)
 from denoising.inference import (
     checkpoint,  # noqa: E402
     devices,  # noqa: E402

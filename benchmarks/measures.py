@@ -271,8 +271,8 @@ def val_and_predict(validation, image, target, engine_name, precision, limit, wa
     from denoiser.inference.denoiser import evaluate
 
     import dataset
-    import images
     import predict
+    from denoising.files import images
     from denoising.imaging.noise import parse_noise
 
     denoiser = _denoiser(engine_name, precision)

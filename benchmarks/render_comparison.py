@@ -22,10 +22,10 @@ sys.path.insert(0, str(ROOT))
 import cv2  # noqa: E402
 from trainings import trained  # noqa: E402
 
-import images  # noqa: E402
 import montage  # noqa: E402
 import renders  # noqa: E402
 from denoising import cli
+from denoising.files import images  # noqa: E402
 from denoising.imaging.metrics import psnr, ssim  # noqa: E402
 from denoising.inference.denoiser import Denoiser  # noqa: E402
 

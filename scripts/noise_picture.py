@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from denoising.files.images import from_01, to_01  # noqa: E402 (the project's root has to be on the path first)
 from denoising.imaging.noise import parse_noise  # noqa: E402
-from images import from_01, to_01  # noqa: E402 (the project's root has to be on the path first)
 
 SHOWN = (
     "none", "gauss25", "poisson30", "speckle50", "bernoulli0.5",

@@ -175,7 +175,7 @@ def check_speed(options):
 
 def pixels(path):
     """The one page of a picture, as float in 0..1."""
-    import images
+    from denoising.files import images
 
     (page,) = images.read_image(path).pages
     return images.to_01(page).astype("float64")
@@ -192,7 +192,7 @@ def same_named(folder, path, suffix=""):
 
 def check_infer(options):
     """As asked; for every input a result of its size; as the network itself has it."""
-    import images
+    from denoising.files import images
     from denoising.imaging import metrics
 
     inputs = images.find_images("--images", options.images)
@@ -233,7 +233,7 @@ def check_service(options):
     """It says that it is well, and has counted every picture."""
     import urllib.request
 
-    import images
+    from denoising.files import images
 
     with urllib.request.urlopen(options.url + "/health", timeout=30) as answer:
         health = json.load(answer)

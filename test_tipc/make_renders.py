@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import images
+from denoising.files import images
 
 STORED = {"frame0": (49, 63), "frame1": (64, 48), "frame2": (40, 56)}
 TRAIN_COUNT, TRAIN_SIZE = 12, (128, 128)

@@ -19,8 +19,8 @@ import tifffile
 from PIL import Image
 
 import dataset_tool
-import images
 from denoising.cli import UserError
+from denoising.files import images
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

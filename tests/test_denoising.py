@@ -3,9 +3,9 @@ import paddle
 import pytest
 from conftest import noisy_scene, scene
 
-import images
 from arch_unet import PlainOps, build_network
 from dataset import ValidationSet
+from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim
 from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import VALIDATION_SEED, Denoiser, evaluate, plan_tiles

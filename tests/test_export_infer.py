@@ -13,10 +13,10 @@ from PIL import Image
 
 import export_model
 import exporting
-import images
 import infer
 import runtimes
 from denoising import cli
+from denoising.files import images
 
 paddle = pytest.importorskip("paddle")
 PIR = hasattr(paddle.pir_utils, "OldIrGuard")

@@ -7,9 +7,8 @@ import OpenEXR
 import pytest
 from conftest import broken_copies
 
-import exr_files
-import images
 from denoising.cli import UserError
+from denoising.files import exr, images
 from denoising.imaging import pixels
 
 RNG = np.random.default_rng(3)
@@ -84,9 +83,9 @@ def test_the_image_is_found_in_a_named_layer_and_layers_by_the_end_of_their_name
     )
     picture = read(data)
     np.testing.assert_array_equal(picture.pages[0], HDR)
-    np.testing.assert_array_equal(exr_files.layer(picture, "albedo"), HDR * 2)
-    np.testing.assert_array_equal(exr_files.layer(picture, "normal"), normal)
-    assert exr_files.layer(picture, "depth") is None
+    np.testing.assert_array_equal(exr.layer(picture, "albedo"), HDR * 2)
+    np.testing.assert_array_equal(exr.layer(picture, "normal"), normal)
+    assert exr.layer(picture, "depth") is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_the_image_is_found_in_a_named_layer_and_layers_by_the_end_of_their_name
         (exr({"RGB": HDR * np.float32(np.nan)}), "NaN or infinite"),
         (exr({"RGB": HDR})[:700], "broken or cut short"),
         (exr({"RGB": HDR})[:40], "broken or cut short"),
-        (exr_files.MAGIC, "broken or cut short"),
+        (exr.MAGIC, "broken or cut short"),
     ],
 )  # fmt: skip
 def test_what_is_no_image_is_one_line(data, words, capfd):

@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-import images
 from denoising.cli import UserError
+from denoising.files import images
 
 RNG = np.random.default_rng(5)
 BLOCKS = np.kron(RNG.integers(0, 256, (4, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 32 x 40

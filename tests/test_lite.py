@@ -11,12 +11,12 @@ from conftest import ENVIRONMENT, ROOT, noisy_scene, rows_of, run_script, save, 
 from test_engine import assert_same, choose, images, needs_bf16, needs_compiler
 
 import lite
-import pair_files
 import train
 import train_options
 from arch_unet import PlainOps, build_network
+from denoising.files import pair_files
+from denoising.files.pair_files import TRAINING, VALIDATION
 from denoising.inference.denoiser import Denoiser
-from pair_files import TRAINING, VALIDATION
 
 
 def network(n_feature=16):

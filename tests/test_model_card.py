@@ -233,9 +233,9 @@ def test_the_steps_on_the_card_give_what_infer_writes(channels, tmp_path):
     import onnxruntime
     import paddle
 
-    import images
     import infer
     from arch_unet import build_network
+    from denoising.files import images
 
     paddle.seed(5)
     network = build_network(n_channel=channels, n_feature=4)

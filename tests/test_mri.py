@@ -15,14 +15,14 @@ import mri_dataset
 import predict
 import train
 import val
-import volumes
 from dataset import TrainingImages
 from denoising.cli import UserError
+from denoising.files import nifti
+from denoising.files.images import read_image
 from denoising.imaging import mri
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import Denoiser
-from images import read_image
 from methods import Regression
 
 SIZES = [(64, 64), (33, 47), (40, 31), (31, 40)]
@@ -267,7 +267,7 @@ def test_nifti_of_every_type_is_read(kind, order, packed, tmp_path):
     data = nifti(array, order, extension=bytes(32))
     path = tmp_path / "a.nii"  # the content tells whether it is packed
     path.write_bytes(gzip.compress(data) if packed else data)
-    volume = volumes.read_volume(path)
+    volume = nifti.read_volume(path)
     assert volume.dtype == np.float32
     np.testing.assert_array_equal(volume, array.astype(np.float32))
 
@@ -276,7 +276,7 @@ def test_niftis_scale_is_obeyed_unless_it_is_none(tmp_path):
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     for slope, shift, wanted in ((0.5, -3, array * 0.5 - 3), (0, 7, array), (float("nan"), 7, array)):
         (tmp_path / "a.nii").write_bytes(nifti(array, slope=slope, shift=shift))
-        np.testing.assert_allclose(volumes.read_volume(tmp_path / "a.nii"), wanted)
+        np.testing.assert_allclose(nifti.read_volume(tmp_path / "a.nii"), wanted)
 
 
 GOOD = np.arange(1, 25, dtype=np.float32).reshape(2, 3, 4)
@@ -319,7 +319,7 @@ def test_damaged_volumes_are_read_or_refused(packed, tmp_path):
     for data in broken_copies(gzip.compress(good) if packed else good, 40):
         path.write_bytes(data)
         try:
-            volumes.read_volume(path)  # with other numbers in it, if that is all that is damaged
+            nifti.read_volume(path)  # with other numbers in it, if that is all that is damaged
         except UserError as error:
             messages.append(str(error))
     assert len(messages) > 40

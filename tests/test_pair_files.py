@@ -10,12 +10,12 @@ from test_tensor_files import StandIn, fake_torch, write_legacy, write_zip  # no
 
 import dataset
 import dataset_tool
-import pair_files
 import pairs
 import train
 import val
 from denoising.cli import UserError
-from pair_files import TRAINING, VALIDATION
+from denoising.files import pair_files
+from denoising.files.pair_files import TRAINING, VALIDATION
 
 
 def patches(count=6, side=8, seed=0):

@@ -3,8 +3,8 @@ import pytest
 from conftest import assert_user_error, noisy_scene, opened, run_script, save
 from PIL import Image
 
-import images
 import predict
+from denoising.files import images
 from denoising.inference.denoiser import Denoiser
 
 

@@ -8,13 +8,13 @@ import pytest
 from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
 
 import exporting
-import images
 import infer
 import onnx_runtimes
 import quantization
 import quantize_model
 import runtimes
 from denoising import cli
+from denoising.files import images
 from denoising.imaging.noise import parse_noise
 
 paddle = pytest.importorskip("paddle")

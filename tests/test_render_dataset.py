@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
 
-import images
 import render_dataset
 import renders
 from denoising.cli import UserError
+from denoising.files import images
 
 FLAGS = ["--n_scenes", 4, "--n_valid", 1, "--size", 32, "--spp", 1, "--reference_spp", 48, "--clean_targets"]
 SCENE = """<scene version="3.0.0">

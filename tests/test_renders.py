@@ -5,12 +5,11 @@ import paddle
 import pytest
 from conftest import assert_user_error, run_script, scene
 
-import exr_files
-import images
 import renders
 from arch_unet import build_network
 from dataset import TrainingRenders, ValidationRenders, find_validation_sets
 from denoising.cli import UserError
+from denoising.files import exr, images
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.pixels import Picture
 from denoising.inference import checkpoint
@@ -124,7 +123,7 @@ def test_buffers_of_odd_content_are_refused(folder):
     images.write_image(folder / "normal" / "scene0.npy", np.zeros((40, 48, 2), np.float32))
     with pytest.raises(UserError, match="scene0.npy: has 2 channels"):
         renders.read_buffer("normal", folder / "normal" / "scene0.npy")
-    data = exr_files.encode(np.zeros((40, 48, 3), np.float32), Picture([]))
+    data = exr.encode(np.zeros((40, 48, 3), np.float32), Picture([]))
     paths[1].write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="albedo/scene0.exr: broken or cut short"):
         renders.read_frame(paths)

@@ -23,9 +23,9 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, assert_user_error, broken_copies, noisy_scene, run_script, save
 from PIL import Image
 
-import images
 import serve
 from denoising import cli
+from denoising.files import images
 from denoising.inference.denoiser import Denoiser
 
 pytest.importorskip("aiohttp")

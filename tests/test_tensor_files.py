@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import assert_user_error, broken_copies, run_script
 
-import tensor_files
 from arch_unet import build_network
 from denoising.cli import UserError
+from denoising.files import tensors
 from denoising.inference import checkpoint
 
 # --- Files as torch.save writes them, without PyTorch -------------------------------------------------------
@@ -165,7 +165,7 @@ def test_views_of_one_storage_in_a_tuple(tmp_path, fake_torch):
     turned = StandIn(images, shape=(2, 5, 4, 3), strides=(60, 1, 5, 20))
     part = StandIn(images, shape=(3, 4, 5), strides=(20, 5, 1), offset=60)
     write_zip(tmp_path / "pairs.pkl", fake_torch, (StandIn(images), turned, [part]))
-    first, second, (third,) = tensor_files.read(tmp_path / "pairs.pkl")
+    first, second, (third,) = tensors.read(tmp_path / "pairs.pkl")
     assert (first == images).all()
     assert (second == images.transpose(0, 3, 2, 1)).all()
     assert (third == images[1]).all()
@@ -191,10 +191,10 @@ def test_hostile_torch_files_are_refused(tmp_path, fake_torch, capfd):
         for write in (write_zip, write_legacy):
             write(tmp_path / "a.pth", fake_torch, value)
             with pytest.raises(UserError, match=rf"a\.pth.*{message}"):
-                tensor_files.read(tmp_path / "a.pth")
+                tensors.read(tmp_path / "a.pth")
     write_zip(tmp_path / "a.pth", fake_torch, {"a": StandIn(array)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="compressed"):
-        tensor_files.read(tmp_path / "a.pth")
+        tensors.read(tmp_path / "a.pth")
     assert "it ran" not in capfd.readouterr().out
 
 
@@ -202,7 +202,7 @@ def test_many_views_of_one_storage_do_not_fill_the_memory(tmp_path, fake_torch):
     array = np.zeros(100_000, np.float32)
     write_zip(tmp_path / "a.pth", fake_torch, [StandIn(array) for _ in range(50)])
     with pytest.raises(UserError, match="larger than the file"):
-        tensor_files.read(tmp_path / "a.pth")
+        tensors.read(tmp_path / "a.pth")
 
 
 def test_lists_that_repeat_each_other_are_refused_at_once(tmp_path):
@@ -211,12 +211,12 @@ def test_lists_that_repeat_each_other_are_refused_at_once(tmp_path):
         nested = [nested, nested]
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(nested))
     with pytest.raises(UserError, match="larger than the file"):
-        tensor_files.read(tmp_path / "a.pkl")
+        tensors.read(tmp_path / "a.pkl")
     nested = []
     nested.append(nested)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(nested))
     with pytest.raises(UserError, match=r"larger than the file|nested without end"):
-        tensor_files.read(tmp_path / "a.pkl")
+        tensors.read(tmp_path / "a.pkl")
 
 
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
@@ -238,4 +238,4 @@ def test_another_zip_is_no_weights_file(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("picture.png", b"x")
     with pytest.raises(UserError, match=r"a\.zip.*not one of PyTorch"):
-        tensor_files.read(tmp_path / "a.zip")
+        tensors.read(tmp_path / "a.zip")

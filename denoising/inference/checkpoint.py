@@ -9,9 +9,9 @@ import pickle
 
 import numpy as np
 
-import tensor_files
 from arch_unet import NETWORKS, NORMS, build_network
 from denoising.cli import UserError, atomic_write
+from denoising.files import tensors
 
 STRUCTURE = ("arch", "n_channel", "n_input", "n_feature", "n_head", "norm")  # what `build_network` is told
 OPTIONS_KEY = "@options"  # JSON text beside the weights: what builds the network, how it was trained
@@ -26,7 +26,7 @@ def read_state(path):
     Raises:
         UserError: missing, truncated, no weights file, or one that asks for more than tensors.
     """
-    state = tensor_files.read(path)
+    state = tensors.read(path)
     if not isinstance(state, dict):
         raise UserError(f"{path}: refused, it holds a {type(state).__name__} and no weights by name")
     state.pop("StructuredToParameterName@@", None)

@@ -13,8 +13,8 @@ import numpy as np
 import paddle
 
 import engine
-import images
 from denoising.cli import UserError
+from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim
 from denoising.inference import distributed
 from denoising.inference.checkpoint import load_network

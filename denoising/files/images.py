@@ -23,10 +23,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-import exr_files
-import tiff_files
 from denoising import cli
 from denoising.cli import UserError
+from denoising.files import exr, tiff
 from denoising.imaging.pixels import (
     ORIENTATION,
     Picture,
@@ -120,10 +119,10 @@ def read_image(path, data=None):
     """
     data = read_bytes(path) if data is None else data
     with _refusing(path):
-        if data[:4] in tiff_files.MAGIC:
-            picture = tiff_files.decode(data, path)
-        elif data.startswith(exr_files.MAGIC):
-            picture = exr_files.decode(data, path)
+        if data[:4] in tiff.MAGIC:
+            picture = tiff.decode(data, path)
+        elif data.startswith(exr.MAGIC):
+            picture = exr.decode(data, path)
         else:
             picture = (_read_npy if data.startswith(NPY_MAGIC) else _read_pillow)(data, path)
     for page in picture.pages:
@@ -139,10 +138,10 @@ def image_size(path, data=None):
         file.seek(0)
         if not magic:
             raise UserError(f"{path}: is empty")
-        if magic[:4] in tiff_files.MAGIC:
-            return tiff_files.size(file)
-        if magic.startswith(exr_files.MAGIC):
-            return exr_files.size(file)
+        if magic[:4] in tiff.MAGIC:
+            return tiff.size(file)
+        if magic.startswith(exr.MAGIC):
+            return exr.size(file)
         if magic.startswith(NPY_MAGIC):
             shape, _ = _npy_header(file)
             if not 2 <= len(shape) <= 4:
@@ -334,11 +333,11 @@ def encode(path, pages, like=None, quality=95):
         pages = [np.concatenate((page, alpha.astype(page.dtype)[..., None]), axis=2) for page, alpha in joined]
     try:
         if suffix == ".tif":
-            return tiff_files.encode(pages, like)
+            return tiff.encode(pages, like)
         if suffix == ".npy":
             return _encode_npy(pages)
         if suffix == ".exr":
-            return exr_files.encode(pages[0], like)
+            return exr.encode(pages[0], like)
         if suffix == ".png":
             return _encode_png(pages[0], like)
         if pages[0].dtype == np.uint16:

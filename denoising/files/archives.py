@@ -10,9 +10,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import images
 from denoising import cli
 from denoising.cli import UserError
+from denoising.files import images
 
 OWN_FOLDER = ".dataset_tool"  # hidden, so that no glob over the images meets it
 MAX_ENTRY_BYTES = 1 << 29  # of one file in an archive

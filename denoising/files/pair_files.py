@@ -14,9 +14,9 @@ import zlib
 
 import numpy as np
 
-import tensor_files
 from denoising import cli
 from denoising.cli import UserError
+from denoising.files import tensors
 from denoising.imaging.pixels import from_01, to_01
 
 SUFFIXES = (".npz", ".pkl")
@@ -94,7 +94,7 @@ def _read_npy(file, size):
 
 
 def _read_tensors(path):
-    content = tensor_files.read(path)
+    content = tensors.read(path)
     if not isinstance(content, tuple | list) or [type(item) for item in content] != [np.ndarray] * 2:
         raise UserError(f"{path}: refused, it does not hold two tensors")
     return list(content)

@@ -15,8 +15,8 @@ import zlib
 
 import numpy as np
 
-import images
 from denoising.cli import UserError
+from denoising.files import images
 from denoising.imaging.pixels import check_size
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".npy")

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import renders
 from denoising import cli
 from denoising.cli import UserError
+from denoising.data import renders
 from denoising.files import images, pair_files
 from methods import draw_picks
 

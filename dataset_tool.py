@@ -41,10 +41,10 @@ import zipfile
 
 import numpy as np
 
-import raw_frames
-from conversion import convert, image_pieces, plan_names
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.data import raw_frames
+from denoising.data.conversion import convert, image_pieces, plan_names
 from denoising.files import images, pair_files
 from denoising.files.archives import (
     OWN_FOLDER,

@@ -10,9 +10,9 @@ Examples:
 import sys
 from pathlib import Path
 
-import renders
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.data import renders
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed

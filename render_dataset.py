@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-import renders
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.data import renders
 from denoising.files import images
 from denoising.imaging.pixels import Picture
 
@@ -189,7 +189,7 @@ class Renderer:
     def __init__(self, shot, options):
         import mitsuba
 
-        from scenes import draw_scene
+        from denoising.data.scenes import draw_scene
 
         self.shot, self.options = shot, options
         self.drawn = isinstance(shot.source, int)

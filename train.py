@@ -41,16 +41,16 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-import renders
 import reporting
 from denoising import cli
 from denoising.cli import UserError
+from denoising.data import renders
+from denoising.data.pairs import PairFile, TrainingPairs
 from denoising.files import images, pair_files
 from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate, free_memory
 from methods import build_method
-from pairs import PairFile, TrainingPairs
 from schedule import Schedule
 from train_options import check_options, get_parser, parse_options
 from training import STATE, Training

@@ -3,10 +3,10 @@
 import json
 import os
 
-import renders
 from arch_unet import NETWORKS, NORMS
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.data import renders
 from denoising.files import pair_files
 from denoising.imaging.noise import list_of_noise, parse_noise
 from denoising.inference import checkpoint, devices, distributed

@@ -23,8 +23,8 @@ import cv2  # noqa: E402
 from trainings import trained  # noqa: E402
 
 import montage  # noqa: E402
-import renders  # noqa: E402
 from denoising import cli
+from denoising.data import renders  # noqa: E402
 from denoising.files import images  # noqa: E402
 from denoising.imaging.metrics import psnr, ssim  # noqa: E402
 from denoising.inference.denoiser import Denoiser  # noqa: E402

@@ -10,10 +10,10 @@ from test_tensor_files import StandIn, fake_torch, write_legacy, write_zip  # no
 
 import dataset
 import dataset_tool
-import pairs
 import train
 import val
 from denoising.cli import UserError
+from denoising.data import pairs
 from denoising.files import pair_files
 from denoising.files.pair_files import TRAINING, VALIDATION
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from conftest import assert_user_error, run_script, save, scene
 
-import pairs
 import train
 from denoising.cli import UserError
+from denoising.data import pairs
 from denoising.imaging.noise import parse_noise
 
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
 
 import render_dataset
-import renders
 from denoising.cli import UserError
+from denoising.data import renders
 from denoising.files import images
 
 FLAGS = ["--n_scenes", 4, "--n_valid", 1, "--size", 32, "--spp", 1, "--reference_spp", 48, "--clean_targets"]

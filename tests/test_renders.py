@@ -5,10 +5,10 @@ import paddle
 import pytest
 from conftest import assert_user_error, run_script, scene
 
-import renders
 from arch_unet import build_network
 from dataset import TrainingRenders, ValidationRenders, find_validation_sets
 from denoising.cli import UserError
+from denoising.data import renders
 from denoising.files import exr, images
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.pixels import Picture

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-import raw_frames
 from denoising.cli import UserError
+from denoising.data import raw_frames
 from denoising.files import images
 from denoising.files.archives import Skip
 from denoising.imaging.noise import parse_noise

@@ -48,7 +48,7 @@ class NetworkEngine:
     """The network itself, as val.py and predict.py run it."""
 
     def __init__(self, model_path, precision):
-        import engine
+        from denoising import engine
         from denoising.inference.denoiser import Denoiser
 
         self.denoiser = Denoiser(model_path, engine.choose("onednn", precision)[0])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-import engine
+from denoising import engine
 from denoising.cli import UserError
 from denoising.files import images, pair_files
 from denoising.inference.denoiser import Denoiser

@@ -62,8 +62,8 @@ def draw(rng):
 def paddle_step(who, precision):
     import paddle
 
-    import engine
     from arch_unet import build_network
+    from denoising import engine
     from methods import Neighbor2Neighbor
 
     network, method = build_network(), Neighbor2Neighbor(increase_ratio=LAMBDA)

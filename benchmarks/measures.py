@@ -256,8 +256,8 @@ def _denoiser(engine_name, precision, n_feature=48):
     import paddle
     from denoiser.inference.denoiser import Denoiser
 
-    import engine
     from arch_unet import build_network
+    from denoising import engine
 
     paddle.seed(0)
     network = build_network(n_feature=n_feature)
@@ -325,8 +325,7 @@ def engines():
     import PIL
     from denoiser.inference import devices
 
-    import engine
-    from denoising import cli
+    from denoising import cli, engine
 
     found = ["paddle fp32"]
     for precision in ("fp32", "bf16"):

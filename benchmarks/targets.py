@@ -22,8 +22,10 @@ from skimage import restoration  # noqa: E402
 from trainings import trained  # noqa: E402
 
 import dataset  # noqa: E402
-import engine  # noqa: E402
-from denoising import cli
+from denoising import (
+    cli,
+    engine,  # noqa: E402
+)
 from denoising.files import images  # noqa: E402
 from denoising.imaging.metrics import psnr, ssim  # noqa: E402
 from denoising.imaging.noise import parse_noise  # noqa: E402

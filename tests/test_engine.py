@@ -11,8 +11,8 @@ import paddle
 import pytest
 from conftest import ENVIRONMENT, ROOT
 
-import engine
 from arch_unet import PlainOps, build_network
+from denoising import engine
 from denoising.cli import UserError
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")
@@ -274,7 +274,7 @@ def test_two_processes_train_as_one(tmp_path):
     code = """
 import paddle, numpy as np, sys
 from paddle import distributed as dist
-import engine
+from denoising import engine
 from arch_unet import build_network
 def work(folder):
     dist.init_parallel_env()

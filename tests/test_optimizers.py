@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-import engine
 from arch_unet import build_network
+from denoising import engine
 from denoising.cli import UserError
 from optimizers import RATE, Optimizer, orthogonalize
 

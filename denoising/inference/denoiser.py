@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-import engine
+from denoising import engine
 from denoising.cli import UserError
 from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim

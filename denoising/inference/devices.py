@@ -7,8 +7,7 @@ import subprocess
 import numpy as np
 import paddle
 
-import engine
-from denoising import cli
+from denoising import cli, engine
 from denoising.cli import UserError
 from denoising.inference import distributed
 

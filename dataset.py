@@ -18,7 +18,7 @@ from denoising import cli
 from denoising.cli import UserError
 from denoising.data import renders
 from denoising.files import images, pair_files
-from methods import draw_picks
+from denoising.training.methods import draw_picks
 
 ORDER, CROP, NOISE, PICKS, TARGET, MORE = range(6)  # one stream of random numbers per purpose
 

@@ -50,10 +50,10 @@ from denoising.files import images, pair_files
 from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate, free_memory
-from methods import build_method
-from schedule import Schedule
-from train_options import check_options, get_parser, parse_options
-from training import STATE, Training
+from denoising.training.methods import build_method
+from denoising.training.options import check_options, get_parser, parse_options
+from denoising.training.schedule import Schedule
+from denoising.training.state import STATE, Training
 
 SHOWN = 5  # how many images of each set are kept as pictures
 

@@ -64,7 +64,7 @@ def paddle_step(who, precision):
 
     from arch_unet import build_network
     from denoising import engine
-    from methods import Neighbor2Neighbor
+    from denoising.training.methods import Neighbor2Neighbor
 
     network, method = build_network(), Neighbor2Neighbor(increase_ratio=LAMBDA)
     network.ops, line = engine.choose("onednn" if who == "ours" else "paddle", precision)

@@ -31,7 +31,6 @@ import paddle  # noqa: E402
 import dataset  # noqa: E402
 import lite  # noqa: E402
 import train  # noqa: E402
-import train_options  # noqa: E402
 from arch_unet import DenoisingNetwork, UpsampleCat, conv  # noqa: E402
 from denoising import cli
 from denoising.files import (
@@ -43,9 +42,10 @@ from denoising.inference import (
     devices,  # noqa: E402
 )
 from denoising.inference.denoiser import Denoiser  # noqa: E402
-from methods import build_method  # noqa: E402
-from schedule import Schedule  # noqa: E402
-from training import Training  # noqa: E402
+from denoising.training import options  # noqa: E402
+from denoising.training.methods import build_method  # noqa: E402
+from denoising.training.schedule import Schedule  # noqa: E402
+from denoising.training.state import Training  # noqa: E402
 
 MARKS = (2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 600, 900, 1200, 1800)  # seconds
 
@@ -175,8 +175,8 @@ class Ours:
     def __init__(self, options, ops):
         flags = ["--preset", "lite", "--data_dir", os.path.join(options.pairs, "train.npz")]
         flags += ["--max_minutes", options.minutes, "--precision", options.precision]
-        flags = train_options.parse_options(train_options.get_parser(), flags)
-        train_options.check_options(flags)
+        flags = options.parse_options(options.get_parser(), flags)
+        options.check_options(flags)
         self.method = build_method(flags)
         pairs = train.training_images(flags, self.method.target)
         self.batches = dataset.Batches(pairs, flags.batchsize, flags.seed)

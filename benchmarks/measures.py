@@ -97,7 +97,7 @@ def subsampler(rounds, size=256):
     import paddle
     import paddle.nn.functional as F
 
-    from methods import PUBLISHED_PAIRS, draw_picks, picks_of_published, subimages
+    from denoising.training.methods import PUBLISHED_PAIRS, draw_picks, picks_of_published, subimages
 
     count, channels, cells = 4, 3, size // 2
     image = paddle.rand([count, channels, size, size])
@@ -141,8 +141,8 @@ def _training(folder, batch, patch, precision, *flags):
     """What train.py trains with, ready for its first step."""
     from denoiser.inference import devices
 
-    from train_options import get_parser
-    from training import Training
+    from denoising.training.options import get_parser
+    from denoising.training.state import Training
 
     flags = ["--data_dir", folder, "--batchsize", batch, "--patchsize", patch, "--precision", precision, *flags]
     options = get_parser().parse_args(flags)
@@ -153,7 +153,7 @@ def loading(folder, batch, patch, precision, rounds, steps):
     """Loader alone, loop with a prepared batch, loop that loads: from JPEG each time, and from the cache."""
     import dataset
     from denoising.imaging.noise import parse_noise
-    from methods import Neighbor2Neighbor
+    from denoising.training.methods import Neighbor2Neighbor
 
     training, options = _training(folder, batch, patch, precision)
     method = Neighbor2Neighbor()
@@ -203,7 +203,7 @@ def around(folder, precision, rounds, batch=4, patch=256):
     import paddle
 
     from denoising.imaging.noise import parse_noise
-    from methods import Neighbor2Neighbor, draw_picks, subimages
+    from denoising.training.methods import Neighbor2Neighbor, draw_picks, subimages
 
     training, options = _training(folder, batch, patch, precision)
     model, method = parse_noise(SIGMA), Neighbor2Neighbor()

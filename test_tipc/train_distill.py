@@ -17,7 +17,7 @@ import train
 import train_for_tipc
 from denoising import cli
 from denoising.inference import checkpoint
-from methods import build_method
+from denoising.training.methods import build_method
 
 
 class Distillation:

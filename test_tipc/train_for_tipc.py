@@ -18,9 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-import train_options
 from denoising import cli
 from denoising.inference import distributed
+from denoising.training import options
 
 
 def translate(argv):
@@ -41,7 +41,7 @@ def translate(argv):
 def main(argv=None):
     """Trains, and puts links to the run's files where the runners look."""
     flags, tell = translate(sys.argv[1:] if argv is None else argv)
-    options = train_options.get_parser().parse_args(flags)
+    options = options.get_parser().parse_args(flags)
     place = Path(options.save_model_path) / options.log_name
     before = set(place.iterdir()) if place.is_dir() else set()
     if distributed.IS_MAIN:

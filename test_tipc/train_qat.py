@@ -19,7 +19,7 @@ import train
 import train_for_tipc
 from arch_unet import PlainOps
 from denoising import cli
-from training import Training
+from denoising.training.state import Training
 
 STEPS = 127  # on either side of zero
 

@@ -12,11 +12,11 @@ from test_engine import assert_same, choose, images, needs_bf16, needs_compiler
 
 import lite
 import train
-import train_options
 from arch_unet import PlainOps, build_network
 from denoising.files import pair_files
 from denoising.files.pair_files import TRAINING, VALIDATION
 from denoising.inference.denoiser import Denoiser
+from denoising.training import options
 
 
 def network(n_feature=16):
@@ -160,13 +160,13 @@ def test_it_exports_and_infers(tmp_path):
 
 
 def options_of(*flags):
-    return train_options.parse_options(train_options.get_parser(), [*map(str, flags)])
+    return options.parse_options(options.get_parser(), [*map(str, flags)])
 
 
 def test_a_preset_gives_flags_that_may_still_be_given():
     plain, preset = options_of(), options_of("--preset", "lite")
     assert plain.arch == "unet"
-    assert all(getattr(preset, name) == value for name, value in train_options.PRESETS["lite"].items())
+    assert all(getattr(preset, name) == value for name, value in options.PRESETS["lite"].items())
     given = options_of("--lr", 0.5, "--preset", "lite", "--batchsize", 3)
     assert (given.lr, given.batchsize, given.arch) == (0.5, 3, "unet_lite")
 

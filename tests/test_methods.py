@@ -7,7 +7,7 @@ import pytest
 from arch_unet import build_network
 from denoising.imaging import noise
 from denoising.imaging.noise import parse_noise
-from methods import (
+from denoising.training.methods import (
     Neighbor2Neighbor,
     Recorrupted2Recorrupted,
     Regression,

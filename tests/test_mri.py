@@ -23,7 +23,7 @@ from denoising.imaging import mri
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import Denoiser
-from methods import Regression
+from denoising.training.methods import Regression
 
 SIZES = [(64, 64), (33, 47), (40, 31), (31, 40)]
 

@@ -7,7 +7,7 @@ import pytest
 from arch_unet import build_network
 from denoising import engine
 from denoising.cli import UserError
-from optimizers import RATE, Optimizer, orthogonalize
+from denoising.training.optimizers import RATE, Optimizer, orthogonalize
 
 SCALER = paddle.amp.GradScaler(enable=False)
 

@@ -16,7 +16,7 @@ from conftest import ENVIRONMENT, ROOT, assert_user_error, rows_of, run_script, 
 
 import train
 from denoising.inference import checkpoint
-from schedule import Schedule
+from denoising.training.schedule import Schedule
 
 TINY = ["--n_feature", 2, "--patchsize", 32, "--batchsize", 2, "--log_iters", 1]
 

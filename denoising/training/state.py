@@ -9,7 +9,7 @@ import paddle
 from arch_unet import build_network
 from denoising.cli import UserError
 from denoising.inference import checkpoint, distributed
-from optimizers import Optimizer
+from denoising.training.optimizers import Optimizer
 
 STATE = "last_state.pdparams"
 

@@ -10,9 +10,9 @@ from denoising.data import renders
 from denoising.files import pair_files
 from denoising.imaging.noise import list_of_noise, parse_noise
 from denoising.inference import checkpoint, devices, distributed
-from methods import LOSSES, METHODS, SINGLE, default_loss
-from optimizers import KINDS as OPTIMIZERS
-from training import STATE
+from denoising.training.methods import LOSSES, METHODS, SINGLE, default_loss
+from denoising.training.optimizers import KINDS as OPTIMIZERS
+from denoising.training.state import STATE
 
 # What may change between a run and its continuation; anything else would make it another run.
 CHANGEABLE = {

@@ -14,11 +14,11 @@ import re
 
 import numpy as np
 
-import montage
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.files import images
 from denoising.imaging.metrics import psnr
+from denoising.reports import montage
 
 ROWS = ("input", "label", "output")
 

@@ -41,7 +41,6 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-import reporting
 from denoising import cli
 from denoising.cli import UserError
 from denoising.data import renders
@@ -50,6 +49,7 @@ from denoising.files import images, pair_files
 from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate, free_memory
+from denoising.reports import run_log
 from denoising.training.methods import build_method
 from denoising.training.options import check_options, get_parser, parse_options
 from denoising.training.schedule import Schedule
@@ -139,7 +139,7 @@ def snapshot(training, sets, noise, folder, log, epoch):
     training.averaged.eval()
     page, first = None, 0  # how many images the sets before had
     if sets:
-        page = reporting.run_page(folder, epoch, SHOWN, distributed.IS_MAIN)
+        page = run_log.run_page(folder, epoch, SHOWN, distributed.IS_MAIN)
         distributed.gather([])  # nobody writes pictures before those of the last snapshot are gone
 
     def save_pictures(score, clean, noisy, denoised):
@@ -157,11 +157,11 @@ def snapshot(training, sets, noise, folder, log, epoch):
         log.line(f"[EVAL] {one.name}: psnr:{psnr} ssim:{ssim}")
         log.scalars(training.step, {f"psnr/{one.name}": psnr, f"ssim/{one.name}": ssim})
         if distributed.IS_MAIN:
-            reporting.append_score(os.path.join(folder, "validation"), one.name, epoch, psnr, ssim)
+            run_log.append_score(os.path.join(folder, "validation"), one.name, epoch, psnr, ssim)
         means.append(psnr)
         losses += [10 ** (-score.psnr / 10) for score in scores.scores]  # the mean squared error, of white as 1
         results.append(scores)
-        first += reporting.image_count(scores)
+        first += run_log.image_count(scores)
     if page and distributed.IS_MAIN:
         page.close(results)
     training.averaged.train()
@@ -178,8 +178,8 @@ def snapshot(training, sets, noise, folder, log, epoch):
     if losses:
         log.scalars(training.step, {"loss/valid": np.mean(losses)})
     if distributed.IS_MAIN:
-        reporting.plot_run(folder)
-        reporting.write_stats(folder)
+        run_log.plot_run(folder)
+        run_log.write_stats(folder)
 
 
 def train(options):
@@ -212,7 +212,7 @@ def train(options):
         cli.writable_folder("--save_model_path", options.save_model_path)
         folder = cli.new_run_folder(options.save_model_path, options.log_name)
     folder = distributed.from_main(folder)
-    log = reporting.RunLog(folder, training.step if options.state else None, enabled=distributed.IS_MAIN)
+    log = run_log.RunLog(folder, training.step if options.state else None, enabled=distributed.IS_MAIN)
     if distributed.IS_MAIN:
         os.makedirs(os.path.join(folder, "validation"), exist_ok=True)
         shown = {k: v for k, v in vars(options).items() if k not in ("state", "run_folder", "resume")}

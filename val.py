@@ -15,14 +15,13 @@ import re
 import sys
 
 import dataset
-import montage
-import reporting
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.files import images
 from denoising.imaging.noise import list_of_noise, parse_noise
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, evaluate
+from denoising.reports import montage, run_log
 
 
 def get_parser():
@@ -74,7 +73,7 @@ def refuse_existing(options):
                 raise UserError(f"--{flag}: {path} exists; --overwrite replaces it")
             cli.writable_folder(f"--{flag}", os.path.dirname(path) or ".")
     if options.report:
-        reporting.refuse_report(options.report, options.overwrite)
+        run_log.refuse_report(options.report, options.overwrite)
 
 
 class Montages:
@@ -106,7 +105,7 @@ class Montages:
         ]
         picture = montage.grid([cells], title)
         if self._folder:
-            images.write_image(os.path.join(self._folder, reporting.file_name(place, "montage")), picture)
+            images.write_image(os.path.join(self._folder, run_log.file_name(place, "montage")), picture)
         if self._pyplot:
             self._shown.append((title, picture))
 
@@ -115,7 +114,7 @@ class Montages:
         if self._wanted > images_in_all:
             cli.note(f"--show_output: {self._wanted}, but there are {images_in_all} images")
         if self._wanted and self._folder:
-            first, last = (reporting.file_name(n, "montage") for n in (0, min(self._wanted, images_in_all) - 1))
+            first, last = (run_log.file_name(n, "montage") for n in (0, min(self._wanted, images_in_all) - 1))
             which = first if first == last else f"{first} to {last}"
             why = "" if self._pyplot else " (there is no screen to show them on)"
             cli.note(f"montages: {self._folder}/{which}{why}")
@@ -154,7 +153,7 @@ def main(argv=None):
     report, settings = None, vars(options) | denoiser.options | {"noisetype": noisetype, "Versions": devices.versions()}
     if options.report:
         more = options.report_images, options.overwrite, distributed.IS_MAIN
-        report = reporting.HtmlReport(options.report, "Denoising report", settings, *more)
+        report = run_log.HtmlReport(options.report, "Denoising report", settings, *more)
         distributed.gather([])  # nobody writes pictures before those of an earlier run are gone
     results, first = [], 0  # how many images the sets before had
     for one in present:
@@ -168,7 +167,7 @@ def main(argv=None):
                 montages.add(first + score.index, score, *pictures)
 
             results.append(evaluate(denoiser, one, noise, options.val_repeats, options.val_images, on_image))
-        first += reporting.image_count(results[-1])
+        first += run_log.image_count(results[-1])
     if not distributed.IS_MAIN:
         return 0
 
@@ -176,11 +175,11 @@ def main(argv=None):
     if options.json != "-":
         for result in results:
             print(f"[EVAL] {result.name}: psnr:{result.mean('psnr')} ssim:{result.mean('ssim')}")
-        print(reporting.score_table(results))
+        print(run_log.score_table(results))
         for one in absent:
             cli.note(f"{one.name} is not under {options.val_dirs}: {one.origin}")
     if options.json:
-        data = {"model": options.model_path, "noisetype": noisetype, "sets": reporting.score_summary(results)}
+        data = {"model": options.model_path, "noisetype": noisetype, "sets": run_log.score_summary(results)}
         if options.json == "-":
             json.dump(data, sys.stdout, indent=2)
             print()
@@ -194,7 +193,7 @@ def main(argv=None):
         cli.write_json(os.path.join(options.report, "settings.json"), settings)
         cli.note(f"report: {report.close(results)}")
         for result in results:
-            count = reporting.image_count(result)
+            count = run_log.image_count(result)
             if count > options.report_images:
                 cli.note(f"{result.name}: it shows {options.report_images} of {count} images; --report_images {count}")
     montages.show(first)

@@ -22,12 +22,12 @@ sys.path.insert(0, str(ROOT))
 import cv2  # noqa: E402
 from trainings import trained  # noqa: E402
 
-import montage  # noqa: E402
 from denoising import cli
 from denoising.data import renders  # noqa: E402
 from denoising.files import images  # noqa: E402
 from denoising.imaging.metrics import psnr, ssim  # noqa: E402
 from denoising.inference.denoiser import Denoiser  # noqa: E402
+from denoising.reports import montage  # noqa: E402
 
 RECIPE = (
     "--arch unet_n2n --augment --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine "

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, assert_user_error, noisy_scene, opened, run_script, save, scene
 
-import montage
+from denoising.reports import montage
 
 
 def test_a_grid_holds_its_pictures_unscaled():

@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
-import reporting
 from denoising import cli
-from reporting import HtmlReport, RunLog
+from denoising.reports import run_log
+from denoising.reports.run_log import HtmlReport, RunLog
 
 
 def events(folder):
@@ -54,7 +54,7 @@ def test_run_log_leaves_log_csv_and_events(tmp_path, capsys):
     assert capsys.readouterr().out == "0001 00010 Loss1=0.5, größer\n"
     assert (tmp_path / "train.log").read_text("utf-8") == "0001 00010 Loss1=0.5, größer\n"
     assert (tmp_path / "metrics.csv").read_text() == ('step,name,value\n10,train/loss,0.100000001\n10,"a,b",2\n')
-    assert reporting.read_metrics(tmp_path) == {
+    assert run_log.read_metrics(tmp_path) == {
         "train/loss": [(10, 0.100000001)],
         "a,b": [(10, 2.0)],
     }
@@ -87,7 +87,7 @@ def test_everything_is_on_disk_without_close(tmp_path):
     log.line("a line")
     log.scalars(1, {"loss": 0.5})
     assert (tmp_path / "train.log").read_text() == "a line\n"
-    assert reporting.read_metrics(tmp_path) == {"loss": [(1, 0.5)]}
+    assert run_log.read_metrics(tmp_path) == {"loss": [(1, 0.5)]}
     assert series(tmp_path, "loss") == [(1, 0.5)]
     log.close()
 
@@ -127,9 +127,9 @@ def test_disabled_log_does_nothing(tmp_path, capsys):
 
 def test_append_score_replaces_the_line_of_an_epoch(tmp_path):
     for epoch, psnr in ((1, 28.5), (2, 29.0), (10, 29.75), (2, 29.25)):
-        reporting.append_score(tmp_path, "BSD300", epoch, psnr, 0.8)
+        run_log.append_score(tmp_path, "BSD300", epoch, psnr, 0.8)
     assert (tmp_path / "A_log_BSD300.csv").read_text() == "1,28.5,0.8\n2,29.25,0.8\n10,29.75,0.8\n"
-    reporting.append_score(tmp_path, "../a/b", 1, 28.5, 0.8)
+    run_log.append_score(tmp_path, "../a/b", 1, 28.5, 0.8)
     assert (tmp_path / "A_log_.._a_b.csv").exists()
 
 
@@ -139,7 +139,7 @@ def test_plot_curves_draws_a_png(tmp_path, count):
     odd = [(0, float("nan")), (1, float("inf")), (2, 1.0)]
     panels = {"loss": {"train/loss": points, "$\\frac_中": odd}, "PSNR [dB]": {"_set": points}}
     path = tmp_path / "loss.png"
-    reporting.plot_curves(path, "results/$unet_25", "step", panels)
+    run_log.plot_curves(path, "results/$unet_25", "step", panels)
     assert cv2.imread(str(path)).shape == (852, 960, 3)
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
@@ -162,12 +162,12 @@ def test_score_table_and_summary():
         set_scores("BSD300", [score("BSD300", f"{n}", r, index=n) for r in range(3) for n in range(100)]),
         set_scores("mine", [score("mine", "a", psnr=float("inf"), ssim=1.0)]),
     ]
-    table = reporting.score_table(results).splitlines()
+    table = run_log.score_table(results).splitlines()
     assert table[0].split() == ["set", "images", "noisy", "PSNR", "PSNR", "gain", "SSIM"]
     assert table[1].split() == ["BSD300", "100", "x", "3", "20.00", "30.00", "+10.00", "0.7500"]
     assert table[2].split() == ["mine", "1", "x", "1", "20.00", "inf", "+inf", "1.0000"]
     assert len({len(line) for line in table}) == 1
-    summary = reporting.score_summary(results)
+    summary = run_log.score_summary(results)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary[0] == {
         "set": "BSD300",
@@ -186,11 +186,11 @@ def test_plot_run_draws_what_was_recorded(tmp_path):
     with RunLog(tmp_path) as log:
         for step in range(1, 50):
             log.scalars(step, {"loss/rec": 1 / step, "loss/reg": 0.0, "schedule/lr": 0.1})
-    reporting.plot_run(tmp_path)
+    run_log.plot_run(tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png"}
     with RunLog(tmp_path, resume_at=49) as log:
         log.scalars(49, {"psnr/BSD300": 30.0, "ssim/BSD300": 0.8})
-    reporting.plot_run(tmp_path)
+    run_log.plot_run(tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png", "psnr.png"}
 
 
@@ -368,7 +368,7 @@ def test_a_run_has_the_page_of_its_latest_snapshot(tmp_path):
     folder.mkdir(parents=True)
     cli.write_json(folder / "options.json", {"options": {"lr": 0.125}, "versions": {"paddle": "3"}})
     for epoch, images in ((1, 3), (2, 2)):
-        page = reporting.run_page(folder, epoch, 5, first=True)
+        page = run_log.run_page(folder, epoch, 5, first=True)
         scores = [score("set", f"{n}.png", index=n) for n in range(images)]
         for one in scores:
             page.add(one.index, one, picture(1), picture(2), picture(3))

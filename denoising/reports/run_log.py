@@ -16,10 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from denoising import cli
-from report_page import HtmlReport as HtmlReport
-from report_page import decimals, image_count, repeats
-from report_page import file_name as file_name
-from report_page import refuse_report as refuse_report
+from denoising.reports.page import HtmlReport as HtmlReport
+from denoising.reports.page import decimals, image_count, repeats
+from denoising.reports.page import file_name as file_name
+from denoising.reports.page import refuse_report as refuse_report
 
 COLOURS = ("#2563a8", "#d9822b", "#3d8b5f", "#b5485d", "#7a5ba6", "#6b7280")  # of plots
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from denoising import cli
 from denoising.files import images
-from montage import displayable
+from denoising.reports.montage import displayable
 
 FILES = {"noisy": "input", "denoised": "output", "clean": "label", "residual": "residual"}  # how pictures are called
 OWN_FILES = re.compile(r"index\.html|settings\.json|\d{5,}-(input|output|label|residual|montage)\.png")

@@ -5,8 +5,6 @@
 >>> Path("model_int8.onnx").write_bytes(made.data)
 """
 
-import runtimes  # isort: skip  (before Paddle: it quiets its log)
-
 import contextlib
 import itertools
 import multiprocessing
@@ -22,6 +20,7 @@ from denoising import cli
 from denoising.cli import UserError
 from denoising.files import images
 from denoising.imaging.metrics import psnr
+from denoising.runtimes import paddle_inference
 from exporting import export
 from onnx_graph import INPUT, multiplications, to_onnx, trace
 from quantization import fit, observe, search_floats, sources
@@ -110,8 +109,8 @@ def quantise(network, record, crops, method, runtime, floats="auto", budget=0.01
 
         def opened(data, precision):
             path.write_bytes(data)
-            options = runtimes.engine_options(runtime=runtime, precision=precision, model_file=str(path))
-            return runtimes.open_engine(options)
+            options = paddle_inference.engine_options(runtime=runtime, precision=precision, model_file=str(path))
+            return paddle_inference.open_engine(options)
 
         names = [name for name in sources(nodes) if name != INPUT]
         looking = opened(to_onnx(nodes, network, record, also=names), "fp32")
@@ -131,7 +130,9 @@ def quantise(network, record, crops, method, runtime, floats="auto", budget=0.01
             laid_out = [node.inputs[0] for node in nodes if node.kind == "blocks"]
             floats = (*laid_out, [*costs][-1])
             write_pdmodel(network, stretched, chosen, folder)
-            engine = runtimes.open_engine(runtimes.engine_options(model_dir=str(folder), precision="int8"))
+            engine = paddle_inference.open_engine(
+                paddle_inference.engine_options(model_dir=str(folder), precision="int8")
+            )
         else:
             if floats == "auto":
                 search = search_floats(costs, lambda some: measured(opened(made_with(some), "int8")), budget)
@@ -201,7 +202,7 @@ def _quantise_program(program, crops, folder):
     guard = paddle.pir_utils.OldIrGuard() if hasattr(paddle.pir_utils, "OldIrGuard") else contextlib.nullcontext()
     scope = paddle.static.Scope()
     # It talks on both streams and draws bars.
-    with runtimes.captured(), guard, paddle.static.scope_guard(scope):
+    with paddle_inference.captured(), guard, paddle.static.scope_guard(scope):
         paddle.enable_static()
         quantiser = PostTrainingQuantization(
             executor=paddle.static.Executor(paddle.CPUPlace()), scope=scope,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-import runtimes
 from denoising.cli import UserError
+from denoising.runtimes import paddle_inference
 
 LONG = 3.0  # seconds, after which one run is enough
 
@@ -99,7 +99,7 @@ def open_row(row, threads, job):
     if not row.file:
         return NetworkEngine(job.model_path, row.precision)
     options = {"cpu_threads": threads, "precision": row.precision, "model_file": os.path.join(job.folder, row.file)}
-    return runtimes.open_engine(runtimes.engine_options(**options, **row.flags))
+    return paddle_inference.open_engine(paddle_inference.engine_options(**options, **row.flags))
 
 
 def channels_of(job):

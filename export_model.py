@@ -21,8 +21,8 @@ from pathlib import Path
 import exporting
 from denoising import cli
 from denoising.cli import UserError
+from denoising.runtimes.paddle_inference import engine_options, open_engine
 from exporting import PARAMS, PROGRAM
-from runtimes import engine_options, open_engine
 
 TOLERANCE = 1e-4
 

@@ -26,13 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
-import runtimes
-from benchmark_log import BenchmarkLog
 from denoising import cli
 from denoising.cli import UserError, boolean, number
 from denoising.files import images
 from denoising.imaging import metrics
 from denoising.imaging.noise import list_of_noise, parse_noise
+from denoising.runtimes import paddle_inference
+from denoising.runtimes.autolog import BenchmarkLog
 
 
 def get_parser():
@@ -47,7 +47,7 @@ def get_parser():
     add("--seed", type=number(int, 0), default=0, help="of --noise")
     add("--json", action="store_true", help="print results as JSON, all else to stderr")
     add("-b", "--batch_size", type=number(int, 1), default=1, help="images run at once")
-    runtimes.add_flags(parser)
+    paddle_inference.add_flags(parser)
     add = parser.add_argument_group("benchmark").add_argument
     add("--enable_benchmark", type=boolean, default=False, help="warm up; AutoLog's report")
     add("--random_input", type=_shape, help="time this instead of images, e.g. 1,3,256,256")
@@ -65,12 +65,12 @@ def main(argv=None):
     """Checks everything, builds the engine, runs, and reports."""
     options = get_parser().parse_args(argv)
     noise = check_options(options)
-    runtimes.find_model(options)
+    paddle_inference.find_model(options)
     jobs = [] if options.random_input else plan(options)
     if options.save_dir:
         cli.writable_folder("--save_dir", options.save_dir)
 
-    engine = runtimes.open_engine(options)
+    engine = paddle_inference.open_engine(options)
     cli.note(engine.describe())
     log = BenchmarkLog(
         engine.name, options.precision, options.batch_size, "dynamic", engine.facts,
@@ -97,7 +97,7 @@ def check_options(options):
         raise UserError("--input_file: give either images or --random_input")
     if options.gt_dir:
         cli.existing_folder("--gt_dir", options.gt_dir)
-    runtimes.check_flags(options)
+    paddle_inference.check_flags(options)
     try:
         return parse_noise(options.noise) if options.noise else None
     except ValueError as error:

@@ -30,11 +30,11 @@ import numpy as np
 import card_page
 import card_rows
 import exporting
-import onnx_runtimes
 from card_rows import Job, Row
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.imaging.noise import list_of_noise, parse_noise
+from denoising.runtimes import onnx_runtimes
 from onnx_graph import channels_in, multiplications, trace
 from quantization import METHODS
 

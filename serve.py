@@ -18,12 +18,12 @@ import asyncio
 
 import paddle
 
-import runtimes
 from arch_unet import DenoisingNetwork
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.inference import devices
 from denoising.inference.denoiser import Denoiser
+from denoising.runtimes import paddle_inference
 from image_process import ImageProcesses
 
 IMAGE_PROCESSES = 2
@@ -36,7 +36,7 @@ def get_parser():
     add("--model_path", help="the .pdparams or .pth weights")
     add("--model_dir", help="or a folder of export_model.py")
     add("--model_file", help="or a program in it, .pdmodel, .json or .onnx")
-    add("--runtime", choices=runtimes.RUNTIMES, default="paddle", help="what runs an exported model")
+    add("--runtime", choices=paddle_inference.RUNTIMES, default="paddle", help="what runs an exported model")
     add = parser.add_argument_group("service").add_argument
     add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 or :: for all of this machine")
     add("--port", type=number(int, 0, 65535), default=8000, help="0 for any that is free")
@@ -55,7 +55,9 @@ def get_parser():
     add("--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given")
     devices.add_flags(parser)
     # The same flag for both kinds of model.
-    add("--precision", default="fp32", choices=runtimes.PRECISIONS, help="fp16 and int8 of exported models only")
+    add(
+        "--precision", default="fp32", choices=paddle_inference.PRECISIONS, help="fp16 and int8 of exported models only"
+    )
     return parser
 
 
@@ -71,8 +73,8 @@ def check_model(options):
     if options.engine != "auto":
         raise UserError("--engine: runs weights; what runs an exported model is --runtime")
     chosen = {name: getattr(options, name) for name in ("model_dir", "model_file", "runtime", "precision")}
-    chosen = runtimes.engine_options(**chosen, use_gpu=options.device == "gpu")
-    runtimes.find_model(chosen)
+    chosen = paddle_inference.engine_options(**chosen, use_gpu=options.device == "gpu")
+    paddle_inference.find_model(chosen)
     return chosen
 
 
@@ -92,7 +94,7 @@ def load(options, exported):
     if not exported:
         return Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
     paddle.set_device("cpu")
-    engine = runtimes.open_engine(exported)
+    engine = paddle_inference.open_engine(exported)
     cli.note(engine.describe())
     denoiser = Denoiser(ExportedNetwork(engine), tile=options.tile)
     denoiser.options = engine.record.get("options", {})

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from denoising import cli
-from onnx_runtimes import read_onnx
+from denoising.runtimes.onnx_runtimes import read_onnx
 
 TOLERANCES = {  # by precision: dB and SSIM
     "fp32": {"psnr": 0.01, "ssim": 1e-4},

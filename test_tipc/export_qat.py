@@ -18,7 +18,7 @@ from paddle.static.quantization import PostTrainingQuantization
 import exporting
 from denoising import cli
 from denoising.inference.checkpoint import load_network
-from runtimes import captured, engine_options, open_engine
+from denoising.runtimes.paddle_inference import captured, engine_options, open_engine
 
 FILES = {"model_filename": "model.pdmodel", "params_filename": "model.pdiparams"}
 

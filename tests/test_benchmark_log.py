@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import benchmark_log
-from benchmark_log import REPORT_KEYS, BenchmarkLog, Times
+from denoising.runtimes import autolog
+from denoising.runtimes.autolog import REPORT_KEYS, BenchmarkLog, Times
 
 CONFIG = {
     "runtime_device": "cpu",
@@ -151,7 +151,7 @@ def test_a_broken_auto_log_is_replaced(how, tmp_path, monkeypatch, capsys):
     text = AUTO_LOG.replace("{keys!r}", "()").replace("{end}", end) if end else "import no_such_module"
     install(tmp_path, monkeypatch, text)
     # Enough for it to start, so that the end of the report is reached.
-    monkeypatch.setattr(benchmark_log, "AUTO_LOG_SECONDS", 3.0 if how == "hangs" else 30.0)
+    monkeypatch.setattr(autolog, "AUTO_LOG_SECONDS", 3.0 if how == "hangs" else 30.0)
     text = reported(timed())
     assert "root INFO:  data_num: 6\n" in text
     error = capsys.readouterr().err

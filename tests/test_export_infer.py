@@ -14,9 +14,9 @@ from PIL import Image
 import export_model
 import exporting
 import infer
-import runtimes
 from denoising import cli
 from denoising.files import images
+from denoising.runtimes import paddle_inference
 
 paddle = pytest.importorskip("paddle")
 PIR = hasattr(paddle.pir_utils, "OldIrGuard")
@@ -71,7 +71,7 @@ def test_export_computes_what_the_network_computes(kind, exports, weights, capsy
     options = infer.get_parser().parse_args(["--random_input", "1,3,8,8", "--enable_mkldnn", "False"])
     infer.check_options(options)
     program = exports / kind / export_model.PROGRAM[kind]
-    engine = runtimes.PaddleEngine(program, exports / kind / "model.pdiparams", options)
+    engine = paddle_inference.PaddleEngine(program, exports / kind / "model.pdiparams", options)
     assert engine.channels == 3
     for height, width in ((1, 1), (33, 57), (64, 32), (97, 2)):
         x = np.random.default_rng(0).random((2, 3, height, width), dtype=np.float32)
@@ -133,7 +133,7 @@ def test_a_killed_export_leaves_no_program_beside_foreign_weights(step, model, w
         assert not (model / "model.pdmodel").exists()
     else:
         assert step >= 3
-        runtimes.read_record(model / "model.pdmodel", model / "model.pdiparams")
+        paddle_inference.read_record(model / "model.pdmodel", model / "model.pdiparams")
     assert not list(model.glob(".export-*"))
 
 

@@ -10,9 +10,9 @@ import card_page
 import card_rows
 import exporting
 import model_card
-import onnx_runtimes
 from card_rows import Job, Row
 from denoising import cli
+from denoising.runtimes import onnx_runtimes
 
 RUNTIMES = exporting.installed_runtimes()
 SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

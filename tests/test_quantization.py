@@ -9,13 +9,12 @@ from conftest import assert_user_error, broken_copies, noisy_scene, run_script, 
 
 import exporting
 import infer
-import onnx_runtimes
 import quantization
 import quantize_model
-import runtimes
 from denoising import cli
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
+from denoising.runtimes import onnx_runtimes, paddle_inference
 
 paddle = pytest.importorskip("paddle")
 onnx = pytest.importorskip("onnx")
@@ -60,7 +59,7 @@ def nchw(height, width, channels, seed=0):
 def opened(data, folder, runtime, precision="fp32"):
     path = folder / f"{precision}.onnx"
     path.write_bytes(data)
-    return runtimes.open_engine(runtimes.engine_options(
+    return paddle_inference.open_engine(paddle_inference.engine_options(
         runtime=runtime, precision=precision, model_file=str(path), cpu_threads=1))  # fmt: skip
 
 
@@ -390,14 +389,14 @@ def test_paddles_own_openvino_runs_as_asked(weights, tmp_path, capsys):
     network, options = load_network(weights)
     exporting.write(network, tmp_path, "pdmodel", {})
     for precision in ("fp32", "bf16"):
-        options = runtimes.engine_options(
+        options = paddle_inference.engine_options(
             model_dir=str(tmp_path), use_openvino=True, precision=precision, cpu_threads=1
         )
         if precision == "bf16" and "avx512_bf16" not in onnx_runtimes.cpu_flags():
             with pytest.raises(cli.UserError, match="--precision: Paddle's OpenVINO does not compute in bf16"):
-                runtimes.open_engine(options)
+                paddle_inference.open_engine(options)
             continue
-        engine = runtimes.open_engine(options)
+        engine = paddle_inference.open_engine(options)
         assert "its OpenVINO" in engine.describe()
         difference = exporting.largest_difference(network, engine)
         assert difference < 1e-5 if precision == "fp32" else 1e-5 < difference < 0.1
@@ -419,7 +418,7 @@ def test_changed_files_are_refused_in_one_line(weights, tmp_path):
             continue
         path.write_bytes(damaged)
         with pytest.raises(cli.UserError, match="--model_file: "):
-            runtimes.open_engine(runtimes.engine_options(runtime=RUNTIMES[0], model_file=str(path)))
+            paddle_inference.open_engine(paddle_inference.engine_options(runtime=RUNTIMES[0], model_file=str(path)))
 
 
 @needs_runtime

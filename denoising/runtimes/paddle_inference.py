@@ -23,7 +23,7 @@ import numpy as np
 
 from denoising import cli
 from denoising.cli import UserError, boolean, number
-from onnx_runtimes import OnnxRuntimeEngine, OpenVinoEngine, fields
+from denoising.runtimes.onnx_runtimes import OnnxRuntimeEngine, OpenVinoEngine, fields
 
 # Paddle's C++ side logs each pass over the graph; errors remain.
 os.environ.setdefault("GLOG_minloglevel", "2")

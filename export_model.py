@@ -18,11 +18,11 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import exporting
 from denoising import cli
 from denoising.cli import UserError
+from denoising.export import writing
+from denoising.export.writing import PARAMS, PROGRAM
 from denoising.runtimes.paddle_inference import engine_options, open_engine
-from exporting import PARAMS, PROGRAM
 
 TOLERANCE = 1e-4
 
@@ -41,7 +41,7 @@ def main(argv=None):
     """Exports into a temporary folder, compares, and puts the files in place."""
     options = get_parser().parse_args(argv)
     cli.existing_file("--model_path", options.model_path)
-    runtimes = exporting.installed_runtimes()
+    runtimes = writing.installed_runtimes()
     if options.format == "onnx" and not runtimes:
         raise UserError("--format: to compare the ONNX file, onnxruntime or openvino is needed: pip install openvino")
     folder = Path(cli.writable_folder("--save_dir", options.save_dir))
@@ -52,20 +52,20 @@ def main(argv=None):
 
     if options.format == "json" and not hasattr(paddle.pir_utils, "OldIrGuard"):
         raise UserError(f"--format: Paddle {paddle.__version__} cannot write model.json, 3.0 and later can")
-    network, facts = exporting.load_exportable(options.model_path)
-    record = exporting.record_of(network, facts)
-    exporting.check_replaceable(folder, options.format, record["weights"], options.overwrite)
+    network, facts = writing.load_exportable(options.model_path)
+    record = writing.record_of(network, facts)
+    writing.check_replaceable(folder, options.format, record["weights"], options.overwrite)
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary, exporting.full_disk_named(folder):
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary, writing.full_disk_named(folder):
         temporary = Path(temporary)
-        program = exporting.write(network, temporary, options.format, record)
+        program = writing.write(network, temporary, options.format, record)
         onnx = options.format == "onnx"
         ways = {name: {"runtime": name} for name in runtimes} if onnx else {
             "oneDNN off": {"enable_mkldnn": False}, "oneDNN on ": {"enable_mkldnn": True}}  # fmt: skip
         record["largest_difference"] = 0.0
         for name, way in ways.items():
             engine = open_engine(engine_options(model_file=str(program), cpu_threads=1, **way))
-            difference = exporting.largest_difference(network, engine)
+            difference = writing.largest_difference(network, engine)
             print(f"largest difference from the network, {name}: {difference:.2e}")
             # Also true for NaN.
             if not difference <= TOLERANCE:
@@ -73,8 +73,8 @@ def main(argv=None):
                 return 1
             record["largest_difference"] = max(difference, record["largest_difference"])
         if not onnx:
-            exporting.write_record(temporary, record)
-        exporting.put_in_place(temporary, folder, program.name)
+            writing.write_record(temporary, record)
+        writing.put_in_place(temporary, folder, program.name)
     print(folder / program.name)
     if not onnx:
         print(folder / PARAMS)

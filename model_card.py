@@ -26,17 +26,16 @@ from pathlib import Path
 
 import numpy as np
 
-# Nothing that imports Paddle: each row's process reads this file, and Paddle would count as its memory.
-import card_page
-import card_rows
-import exporting
-from card_rows import Job, Row
 from denoising import cli
 from denoising.cli import UserError, number
+
+# Nothing that imports Paddle: each row's process reads this file, and Paddle would count as its memory.
+from denoising.export import card_page, card_rows, writing
+from denoising.export.card_rows import Job, Row
+from denoising.export.onnx_graph import channels_in, multiplications, trace
+from denoising.export.quantization import METHODS
 from denoising.imaging.noise import list_of_noise, parse_noise
 from denoising.runtimes import onnx_runtimes
-from onnx_graph import channels_in, multiplications, trace
-from quantization import METHODS
 
 ROWS = (
     Row("engine", "fp32"),
@@ -113,7 +112,7 @@ def main(argv=None):
         raise UserError(f"--only: {min(set(options.only) - known)} is none of {'; '.join(sorted(known))}")
     rows = [row for row in ROWS if not options.only or row.runtime in options.only or row == ROWS[0]]
     start = datetime.datetime.now()
-    network, trained = exporting.load_exportable(options.model_path)
+    network, trained = writing.load_exportable(options.model_path)
     validation = choose_set(options, trained)
 
     with tempfile.TemporaryDirectory(prefix="card-") as temporary:
@@ -182,9 +181,9 @@ def make_files(network, trained, options, rows, folder):
     """Exports, 8-bit models and the reference, as far as rows need them; returns what the card says of them."""
     import paddle
 
-    import calibration
+    from denoising.export import calibration
 
-    record = exporting.record_of(network, trained)
+    record = writing.record_of(network, trained)
     nodes = trace(network)
     costs = multiplications(nodes, 256, 256)
     card = {
@@ -194,10 +193,10 @@ def make_files(network, trained, options, rows, folder):
     }  # fmt: skip
     needed = {row.file for row in rows}
     if "model.pdmodel" in needed:
-        exporting.export(network, folder, "pdmodel")
-    runtimes = exporting.installed_runtimes()
+        writing.export(network, folder, "pdmodel")
+    runtimes = writing.installed_runtimes()
     if runtimes:
-        exporting.write(network, folder, "onnx", record)
+        writing.write(network, folder, "onnx", record)
     if options.images and runtimes:
         cli.note("calibrating 8 bits")
         crops = calibration.read_crops("--images", options.images, parse_noise(options.noise), channels_in(network))
@@ -216,7 +215,7 @@ def make_files(network, trained, options, rows, folder):
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             card["files"][str(path.relative_to(folder))] = path.stat().st_size
-    pictures = exporting.noisy_pictures(2, channels_in(network), 219, 270)
+    pictures = writing.noisy_pictures(2, channels_in(network), 219, 270)
     with paddle.no_grad():
         denoised = network(paddle.to_tensor(pictures)).numpy()
     np.savez(folder / "reference.npz", noisy=pictures, denoised=denoised)

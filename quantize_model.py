@@ -19,14 +19,13 @@ import json
 import tempfile
 from pathlib import Path
 
-import calibration
-import exporting
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.export import calibration, writing
+from denoising.export.onnx_graph import channels_in
+from denoising.export.quantization import METHODS
+from denoising.export.writing import PROGRAM
 from denoising.imaging.noise import list_of_noise, parse_noise
-from exporting import PROGRAM
-from onnx_graph import channels_in
-from quantization import METHODS
 
 
 def get_parser():
@@ -62,7 +61,7 @@ def main(argv=None):
         noise = parse_noise(options.noise)
     except ValueError as error:
         raise UserError(f"--noise: {error}") from None
-    installed = exporting.installed_runtimes()
+    installed = writing.installed_runtimes()
     runtime = options.runtime if options.runtime != "auto" else next(
         (name for name in ("openvino", "onnxruntime") if name in installed), None)  # fmt: skip
     if runtime not in installed:
@@ -70,14 +69,14 @@ def main(argv=None):
         raise UserError(f"--runtime: {missing} is needed: pip install {runtime or 'openvino'}")
     folder = Path(cli.writable_folder("--save_dir", options.save_dir))
 
-    network, facts = exporting.load_exportable(options.model_path)
-    record = exporting.record_of(network, facts)
+    network, facts = writing.load_exportable(options.model_path)
+    record = writing.record_of(network, facts)
     record["calibration"] = {"method": options.method, "noise": options.noise, "seed": options.seed}
-    exporting.check_replaceable(folder, options.format, record["weights"], options.overwrite, options.name)
+    writing.check_replaceable(folder, options.format, record["weights"], options.overwrite, options.name)
     crops = calibration.read_crops("--images", options.images, noise, channels_in(network), options.seed, options.crops)
     floats = options.float_layers if options.float_layers == "auto" else set(options.float_layers.split(",")) - {"none"}
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".quantise-") as temporary, exporting.full_disk_named(folder):
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".quantise-") as temporary, writing.full_disk_named(folder):
         temporary = Path(temporary)
         made = calibration.quantise(
             network, record, crops, options.method, runtime, floats, options.float_budget, options.format, temporary
@@ -94,9 +93,9 @@ def main(argv=None):
             (temporary / program).write_bytes(made.data)
         else:
             program = PROGRAM["pdmodel"]
-            exporting.write_record(temporary, record)
+            writing.write_record(temporary, record)
         files = [folder / path.name for path in sorted(temporary.iterdir())]
-        exporting.put_in_place(temporary, folder, program)
+        writing.put_in_place(temporary, folder, program)
     tell(made, crops, files, options)
     return 0
 

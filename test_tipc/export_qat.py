@@ -15,8 +15,8 @@ import numpy as np
 import paddle
 from paddle.static.quantization import PostTrainingQuantization
 
-import exporting
 from denoising import cli
+from denoising.export import writing
 from denoising.inference.checkpoint import load_network
 from denoising.runtimes.paddle_inference import captured, engine_options, open_engine
 
@@ -49,9 +49,9 @@ def get_parser():
 
 def quantise(network, ranges, folder):
     """Writes the 8-bit program and weights into a folder."""
-    image = exporting.noisy_pictures(1, network.options["n_channel"], 64, 96)
+    image = writing.noisy_pictures(1, network.options["n_channel"], 64, 96)
     with tempfile.TemporaryDirectory() as temporary:
-        exporting.export(network, Path(temporary), "pdmodel")
+        writing.export(network, Path(temporary), "pdmodel")
         scope = paddle.static.Scope()
         with captured(), paddle.pir_utils.OldIrGuard(), paddle.static.scope_guard(scope):
             paddle.enable_static()
@@ -85,12 +85,12 @@ def main(argv=None):
     if not ranges:
         raise cli.UserError(f"--model_path: {options.model_path} has no ranges; train_qat.py learns them")
     folder = Path(cli.writable_folder("--save_dir", options.save_dir))
-    record = exporting.record_of(network, about)
-    exporting.check_replaceable(folder, "pdmodel", record["weights"], options.overwrite)
+    record = writing.record_of(network, about)
+    writing.check_replaceable(folder, "pdmodel", record["weights"], options.overwrite)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         temporary = Path(temporary)
         quantise(network, list(ranges.values()), temporary)
-        image = exporting.noisy_pictures(2, network.options["n_channel"], 97, 130)
+        image = writing.noisy_pictures(2, network.options["n_channel"], 97, 130)
         with paddle.no_grad():
             expected = network(paddle.to_tensor(image)).numpy()
         found = open_engine(engine_options(model_dir=str(temporary), precision="int8"))(image)
@@ -99,8 +99,8 @@ def main(argv=None):
         if not decibels >= options.least:
             cli.note(f"export failed: less than --least {options.least:g}, nothing was written")
             return 1
-        exporting.write_record(temporary, record)
-        exporting.put_in_place(temporary, folder, FILES["model_filename"])
+        writing.write_record(temporary, record)
+        writing.put_in_place(temporary, folder, FILES["model_filename"])
     print(folder / FILES["model_filename"])
     return 0
 

@@ -12,9 +12,9 @@ from conftest import assert_user_error, noisy_scene, run_script, save, scene
 from PIL import Image
 
 import export_model
-import exporting
 import infer
 from denoising import cli
+from denoising.export import writing
 from denoising.files import images
 from denoising.runtimes import paddle_inference
 
@@ -138,13 +138,13 @@ def test_a_killed_export_leaves_no_program_beside_foreign_weights(step, model, w
 
 
 def test_a_wrong_export_is_a_failure_that_writes_nothing(weights, tmp_path, monkeypatch, capsys):
-    plain = exporting.with_plain_biases
+    plain = writing.with_plain_biases
 
     def spoilt(program):
         # The slope of the activations, as a converter once got it wrong.
         return plain(program).replace(np.float32(0.2).tobytes(), np.float32(0.3).tobytes())
 
-    monkeypatch.setattr(exporting, "with_plain_biases", spoilt)
+    monkeypatch.setattr(writing, "with_plain_biases", spoilt)
     assert export_model.main(["--model_path", weights, "--save_dir", tmp_path / "out"]) == 1
     assert "export failed" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from conftest import assert_user_error, noisy_scene, run_script, save
 
-import card_page
-import card_rows
-import exporting
 import model_card
-from card_rows import Job, Row
 from denoising import cli
+from denoising.export import card_page, card_rows, writing
+from denoising.export.card_rows import Job, Row
 from denoising.runtimes import onnx_runtimes
 
-RUNTIMES = exporting.installed_runtimes()
+RUNTIMES = writing.installed_runtimes()
 SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 needs_runtime = pytest.mark.skipif(not RUNTIMES, reason="neither onnxruntime nor openvino is installed")
 
@@ -95,7 +93,7 @@ def job(weights, tmp_path):
 def test_a_row_that_would_compute_otherwise_is_absent_with_its_reason(job, weights):
     from denoising.inference.checkpoint import load_network
 
-    exporting.write(load_network(weights)[0], model_card.Path(job.folder), "pdmodel", {})
+    writing.write(load_network(weights)[0], model_card.Path(job.folder), "pdmodel", {})
     for row, reason in (
         (Row("Paddle", "int8", "model.pdmodel"), "holds float weights: quantize_model.py makes 8-bit ones"),
         (Row("Paddle", "fp16", "model.pdmodel"), "fp16 is computed on GPUs only"),
@@ -240,7 +238,7 @@ def test_the_steps_on_the_card_give_what_infer_writes(channels, tmp_path):
     paddle.seed(5)
     network = build_network(n_channel=channels, n_feature=4)
     network.nin_c.weight.set_value(network.nin_c.weight * 10)
-    path = exporting.write(network, tmp_path, "onnx", exporting.record_of(network, network.options))
+    path = writing.write(network, tmp_path, "onnx", writing.record_of(network, network.options))
     picture = noisy_scene(37, 53, channels)
     (tmp_path / "in").mkdir()
     images.write_image(tmp_path / "in" / "8.png", [picture])

@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
 
-import exporting
 import infer
-import quantization
 import quantize_model
 from denoising import cli
+from denoising.export import quantization, writing
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
 from denoising.runtimes import onnx_runtimes, paddle_inference
 
 paddle = pytest.importorskip("paddle")
 onnx = pytest.importorskip("onnx")
-RUNTIMES = exporting.installed_runtimes()
+RUNTIMES = writing.installed_runtimes()
 needs_runtime = pytest.mark.skipif(not RUNTIMES, reason="neither onnxruntime nor openvino is installed")
 needs_openvino = pytest.mark.skipif("openvino" not in RUNTIMES, reason="openvino is not installed")
 needs_vnni = pytest.mark.skipif(not onnx_runtimes._adds_bytes_exactly(), reason="8-bit sums overflow on this CPU")
@@ -75,10 +74,10 @@ def graph_of(data):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_an_onnx_file_computes_what_the_network_computes(kind, runtime, tmp_path):
     network = network_of(kind)
-    record = exporting.record_of(network, network.options)
-    data = exporting.write(network, tmp_path, "onnx", record).read_bytes()
+    record = writing.record_of(network, network.options)
+    data = writing.write(network, tmp_path, "onnx", record).read_bytes()
     engine = opened(data, tmp_path, runtime)
-    assert engine.channels == exporting.channels_in(network)
+    assert engine.channels == writing.channels_in(network)
     assert engine.facts["convolutions"] == {"fp32": sum("conv" in n.op_type.lower() for n in graph_of(data).graph.node)}
     for batch, height, width in ((1, 1, 1), (2, 33, 57), (1, 64, 32), (3, 97, 2)):
         x = np.concatenate([nchw(height, width, engine.channels, seed) for seed in range(batch)])
@@ -91,7 +90,7 @@ def test_an_onnx_file_computes_what_the_network_computes(kind, runtime, tmp_path
 
 
 def test_the_multiplications_are_counted():
-    import onnx_graph
+    from denoising.export import onnx_graph
     from denoising.inference.checkpoint import load_network
 
     def total(kind):
@@ -113,7 +112,7 @@ def test_the_multiplications_are_counted():
 def test_a_wrong_slope_is_a_failed_export(weights, tmp_path, monkeypatch, capsys):
     import export_model
 
-    right = exporting.to_onnx
+    right = writing.to_onnx
 
     def spoilt(*arguments, **more):
         # Garbage in LeakyRelu's alpha, as a converter once wrote it.
@@ -124,7 +123,7 @@ def test_a_wrong_slope_is_a_failed_export(weights, tmp_path, monkeypatch, capsys
                 node.attribute[0].f = 2e-43
         return model.SerializeToString()
 
-    monkeypatch.setattr(exporting, "to_onnx", spoilt)
+    monkeypatch.setattr(writing, "to_onnx", spoilt)
     flags = ["--model_path", weights, "--save_dir", tmp_path / "out", "--format", "onnx"]
     assert export_model.main(flags) == 1
     assert "export failed" in capsys.readouterr().err
@@ -143,7 +142,7 @@ def test_a_wrong_slope_is_a_failed_export(weights, tmp_path, monkeypatch, capsys
 @pytest.mark.skipif("avx512_bf16" not in onnx_runtimes.cpu_flags(), reason="this CPU has no bfloat16")
 def test_bf16_is_computed_in_bf16_and_centred(tmp_path):
     network = network_of("unet")
-    data = exporting.write(network, tmp_path, "onnx", {}).read_bytes()
+    data = writing.write(network, tmp_path, "onnx", {}).read_bytes()
     engines = {precision: opened(data, tmp_path, "openvino", precision) for precision in ("fp32", "bf16")}
     assert engines["bf16"].facts["convolutions"] == {"bf16": 25}
     x = nchw(64, 64, 3)
@@ -158,7 +157,7 @@ def test_bf16_is_computed_in_bf16_and_centred(tmp_path):
 
 def seen_by(network, nodes, crops, folder):
     names = [name for name in quantization.sources(nodes) if name != "noisy"]
-    data = exporting.to_onnx(nodes, network, {}, also=names)
+    data = writing.to_onnx(nodes, network, {}, also=names)
     engine = opened(data, folder, RUNTIMES[0])
     return quantization.observe(
         lambda x: {"noisy": x} | dict(zip(names, engine.every(x)[1:], strict=True)), crops, nodes
@@ -169,10 +168,10 @@ def seen_by(network, nodes, crops, folder):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_stretched_channels_compute_the_same(kind, tmp_path):
     network = network_of(kind)
-    nodes = exporting.trace(network)
-    crops = [nchw(64, 64, exporting.channels_in(network), seed) for seed in range(2)]
+    nodes = writing.trace(network)
+    crops = [nchw(64, 64, writing.channels_in(network), seed) for seed in range(2)]
     stretched, eight = quantization.fit(nodes, seen_by(network, nodes, crops, tmp_path), "kl")
-    engine = opened(exporting.to_onnx(stretched, network, {}), tmp_path, RUNTIMES[0])
+    engine = opened(writing.to_onnx(stretched, network, {}), tmp_path, RUNTIMES[0])
     with paddle.no_grad():
         expected = network(paddle.to_tensor(crops[0])).numpy()
     assert np.abs(engine(crops[0]) - expected).max() < 1e-4 * np.abs(expected).max()
@@ -293,26 +292,26 @@ def test_a_runtime_that_falls_back_to_float_is_refused(runtime, weights, tmp_pat
     """A file that says to be 8-bit, of which most is float."""
     from dataclasses import replace
 
-    import onnx_graph
+    from denoising.export import onnx_graph
     from denoising.inference.checkpoint import load_network
 
     network, _ = load_network(weights)
-    nodes = exporting.trace(network)
+    nodes = writing.trace(network)
     stretched, eight = quantization.fit(nodes, seen_by(network, nodes, [nchw(64, 64, 3)], tmp_path), "absmax")
     names = [node.name for node in nodes if node.kind == "conv"]
-    data = exporting.to_onnx(stretched, network, {}, replace(eight, floats=frozenset(names[2:])))
+    data = writing.to_onnx(stretched, network, {}, replace(eight, floats=frozenset(names[2:])))
     model = graph_of(data)
     del model.metadata_props[:]
     data = onnx_graph.sealed(model.SerializeToString(), {"precision": "int8", "int8_convolutions": 24})
     with pytest.raises(cli.UserError, match=rf"--precision: {runtime} runs \d of 25 convolutions in int8"):
         opened(data, tmp_path, runtime, "int8")
     # A float file without our record is no 8-bit one either.
-    plain = exporting.to_onnx(nodes, network, {})
+    plain = writing.to_onnx(nodes, network, {})
     model = graph_of(plain)
     del model.metadata_props[:]
     with pytest.raises(cli.UserError, match=rf"--precision: {runtime} runs 0 of 25 convolutions in int8"):
         opened(model.SerializeToString(), tmp_path, runtime, "int8")
-    model = graph_of(exporting.to_onnx(stretched, network, {}, eight))
+    model = graph_of(writing.to_onnx(stretched, network, {}, eight))
     del model.metadata_props[:]
     with pytest.raises(cli.UserError, match="holds 8-bit weights: --precision=int8"):
         opened(model.SerializeToString(), tmp_path, runtime)
@@ -355,7 +354,7 @@ def test_weights_that_ship_lose_little(tmp_path, capsys):
     from denoising.inference.checkpoint import load_network
 
     network, options = load_network("best_model.pdparams")
-    exporting.write(network, tmp_path, "onnx", exporting.record_of(network, options))
+    writing.write(network, tmp_path, "onnx", writing.record_of(network, options))
     means = {}
     for precision in ("fp32", "int8"):
         flags = ["--runtime", "openvino", "--precision", precision, "--model_dir", str(tmp_path), "--json"]
@@ -387,7 +386,7 @@ def test_paddles_own_openvino_runs_as_asked(weights, tmp_path, capsys):
     from denoising.inference.checkpoint import load_network
 
     network, options = load_network(weights)
-    exporting.write(network, tmp_path, "pdmodel", {})
+    writing.write(network, tmp_path, "pdmodel", {})
     for precision in ("fp32", "bf16"):
         options = paddle_inference.engine_options(
             model_dir=str(tmp_path), use_openvino=True, precision=precision, cpu_threads=1
@@ -398,7 +397,7 @@ def test_paddles_own_openvino_runs_as_asked(weights, tmp_path, capsys):
             continue
         engine = paddle_inference.open_engine(options)
         assert "its OpenVINO" in engine.describe()
-        difference = exporting.largest_difference(network, engine)
+        difference = writing.largest_difference(network, engine)
         assert difference < 1e-5 if precision == "fp32" else 1e-5 < difference < 0.1
 
 
@@ -410,7 +409,7 @@ def test_changed_files_are_refused_in_one_line(weights, tmp_path):
     from denoising.inference.checkpoint import load_network
 
     network, options = load_network(weights)
-    path = exporting.write(network, tmp_path, "onnx", exporting.record_of(network, options))
+    path = writing.write(network, tmp_path, "onnx", writing.record_of(network, options))
     data = path.read_bytes()
     onnx_runtimes.read_onnx(path)
     for damaged in broken_copies(data, len(data) // 50):
@@ -427,10 +426,10 @@ def test_files_of_others_run_or_are_refused_in_one_line(runtime, weights, tmp_pa
     from denoising.inference.checkpoint import load_network
 
     network, _ = load_network(weights)
-    model = graph_of(exporting.to_onnx(exporting.trace(network), network, {}))
+    model = graph_of(writing.to_onnx(writing.trace(network), network, {}))
     del model.metadata_props[:]
     engine = opened(model.SerializeToString(), tmp_path, runtime)
-    assert exporting.largest_difference(network, engine) < 1e-5
+    assert writing.largest_difference(network, engine) < 1e-5
     for tensor in model.graph.initializer:
         if tensor.name == "enc_conv1.weight":
             tensor.ClearField("raw_data")  # weights that are not there
@@ -467,7 +466,7 @@ def test_flags_that_do_not_fit_are_refused(flags, words, weights, tmp_path):
     if runtime and runtime not in RUNTIMES:
         pytest.skip(f"{runtime} is not installed")
     network, _ = load_network(weights)
-    path = exporting.write(network, tmp_path, "onnx", {})
+    path = writing.write(network, tmp_path, "onnx", {})
     flags = [str(path) if flag == "MODEL" else flag for flag in flags]
     with pytest.raises(cli.UserError, match=words):
         infer.main(["--model_dir", str(tmp_path), "-i", "demo", *flags])
@@ -479,7 +478,7 @@ def test_a_missing_package_is_named(runtime, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, runtime, None)
     with pytest.raises(cli.UserError, match=f"--runtime: {runtime} needs the package {runtime}: pip install {runtime}"):
         infer.main(["--runtime", runtime, "--model_dir", str(tmp_path), "-i", "demo"])
-    monkeypatch.setattr(exporting, "installed_runtimes", list)
+    monkeypatch.setattr(writing, "installed_runtimes", list)
     with pytest.raises(cli.UserError, match="--runtime: openvino or onnxruntime is needed"):
         quantize_model.main(["--model_path", "best_model.pdparams", "--images", "demo", "--save_dir", str(tmp_path)])
 
@@ -525,7 +524,7 @@ def test_a_bad_result_is_not_written_and_a_model_of_others_not_replaced(
 
 
 def test_noise_is_added_to_crops_of_clean_images_only(tmp_path):
-    import calibration
+    from denoising.export import calibration
 
     save(tmp_path / "a.png", scene(250, 230))
     save(tmp_path / "small.png", scene(40, 30, 1))

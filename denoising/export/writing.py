@@ -17,9 +17,9 @@ import numpy as np
 
 from denoising import cli
 from denoising.cli import UserError
+from denoising.export.onnx_graph import channels_in, to_onnx, trace
 from denoising.runtimes.onnx_runtimes import read_onnx
 from denoising.runtimes.paddle_inference import ONNX_ENGINES
-from onnx_graph import channels_in, to_onnx, trace
 
 PROGRAM = {"pdmodel": "model.pdmodel", "json": "model.json", "onnx": "model.onnx"}
 PARAMS, FACTS = "model.pdiparams", "deploy.json"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_graph import INPUT, MOVES, Eight, groups
+from denoising.export.onnx_graph import INPUT, MOVES, Eight, groups
 
 METHODS = ("kl", "mse", "percentile", "absmax")
 BINS = 4096

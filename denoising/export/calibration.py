@@ -18,12 +18,12 @@ import numpy as np
 from dataset import as_channels
 from denoising import cli
 from denoising.cli import UserError
+from denoising.export.onnx_graph import INPUT, multiplications, to_onnx, trace
+from denoising.export.quantization import fit, observe, search_floats, sources
+from denoising.export.writing import export
 from denoising.files import images
 from denoising.imaging.metrics import psnr
 from denoising.runtimes import paddle_inference
-from exporting import export
-from onnx_graph import INPUT, multiplications, to_onnx, trace
-from quantization import fit, observe, search_floats, sources
 
 CALIBRATE, MEASURE = 16, 8  # crops
 SIDE = 192

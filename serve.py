@@ -24,7 +24,7 @@ from denoising.cli import UserError, number
 from denoising.inference import devices
 from denoising.inference.denoiser import Denoiser
 from denoising.runtimes import paddle_inference
-from image_process import ImageProcesses
+from denoising.serving.image_process import ImageProcesses
 
 IMAGE_PROCESSES = 2
 
@@ -106,8 +106,7 @@ def main(argv=None):
     options = get_parser().parse_args(argv)
     exported = check_model(options)
     try:
-        import connections
-        import service
+        from denoising.serving import connections, service
     except ImportError as error:
         if error.name != "aiohttp":
             raise

@@ -6,7 +6,7 @@ import socket
 from aiohttp import web
 
 from denoising.cli import UserError
-from image_process import Refused
+from denoising.serving.image_process import Refused
 
 HEADER_SECONDS = 10  # for the first line and the headers of a request
 LINGER_SECONDS = 5  # that the rest of an upload is still read after its answer: a client who writes on would not see it

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 from aiohttp import web
 
-import prometheus
-from batching import BatchedDenoiser, Batcher, Dropped, Ticket
-from connections import Connection, error_response, is_loopback, naming_the_address, url_of
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.imaging.noise import parse_noise
-from image_process import FORMATS, Died, Refused
+from denoising.serving import prometheus
+from denoising.serving.batching import BatchedDenoiser, Batcher, Dropped, Ticket
+from denoising.serving.connections import Connection, error_response, is_loopback, naming_the_address, url_of
+from denoising.serving.image_process import FORMATS, Died, Refused
 
 IDLE_SECONDS = 60  # until a connection on which nothing happens is closed
 # Nothing that is sent may be taken for something else, or load anything, or be put into another page's frame.

@@ -1,4 +1,4 @@
-"""Training images as endless, resumable batches; validation sets from one table.
+"""Training images as endless, resumable batches.
 
 Every random choice follows from (seed, purpose, epoch, image): a batch is a pure function of its number. So a
 killed run resumes to the bit from a step number alone, and two processes see exactly what one with twice the
@@ -10,14 +10,14 @@ import hashlib
 import itertools
 import os
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 
 from denoising import cli
 from denoising.cli import UserError
-from denoising.data import renders
+from denoising.data import pairs, renders
 from denoising.files import images, pair_files
+from denoising.imaging.pixels import as_channels
 from denoising.training.methods import draw_picks
 
 ORDER, CROP, NOISE, PICKS, TARGET, MORE = range(6)  # one stream of random numbers per purpose
@@ -26,30 +26,6 @@ ORDER, CROP, NOISE, PICKS, TARGET, MORE = range(6)  # one stream of random numbe
 def generator(seed, purpose, *numbers):
     """The random generator of one purpose and place in the training."""
     return np.random.default_rng([seed, purpose, *numbers])
-
-
-# --- Channels -----------------------------------------------------------------------------------------------
-
-
-def as_channels(array, n_channel, name):
-    """Gives an HWC image the channels that the network takes: RGB to grey, grey to RGB, Bayer raw to four."""
-    channels = array.shape[2]
-    if channels == n_channel:
-        return array
-    if n_channel == 3 and channels == 1:
-        return np.repeat(array, 3, axis=2)
-    if n_channel == 1 and channels == 3:
-        return images.to_grey(array)
-    if n_channel == 4 and channels == 1:
-        return pack_bayer(array)
-    raise UserError(f"{name}: has {channels} channels, --n_channel is {n_channel}")
-
-
-def pack_bayer(mosaic):
-    """Packs an H x W x 1 Bayer mosaic into its four phases, H/2 x W/2 x 4 (an odd last row or column is dropped)."""
-    height, width = mosaic.shape[0] // 2 * 2, mosaic.shape[1] // 2 * 2
-    phases = [mosaic[i:height:2, j:width:2, 0] for i in (0, 1) for j in (0, 1)]
-    return np.stack(phases, axis=2)
 
 
 # --- Training -----------------------------------------------------------------------------------------------
@@ -223,6 +199,115 @@ class TrainingRenders(TrainingImages):
         return [frame.network_input(), target]
 
 
+class TrainingPairs(TrainingImages):
+    """Pairs of files in place of simulated noise; what is drawn anew in each epoch is which frame is the input.
+
+    Args:
+        pair_dir: holds a file of the same name, whatever its suffix, for each one of `data_dir`. Without `data_dir`
+            it holds a folder for each scene, with two frames or more.
+        options: those of `TrainingImages`; with the target "clean" the files of `pair_dir` are the clean images.
+    """
+
+    def __init__(self, data_dir, pair_dir, *options, workers=2, **more):
+        self.pair_dir = pair_dir
+        super().__init__(data_dir or pair_dir, *options, **more)
+        self._check(workers)
+
+    def _find(self, data_dir):
+        if data_dir == self.pair_dir:
+            return pairs.find_scenes(self.pair_dir)
+        return pairs.find_pairs(data_dir, self.pair_dir)
+
+    def _layers(self, index, rng):
+        group = self.groups[index]
+        first, second = (0, 1) if self.target == "clean" else rng.choice(len(group), 2, replace=False)
+        layers = [self._cached(group[i], lambda i=i: [self._read(group[i])])[0] for i in (first, second)]
+        if layers[0].shape != layers[1].shape:
+            raise pairs.unequal(group[first], layers[0].shape, group[second], layers[1].shape)
+        return layers
+
+    def _check(self, workers):
+        """Refuses all groups whose frames differ in size or are shifted, before training starts."""
+        pairs = [(group[0], other) for group in self.groups for other in group[1:]]
+        with (
+            concurrent.futures.ThreadPoolExecutor(workers) as pool,
+            cli.progress(total=len(pairs), unit="pair", label="checking pairs") as bar,
+        ):
+            for _ in pool.map(lambda pair: self._check_pair(*pair), pairs):
+                bar.update()
+
+    def _check_pair(self, first, second):
+        pages = [self._cached(path, lambda path=path: [self._read(path)])[0] for path in (first, second)]
+        if pages[0].shape != pages[1].shape:
+            raise pairs.unequal(first, pages[0].shape, second, pages[1].shape)
+        down, right = pairs.shift_between(*pages)
+        if down or right:
+            raise UserError(f"--pair_dir: {second} shows the scene of {first} moved by {down} down, {right} right")
+
+
+class PairFile:
+    """The pairs of a file (pair_files.py), a batch at once, which takes a fifth of the time of one patch after another.
+
+    What is drawn anew in each epoch is the place of the patch in its image, its orientation, and which of two noisy
+    images is the input.
+
+    Args:
+        path: a .npz or .pkl.
+        n_channel: that the images must have.
+        patchsize: side of the patches; images that are no larger are taken whole.
+        seed: of all randomness.
+        augment: whether patches are flipped and rotated by quarter turns.
+        target: "noisy" or "clean", what the file holds beside its first noisy images.
+        size: only the first so many pairs.
+    """
+
+    n_input = None  # channels of what the network gets, where they are not those of the image
+
+    def __init__(self, path, n_channel, patchsize, seed, augment=False, target="noisy", size=None):
+        names = pair_files.VALIDATION if target == "clean" else pair_files.TRAINING
+        self.halves = [half[:size] for half in pair_files.read(path, names)]
+        count, channels, height, width = self.halves[0].shape
+        if channels != n_channel:
+            raise UserError(f"--data_dir: {path} has {channels} channels, --n_channel is {n_channel}")
+        self.size, self.room = min(patchsize, height, width), (height, width)
+        self.seed, self.augment, self.swap, self.count = seed, augment, target == "noisy", count
+        self.names = [hashlib.sha256(half.tobytes()).hexdigest() for half in self.halves]
+
+    def __len__(self):
+        return self.count
+
+    def batch(self, places):
+        """The arrays of some (epoch, pair): noisy [N, C, P, P] float32, and what the method compares with."""
+        epochs, indices = map(np.array, zip(*places, strict=True))
+        tops, lefts, ways = np.empty((3, len(places)), int)
+        for epoch in set(epochs.tolist()):
+            # Drawn for all pairs, so that it does not matter which of them share a batch.
+            rng, now = generator(self.seed, CROP, epoch), epochs == epoch
+            for drawn, choices in zip((tops, lefts), self.room, strict=True):
+                drawn[now] = rng.integers(0, choices - self.size + 1, self.count)[indices[now]]
+            ways[now] = rng.integers(0, 16, self.count)[indices[now]]
+        corners = list(zip(indices, tops, lefts, strict=True))
+        parts = [
+            np.stack([half[i, :, top : top + self.size, left : left + self.size] for i, top, left in corners])
+            for half in self.halves
+        ]
+        if self.swap:
+            other = (ways >= 8)[:, None, None, None]
+            parts = [np.where(other, parts[1 - i], parts[i]) for i in (0, 1)]
+        if self.augment:
+            parts = [_oriented(part, ways % 8) for part in parts]
+        return tuple(images.to_01(part) for part in parts)
+
+
+def _oriented(patches, ways):
+    """Square patches [N, C, P, P], each turned by so many quarters, and flipped from four on."""
+    result = np.empty_like(patches)
+    for way in range(8):
+        turned = np.rot90(patches[ways == way], way % 4, axes=(2, 3))
+        result[ways == way] = turned[..., ::-1] if way >= 4 else turned
+    return result
+
+
 class Batches:
     """The batches of one process from a given step on, prepared ahead by threads.
 
@@ -255,174 +340,3 @@ class Batches:
         finally:
             for future in queue:
                 future.cancel()
-
-
-# --- Validation ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ValidationSet:
-    """Clean images to score on, and how often the published protocol repeats them."""
-
-    name: str
-    folder: str
-    repeats: int = 1
-    origin: str = ""
-    own_noise = False  # whether the noisy images come with the clean ones
-
-    def paths(self, limit=None):
-        """The image files in sorted order, which the published noise depends on."""
-        return images.find_images("--val_dirs", self.folder)[:limit]
-
-    def images(self, n_channel, noise, rng, limit=None):
-        """Yields (name, clean image HWC uint8, noisy image HWC float32 of 0..1) in order."""
-        for path in self.paths(limit):
-            clean = read_clean(path, n_channel)
-            yield os.path.relpath(path, self.folder), clean, noise.add(images.to_01(clean), rng)
-
-    def shown(self, image_01):
-        """What a network got or gave as it is scored, HWC uint8."""
-        return images.from_01(image_01, np.uint8)
-
-
-class ValidationPairs(ValidationSet):
-    """A folder with the sub-folders noisy/ and clean/, whose files have the same names."""
-
-    own_noise = True
-
-    def paths(self, limit=None):
-        """The clean files in sorted order."""
-        return images.find_images("--val_dirs", os.path.join(self.folder, "clean"))[:limit]
-
-    def images(self, n_channel, noise, rng, limit=None):
-        """Yields (name, clean image HWC uint8, noisy image HWC float32 of 0..1) in order; no noise is added."""
-        partners = images_by_name("--val_dirs", os.path.join(self.folder, "noisy"))
-        for path in self.paths(limit):
-            name = os.path.relpath(path, os.path.join(self.folder, "clean"))
-            partner = partners.get(os.path.splitext(name)[0])
-            if partner is None:
-                raise UserError(f"--val_dirs: {path} has no partner in {self.folder}/noisy")
-            clean = read_clean(path, n_channel)
-            noisy = images.to_01(as_channels(images.read_image(partner).pages[0], n_channel, partner))
-            if noisy.shape != clean.shape:
-                raise UserError(f"--val_dirs: {partner} and {path} differ in size")
-            yield name, clean, noisy
-
-
-class ValidationPairFile(ValidationSet):
-    """A file of noisy and clean images (pair_files.py); `folder` is its path."""
-
-    own_noise = True
-
-    def _read(self):
-        return pair_files.read(self.folder, pair_files.VALIDATION)
-
-    def paths(self, limit=None):
-        """A number for each image."""
-        return list(range(len(self._read()[0])))[:limit]
-
-    def images(self, n_channel, noise, rng, limit=None):
-        """Yields (number, clean image HWC uint8, noisy image HWC float32 of 0..1) in order; no noise is added."""
-        for index, pair in enumerate(zip(*self._read(), strict=True)):
-            if limit and index >= limit:
-                return
-            noisy, clean = (as_channels(image.transpose(1, 2, 0), n_channel, self.folder) for image in pair)
-            yield f"{index:05d}", clean, images.to_01(noisy)
-
-
-class ValidationRenders(ValidationSet):
-    """A folder of buffers with converged renders in target/, scored as they are seen: tone-mapped."""
-
-    own_noise = True
-
-    def paths(self, limit=None):
-        """The noisy renders in sorted order."""
-        return [frame[0] for frame in renders.find_frames("--val_dirs", self.folder, "target")[:limit]]
-
-    def images(self, n_channel, noise, rng, limit=None):
-        """Yields (name, tone-mapped target HWC uint8, the nine channels of a network) in order; no noise is added."""
-        for *paths, target_path in renders.find_frames("--val_dirs", self.folder, "target")[:limit]:
-            frame = renders.read_frame(paths)
-            _, target = renders.read_buffer("target", target_path)
-            renders.check_size(target_path, target, paths[0], frame.render)
-            name = os.path.relpath(paths[0], os.path.join(self.folder, "render"))
-            yield name, renders.as_picture("target", target), frame.network_input()
-
-    def shown(self, image_01):
-        """The first three channels that a network got are the render; what it gave is linear light."""
-        light = renders.decode(image_01[..., :3]) if image_01.shape[2] == renders.N_INPUT else image_01
-        return renders.as_picture("render", light)
-
-
-def images_by_name(flag, folder):
-    """The images below a folder by their relative path without its suffix, sorted."""
-    found = {}
-    for path in images.find_images(flag, cli.existing_folder(flag, folder)):
-        name = os.path.relpath(path.with_suffix(""), folder)
-        if name in found:
-            raise UserError(f"{flag}: {found[name]} and {path} have the same name")
-        found[name] = path
-    return found
-
-
-PUBLISHED_SETS = (
-    ValidationSet("Kodak", "Kodak", 10, "the 24 PNG files of the Kodak Lossless True Color Image Suite"),
-    ValidationSet("BSD300", "BSD300/test", 3, "the Berkeley Segmentation Dataset, BSDS300-images.tgz, images/test"),
-    ValidationSet("Set14", "Set14", 20, "the Set14 archive of the super-resolution literature"),
-)
-
-
-def find_validation_sets(val_dirs):
-    """The sets under a folder: the published ones by their names, any other sub-folder of images by its own.
-
-    A folder that holds noisy/ and clean/ is a set of pairs, one with render/ albedo/ normal/ a set of renders; the
-    given one too.
-
-    Returns:
-        The sets that are there, and those published ones that are not.
-    """
-    if pair_files.is_pair_file(val_dirs):
-        one = ValidationPairFile(os.path.splitext(os.path.basename(val_dirs))[0], str(val_dirs))
-        one.paths()  # a file that cannot be read is told now
-        return [one], []
-    kind = _kind_of(cli.existing_folder("--val_dirs", val_dirs))
-    if kind is not ValidationSet:
-        return [kind(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs))], []
-    present, absent = [], []
-    for published in PUBLISHED_SETS:
-        folder = os.path.join(val_dirs, published.folder)
-        if published.name == "Kodak" and not os.path.isdir(folder):
-            folder = os.path.join(val_dirs, "Kodak24")  # as its archives often name it
-        found = ValidationSet(published.name, folder, published.repeats, published.origin)
-        (present if os.path.isdir(folder) else absent).append(found)
-    taken = {"Kodak24", *(published.folder.split("/")[0] for published in PUBLISHED_SETS)}
-    for entry in sorted(os.scandir(val_dirs), key=lambda entry: entry.name):
-        if entry.is_dir() and entry.name not in taken and not entry.name.startswith("."):
-            try:
-                images.find_images("--val_dirs", entry.path)
-            except UserError as error:
-                cli.note(f"{error}; passed over")
-            else:
-                present.append(_kind_of(entry.path)(entry.name, entry.path))
-    names = [entry.name.lower() for entry in os.scandir(val_dirs)]
-    if not present and any(name.endswith(tuple(images.IMAGE_SUFFIXES)) for name in names):
-        present.append(ValidationSet(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs)))
-    if not present:
-        raise UserError(f"--val_dirs: {val_dirs} holds no images and none of the sets Kodak, BSD300/test, Set14")
-    return present, absent
-
-
-def _kind_of(folder):
-    """The class of the validation set that a folder holds."""
-    if renders.is_folder(folder):
-        return ValidationRenders
-    pairs = all(os.path.isdir(os.path.join(folder, name)) for name in ("noisy", "clean"))
-    return ValidationPairs if pairs else ValidationSet
-
-
-def read_clean(path, n_channel):
-    """A clean image as it is scored: HWC uint8."""
-    array = images.read_image(path).pages[0]
-    if array.dtype != np.uint8:
-        array = images.from_01(images.to_01(array), np.uint8)
-    return as_channels(array, n_channel, path)

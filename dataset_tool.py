@@ -41,20 +41,13 @@ import zipfile
 
 import numpy as np
 
-from denoising import cli
+from denoising import cli, machine
 from denoising.cli import UserError, number
 from denoising.data import raw_frames
 from denoising.data.conversion import convert, image_pieces, plan_names
+from denoising.data.targets import FolderTarget, ZipTarget, place_validation_set
 from denoising.files import images, pair_files
-from denoising.files.archives import (
-    OWN_FOLDER,
-    VALIDATION_SETS,
-    FolderTarget,
-    Skip,
-    ZipTarget,
-    list_entries,
-    place_validation_set,
-)
+from denoising.files.archives import OWN_FOLDER, VALIDATION_SETS, Skip, list_entries
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import list_of_noise, parse_noise
 
@@ -103,7 +96,7 @@ def get_parser():
     )
     output.add_argument("--seed", type=number(int, 0), default=7, help="of the noise")
     output.add_argument("--overwrite", action="store_true", help="start anew in a folder that is not empty")
-    output.add_argument("--workers", type=number(int, 1), default=cli.cores(), help="processes")
+    output.add_argument("--workers", type=number(int, 1), default=machine.cores(), help="processes")
     return parser
 
 

@@ -41,15 +41,17 @@ from pathlib import Path
 import numpy as np
 
 import dataset
+from dataset import PairFile, TrainingPairs
 from denoising import cli
 from denoising.cli import UserError
-from denoising.data import renders
-from denoising.data.pairs import PairFile, TrainingPairs
+from denoising.data import renders, validation
 from denoising.files import images, pair_files
 from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed
-from denoising.inference.denoiser import Denoiser, evaluate, free_memory
-from denoising.reports import run_log
+from denoising.inference.denoiser import Denoiser
+from denoising.inference.evaluation import evaluate
+from denoising.machine import free_memory
+from denoising.reports import plots, run_log
 from denoising.training.methods import build_method
 from denoising.training.options import check_options, get_parser, parse_options
 from denoising.training.schedule import Schedule
@@ -68,7 +70,7 @@ def validation_sets(options):
         return [], None
     if noisetype == "none" and not (os.path.isdir(options.val_dirs) or pair_files.is_pair_file(options.val_dirs)):
         return [], None
-    present, absent = dataset.find_validation_sets(options.val_dirs)
+    present, absent = validation.find_validation_sets(options.val_dirs)
     if noisetype == "none":
         present, absent = [one for one in present if one.own_noise], []
         if not present:
@@ -161,7 +163,7 @@ def snapshot(training, sets, noise, folder, log, epoch):
         means.append(psnr)
         losses += [10 ** (-score.psnr / 10) for score in scores.scores]  # the mean squared error, of white as 1
         results.append(scores)
-        first += run_log.image_count(scores)
+        first += page.image_count(scores)
     if page and distributed.IS_MAIN:
         page.close(results)
     training.averaged.train()
@@ -178,7 +180,7 @@ def snapshot(training, sets, noise, folder, log, epoch):
     if losses:
         log.scalars(training.step, {"loss/valid": np.mean(losses)})
     if distributed.IS_MAIN:
-        run_log.plot_run(folder)
+        plots.plot_run(folder)
         run_log.write_stats(folder)
 
 

@@ -14,14 +14,15 @@ import os
 import re
 import sys
 
-import dataset
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.data import validation
 from denoising.files import images
 from denoising.imaging.noise import list_of_noise, parse_noise
 from denoising.inference import devices, distributed
-from denoising.inference.denoiser import Denoiser, evaluate
-from denoising.reports import montage, run_log
+from denoising.inference.denoiser import Denoiser
+from denoising.inference.evaluation import evaluate
+from denoising.reports import montage, page, scores
 
 
 def get_parser():
@@ -73,7 +74,7 @@ def refuse_existing(options):
                 raise UserError(f"--{flag}: {path} exists; --overwrite replaces it")
             cli.writable_folder(f"--{flag}", os.path.dirname(path) or ".")
     if options.report:
-        run_log.refuse_report(options.report, options.overwrite)
+        page.refuse_report(options.report, options.overwrite)
 
 
 class Montages:
@@ -99,13 +100,13 @@ class Montages:
             return
         title = f"{score.set_name}: {score.name}"
         cells = [
-            (noisy, f"noisy {reporting.decimals(score.psnr_noisy)} dB"),
-            (denoised, f"denoised {reporting.decimals(score.psnr)} dB"),
+            (noisy, f"noisy {page.decimals(score.psnr_noisy)} dB"),
+            (denoised, f"denoised {page.decimals(score.psnr)} dB"),
             (clean, "clean"),
         ]
         picture = montage.grid([cells], title)
         if self._folder:
-            images.write_image(os.path.join(self._folder, run_log.file_name(place, "montage")), picture)
+            images.write_image(os.path.join(self._folder, page.file_name(place, "montage")), picture)
         if self._pyplot:
             self._shown.append((title, picture))
 
@@ -114,7 +115,7 @@ class Montages:
         if self._wanted > images_in_all:
             cli.note(f"--show_output: {self._wanted}, but there are {images_in_all} images")
         if self._wanted and self._folder:
-            first, last = (run_log.file_name(n, "montage") for n in (0, min(self._wanted, images_in_all) - 1))
+            first, last = (page.file_name(n, "montage") for n in (0, min(self._wanted, images_in_all) - 1))
             which = first if first == last else f"{first} to {last}"
             why = "" if self._pyplot else " (there is no screen to show them on)"
             cli.note(f"montages: {self._folder}/{which}{why}")
@@ -134,7 +135,7 @@ def main(argv=None):
     """Scores, and writes what was asked for."""
     options = get_parser().parse_args(argv)
     cli.existing_file("--model_path", options.model_path)
-    present, absent = dataset.find_validation_sets(options.val_dirs)
+    present, absent = validation.find_validation_sets(options.val_dirs)
     refuse_existing(options)
     montages = Montages(options)
     ops = devices.prepare(options)
@@ -153,7 +154,7 @@ def main(argv=None):
     report, settings = None, vars(options) | denoiser.options | {"noisetype": noisetype, "Versions": devices.versions()}
     if options.report:
         more = options.report_images, options.overwrite, distributed.IS_MAIN
-        report = run_log.HtmlReport(options.report, "Denoising report", settings, *more)
+        report = page.HtmlReport(options.report, "Denoising report", settings, *more)
         distributed.gather([])  # nobody writes pictures before those of an earlier run are gone
     results, first = [], 0  # how many images the sets before had
     for one in present:
@@ -167,7 +168,7 @@ def main(argv=None):
                 montages.add(first + score.index, score, *pictures)
 
             results.append(evaluate(denoiser, one, noise, options.val_repeats, options.val_images, on_image))
-        first += run_log.image_count(results[-1])
+        first += page.image_count(results[-1])
     if not distributed.IS_MAIN:
         return 0
 
@@ -175,11 +176,11 @@ def main(argv=None):
     if options.json != "-":
         for result in results:
             print(f"[EVAL] {result.name}: psnr:{result.mean('psnr')} ssim:{result.mean('ssim')}")
-        print(run_log.score_table(results))
+        print(scores.score_table(results))
         for one in absent:
             cli.note(f"{one.name} is not under {options.val_dirs}: {one.origin}")
     if options.json:
-        data = {"model": options.model_path, "noisetype": noisetype, "sets": run_log.score_summary(results)}
+        data = {"model": options.model_path, "noisetype": noisetype, "sets": scores.score_summary(results)}
         if options.json == "-":
             json.dump(data, sys.stdout, indent=2)
             print()
@@ -193,7 +194,7 @@ def main(argv=None):
         cli.write_json(os.path.join(options.report, "settings.json"), settings)
         cli.note(f"report: {report.close(results)}")
         for result in results:
-            count = run_log.image_count(result)
+            count = page.image_count(result)
             if count > options.report_images:
                 cli.note(f"{result.name}: it shows {options.report_images} of {count} images; --report_images {count}")
     montages.show(first)

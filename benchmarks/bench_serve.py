@@ -1,4 +1,4 @@
-"""Loads serve.py until it saturates, with the public load generator hey: images per second, latencies, refusals.
+"""Loads tools/serve.py until it saturates, with the public load generator hey: images per second, latencies, refusals.
 
     python benchmarks/bench_serve.py                      # 256x256 pictures, some five minutes
     python benchmarks/bench_serve.py --size 64 --seconds 10 --max_batch 1 8
@@ -36,7 +36,7 @@ def get_parser():
     add(
         "--serve",
         default=f"--model_path {ROOT / 'best_model.pdparams'}",
-        help="flags of serve.py (default: %(default)s)",
+        help="flags of tools/serve.py (default: %(default)s)",
     )
     add("--size", type=int, default=256, help="side of the picture (default: %(default)s)")
     add("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128], help="at a time, one after the other")
@@ -46,11 +46,11 @@ def get_parser():
 
 
 class Served:
-    """serve.py on a free port, and what it counts."""
+    """tools/serve.py on a free port, and what it counts."""
 
     def __init__(self, options, max_batch):
         flags = [*shlex.split(options.serve), "--port", "0", "--max_connections", "1000", "--max_batch", str(max_batch)]
-        command = [sys.executable, str(ROOT / "serve.py"), *flags]
+        command = [sys.executable, str(ROOT / "tools/serve.py"), *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.url = self.process.stdout.readline().strip()
         if not self.url:

@@ -63,11 +63,11 @@ def paddle_step(who, precision):
     import paddle
 
     from arch_unet import build_network
-    from denoising import engine
+    from denoising.engine import operators
     from denoising.training.methods import Neighbor2Neighbor
 
     network, method = build_network(), Neighbor2Neighbor(increase_ratio=LAMBDA)
-    network.ops, line = engine.choose("onednn" if who == "ours" else "paddle", precision)
+    network.ops, line = operators.choose("onednn" if who == "ours" else "paddle", precision)
     print(line, file=sys.stderr)
     optimizer = paddle.optimizer.Adam(RATE, parameters=network.parameters())
 

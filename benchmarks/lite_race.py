@@ -22,30 +22,29 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
+import lite
+import numpy as np
+import paddle
 
-import dataset  # noqa: E402
-import lite  # noqa: E402
-import train  # noqa: E402
-from arch_unet import DenoisingNetwork, UpsampleCat, conv  # noqa: E402
+import dataset
+import train
+from arch_unet import DenoisingNetwork, UpsampleCat, conv
 from denoising import cli
 from denoising.files import (
-    images,  # noqa: E402
-    pair_files,  # noqa: E402
+    images,
+    pair_files,
 )
 from denoising.inference import (
-    checkpoint,  # noqa: E402
-    devices,  # noqa: E402
+    checkpoint,
+    devices,
 )
-from denoising.inference.denoiser import Denoiser  # noqa: E402
-from denoising.training import options  # noqa: E402
-from denoising.training.methods import build_method  # noqa: E402
-from denoising.training.schedule import Schedule  # noqa: E402
-from denoising.training.state import Training  # noqa: E402
+from denoising.inference.denoiser import Denoiser
+from denoising.training import options as training_options
+from denoising.training.methods import build_method
+from denoising.training.schedule import Schedule
+from denoising.training.state import Training
 
 MARKS = (2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 600, 900, 1200, 1800)  # seconds
 
@@ -175,8 +174,8 @@ class Ours:
     def __init__(self, options, ops):
         flags = ["--preset", "lite", "--data_dir", os.path.join(options.pairs, "train.npz")]
         flags += ["--max_minutes", options.minutes, "--precision", options.precision]
-        flags = options.parse_options(options.get_parser(), flags)
-        options.check_options(flags)
+        flags = training_options.parse_options(training_options.get_parser(), flags)
+        training_options.check_options(flags)
         self.method = build_method(flags)
         pairs = train.training_images(flags, self.method.target)
         self.batches = dataset.Batches(pairs, flags.batchsize, flags.seed)

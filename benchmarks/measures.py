@@ -139,8 +139,7 @@ def subsampler(rounds, size=256):
 
 def _training(folder, batch, patch, precision, *flags):
     """What train.py trains with, ready for its first step."""
-    from denoiser.inference import devices
-
+    from denoising.inference import devices
     from denoising.training.options import get_parser
     from denoising.training.state import Training
 
@@ -254,29 +253,27 @@ def around(folder, precision, rounds, batch=4, patch=256):
 
 def _denoiser(engine_name, precision, n_feature=48):
     import paddle
-    from denoiser.inference.denoiser import Denoiser
 
     from arch_unet import build_network
-    from denoising import engine
+    from denoising.engine import operators
+    from denoising.inference.denoiser import Denoiser
 
     paddle.seed(0)
     network = build_network(n_feature=n_feature)
     network.eval()
-    network.ops, _ = engine.choose(engine_name, precision)
+    network.ops, _ = operators.choose(engine_name, precision)
     return Denoiser(network)
 
 
 def val_and_predict(validation, image, target, engine_name, precision, limit, warm):
     """Seconds per megapixel of what val.py and predict.py do with one set and one file."""
-    from denoiser.inference.denoiser import evaluate
-
-    import dataset
     import predict
     from denoising.files import images
     from denoising.imaging.noise import parse_noise
+    from denoising.inference.denoiser import evaluate
 
     denoiser = _denoiser(engine_name, precision)
-    one = dataset.find_validation_sets(validation)[0][0]
+    one = validation.find_validation_sets(validation)[0][0]
     noise = parse_noise(SIGMA)
     for _ in range(1 + warm):
         scores = evaluate(denoiser, one, noise, repeats=1, limit=limit)
@@ -288,7 +285,8 @@ def val_and_predict(validation, image, target, engine_name, precision, limit, wa
 
 def working_memory(engine_name, precision, side):
     """Peak bytes of one pass per pixel of its window, beyond what the process had before."""
-    from denoiser.inference import denoiser
+    from denoising import machine
+    from denoising.inference.denoiser import TILE_BYTES
 
     denoiser = _denoiser(engine_name, precision)
     small, window = (np.zeros((1, 3, size, size), np.float32) for size in (64, side))
@@ -297,7 +295,7 @@ def working_memory(engine_name, precision, side):
     before = status("VmRSS")
     denoiser.run_batch(window)
     measured = (status("VmHWM") - before) / side**2
-    budget = min(denoiser.TILE_BYTES, denoiser.free_memory() // 2)
+    budget = min(TILE_BYTES, machine.free_memory() // 2)
     return {"measured": measured, "planned": budget / denoiser._window_pixels()}
 
 
@@ -313,7 +311,7 @@ def predict_memory(weights, image, folder, flags):
 
 def make_weights(path, n_feature):
     """A network as it is before training: its work is the same."""
-    from denoiser.inference import checkpoint
+    from denoising.inference import checkpoint
 
     network = _denoiser("paddle", "fp32", n_feature).network
     checkpoint.save_network(path, checkpoint.network_state(network), {**network.options, "noisetype": SIGMA})
@@ -323,14 +321,15 @@ def engines():
     """Which ways to compute this machine has, and the versions."""
     import cv2
     import PIL
-    from denoiser.inference import devices
 
-    from denoising import cli, engine
+    from denoising import cli
+    from denoising.engine import operators
+    from denoising.inference import devices
 
     found = ["paddle fp32"]
     for precision in ("fp32", "bf16"):
         with contextlib.suppress(cli.UserError):
-            engine.choose("onednn", precision)
+            operators.choose("onednn", precision)
             found.insert(0, f"onednn {precision}")
     return {"engines": found, "versions": devices.versions() | {"pillow": PIL.__version__, "opencv": cv2.__version__}}
 

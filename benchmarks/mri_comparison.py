@@ -17,18 +17,19 @@ from types import SimpleNamespace
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from skimage.restoration import denoise_tv_chambolle  # noqa: E402
-from trainings import trained  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont
+from skimage.restoration import denoise_tv_chambolle
+from trainings import trained
 
-from dataset import ValidationSet  # noqa: E402
 from denoising import cli
-from denoising.imaging.noise import parse_noise  # noqa: E402
-from denoising.inference.denoiser import Denoiser, evaluate  # noqa: E402
+from denoising.data.validation import ValidationSet
+from denoising.imaging.noise import parse_noise
+from denoising.inference.denoiser import Denoiser
+from denoising.inference.evaluation import evaluate
 
+ROOT = Path(__file__).resolve().parent.parent
 RECIPE = (
     "--n_channel 1 --translate 64 --augment --batchsize 4 --optimizer muon --lr 2e-3 --lr_schedule cosine "
     "--warmup_steps 50 --val_dirs none --log_iters 50"
@@ -91,10 +92,10 @@ def slices(options, name, seed, count):
     folder = Path(options.save_dir) / f"{name}_{options.size}_{count}"
     if not folder.exists():
         flags = ["--phantoms", count, "--seed", seed, "--size", options.size, "--save_dir", folder]
-        command = [sys.executable, "-W", "ignore", ROOT / "mri_dataset.py", *flags]
+        command = [sys.executable, "-W", "ignore", ROOT / "tools/mri_dataset.py", *flags]
         result = subprocess.run([*map(str, command)], capture_output=True, text=True)
         if result.returncode != 0:
-            sys.exit(f"mri_dataset.py: {(result.stderr.strip() or result.stdout).splitlines()[-1]}")
+            sys.exit(f"tools/mri_dataset.py: {(result.stderr.strip() or result.stdout).splitlines()[-1]}")
     return folder
 
 

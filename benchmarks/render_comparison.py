@@ -1,6 +1,6 @@
 """Path-traced renders: a network that learnt from noisy targets, one from clean ones, and denoisers that need none.
 
-    python render_dataset.py --save_dir renders --clean_targets          # docs/rendering.md tells how long it takes
+    python tools/render_dataset.py --save_dir renders --clean_targets          # docs/rendering.md tells how long
     python benchmarks/render_comparison.py --data_dir renders --save_dir compared/          # twenty minutes, two cores
     python benchmarks/render_comparison.py --data_dir renders --save_dir compared/ --minutes 1         # a look
 
@@ -16,18 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-import cv2  # noqa: E402
-from trainings import trained  # noqa: E402
+import cv2
+from trainings import trained
 
 from denoising import cli
-from denoising.data import renders  # noqa: E402
-from denoising.files import images  # noqa: E402
-from denoising.imaging.metrics import psnr, ssim  # noqa: E402
-from denoising.inference.denoiser import Denoiser  # noqa: E402
-from denoising.reports import montage  # noqa: E402
+from denoising.data import renders
+from denoising.files import images
+from denoising.imaging.metrics import psnr, ssim
+from denoising.inference.denoiser import Denoiser
+from denoising.reports import montage
 
 RECIPE = (
     "--arch unet_n2n --augment --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine "
@@ -39,7 +38,7 @@ def get_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data_dir", required=True, help="of render_dataset.py --clean_targets")
+    parser.add_argument("--data_dir", required=True, help="of tools/render_dataset.py --clean_targets")
     parser.add_argument("--save_dir", required=True, help="where the runs are kept")
     parser.add_argument("--minutes", type=float, default=10, help="of each training (default: %(default)s)")
     parser.add_argument("--flags", default="", help='more for train.py, e.g. "--precision bf16 --n_feature 32"')

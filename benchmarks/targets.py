@@ -12,24 +12,23 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from skimage import restoration  # noqa: E402
-from trainings import trained  # noqa: E402
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from skimage import restoration
+from trainings import trained
 
-import dataset  # noqa: E402
 from denoising import (
     cli,
-    engine,  # noqa: E402
 )
-from denoising.files import images  # noqa: E402
-from denoising.imaging.metrics import psnr, ssim  # noqa: E402
-from denoising.imaging.noise import parse_noise  # noqa: E402
-from denoising.inference.denoiser import Denoiser  # noqa: E402
+from denoising.data import validation
+from denoising.engine import operators
+from denoising.files import images
+from denoising.imaging.metrics import psnr, ssim
+from denoising.imaging.noise import parse_noise
+from denoising.inference.denoiser import Denoiser
 
 RECIPE = (
     "--arch unet_n2n --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine --warmup_steps 100 "
@@ -127,8 +126,8 @@ def main():
         for noise in options.only:
             weights_of(options, noise, options.train_only)
         return
-    sets, _ = dataset.find_validation_sets(options.val_dirs)
-    ops, rows = engine.choose("auto", "fp32")[0], {}
+    sets, _ = validation.find_validation_sets(options.val_dirs)
+    ops, rows = operators.choose("auto", "fp32")[0], {}
     print("| noise | set | corrupted | noisy targets | clean targets | difference | classical | steps |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for noise in options.only:

@@ -249,11 +249,6 @@ def only_process_in(folder):
 # --- Processes ----------------------------------------------------------------------------------------------
 
 
-def cores():
-    """How many of the machine's cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def start_worker():
     """The first thing that a process of a pool does: Ctrl-C is its parent's to handle, and it ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

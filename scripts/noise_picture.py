@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising.files.images import from_01, to_01
+from denoising.imaging.noise import parse_noise
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from denoising.files.images import from_01, to_01  # noqa: E402 (the project's root has to be on the path first)
-from denoising.imaging.noise import parse_noise  # noqa: E402
-
 SHOWN = (
     "none", "gauss25", "poisson30", "speckle50", "bernoulli0.5",
     "impulse0.3", "text0.25", "jpeg10", "poisson30+gauss5", "gauss25+text0.1",

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising.imaging.metrics import psnr
+from denoising.inference.denoiser import Denoiser
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from denoising.imaging.metrics import psnr  # noqa: E402
-from denoising.inference.denoiser import Denoiser  # noqa: E402 (the project's root has to be on the path first)
-
 CAPTION = 28
 
 

@@ -73,7 +73,7 @@ rm -rf $DATA/train $DATA/val $DATA/noisy $DATA/clean $DATA/prepared $DATA/making
 WHOLE=${TIPC_DATA:-./Imagenet_val} WHOLE_HOLDS=''
 case $MODEL:$MODE in
     MonteCarlo:whole_train_*)
-        WHOLE_HOLDS="that render_dataset.py has written"
+        WHOLE_HOLDS="that tools/render_dataset.py has written"
         link "$WHOLE/train" train
         link "$WHOLE/valid" val
         ;;

@@ -22,8 +22,8 @@ read_config() {
     for key in reference tolerance jobs; do block_field "accuracy_$key" accuracy_params $key; done
     reject_unused
     check_name
-    ! given "${VALUE[convert]}" || die "$CONFIG: trans_model: serve.py takes the weights as they are"
-    ! given "${VALUE[serving_dir]}" || die "$CONFIG: serving_dir: serve.py runs where it is"
+    ! given "${VALUE[convert]}" || die "$CONFIG: trans_model: tools/serve.py takes the weights as they are"
+    ! given "${VALUE[serving_dir]}" || die "$CONFIG: serving_dir: tools/serve.py runs where it is"
 }
 
 # start_service DEVICE: in the background; URL is its address, empty if it ended before it had one.

@@ -15,12 +15,12 @@ import resource
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 import train
 from denoising import cli
 from denoising.inference import distributed
-from denoising.training import options
+from denoising.training import options as training_options
 
 
 def translate(argv):
@@ -41,7 +41,7 @@ def translate(argv):
 def main(argv=None):
     """Trains, and puts links to the run's files where the runners look."""
     flags, tell = translate(sys.argv[1:] if argv is None else argv)
-    options = options.get_parser().parse_args(flags)
+    options = training_options.get_parser().parse_args(flags)
     place = Path(options.save_model_path) / options.log_name
     before = set(place.iterdir()) if place.is_dir() else set()
     if distributed.IS_MAIN:

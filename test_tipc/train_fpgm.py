@@ -9,12 +9,12 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 import train_for_tipc
 from denoising import cli
 from denoising.inference import checkpoint
-from denoising.training import options
+from denoising.training import options as training_options
 from fpgm import prune
 
 
@@ -26,7 +26,7 @@ def size(network):
 def main():
     """Writes the pruned weights beside the run, and trains from them."""
     flags, _ = train_for_tipc.translate(sys.argv[1:])
-    options = options.get_parser().parse_args(flags)
+    options = training_options.get_parser().parse_args(flags)
     network, about = checkpoint.load_network(cli.existing_file("--pretrained", options.pretrained or ""))
     if not options.n_feature < network.options["n_feature"]:
         raise cli.UserError(f"--n_feature: {options.n_feature} prunes nothing of {network.options['n_feature']}")

@@ -10,7 +10,7 @@ export_qat.py makes the 8-bit model of both.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 import paddle
 from paddle.nn import functional as F

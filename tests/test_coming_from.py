@@ -40,9 +40,9 @@ THEIRS = {
 TINY = {
     "train.py": "--max_steps 1 --n_feature 4 --patchsize 32 --batchsize 2 --val_repeats 1 --val_images 1 --workers 1",
     "val.py": "--val_repeats 1 --overwrite",
-    "render_dataset.py": "--n_scenes 1 --n_valid 1 --n_renders 2 --spp 1 --size 32 --reference_spp 4 --workers 1",
+    "tools/render_dataset.py": "--n_scenes 1 --n_valid 1 --n_renders 2 --spp 1 --size 32 --reference_spp 4 --workers 1",
     "dataset_tool.py": "",
-    "figure.py": "",
+    "tools/figure.py": "",
 }
 
 
@@ -78,7 +78,7 @@ for section_, header_, rows_ in tables():
 def run(folder, words):
     """Runs a script in a folder, train.py and val.py in this process; a * is what the shell makes of it."""
     words = [found for word in words for found in (glob.glob(word, root_dir=folder) if "*" in word else [word])]
-    if words[0] == "render_dataset.py":
+    if words[0] == "tools/render_dataset.py":
         pytest.importorskip("mitsuba")
     if words[0] not in ("train.py", "val.py"):
         run_script(*words, cwd=folder, ok=0)
@@ -185,7 +185,7 @@ def test_the_flag_does_it(done, section, script, flag, tmp_path, capsys):
     base = next(words for words in commands if words[0] == script) + shlex.split(TINY[script])
     if script != "val.py":  # elsewhere, so that there is one run of each name
         folder = shutil.copytree(folder, tmp_path / "theirs", ignore=shutil.ignore_patterns("ckpts", "results"))
-    if script == "render_dataset.py":
+    if script == "tools/render_dataset.py":
         shutil.rmtree(folder / "data" / "mc", ignore_errors=True)
     if flag == "--resume":
         run(folder, base)

@@ -1,7 +1,7 @@
 r"""Converts the official PyTorch weights of Neighbor2Neighbor to .pdparams.
 
 Examples:
-  python convert_weights.py --model_path model_gauss25_b4e100r02.pth --save_path gauss25.pdparams
+  python tools/convert_weights.py --model_path model_gauss25_b4e100r02.pth --save_path gauss25.pdparams
   python val.py --model_path gauss25.pdparams
 
 The file is read without PyTorch and without running anything in it; every format of `torch.save` is known. All
@@ -9,6 +9,10 @@ scripts take such a file for --model_path and --pretrained as it is: converting 
 """
 
 import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from denoising import cli
 from denoising.cli import UserError

@@ -1,9 +1,9 @@
 """Lays the pictures of a test run out in one figure: rows input, label and output, a column for each image.
 
 Examples:
-  python figure.py --result_dir report
-  python figure.py --result_dir report --images 0 3 7 --save_path figure.png --overwrite
-  python figure.py --result_dir results/unet_gauss25_b4e100r02/2026-01-31-12-00/validation --show
+  python tools/figure.py --result_dir report
+  python tools/figure.py --result_dir report --images 0 3 7 --save_path figure.png --overwrite
+  python tools/figure.py --result_dir results/unet_gauss25_b4e100r02/2026-01-31-12-00/validation --show
 
 It reads what val.py --save_dir, or train.py in RUN/validation, has written: 00000-input.png, -label and -output. No
 picture is scaled.
@@ -11,8 +11,12 @@ picture is scaled.
 
 import os
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from denoising import cli
 from denoising.cli import UserError, number

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from denoising import engine
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
 from denoising.cli import UserError
+from denoising.engine import operators
 from denoising.files import images, pair_files
 from denoising.inference.denoiser import Denoiser
 
-HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE / "models" / "lite.pdparams"
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = ROOT / "models" / "lite.pdparams"
 PIXELS = 1 << 18  # that go through the network at once, where images are small
 
 
@@ -45,7 +47,7 @@ class Model:
             flags = ["--preset", "lite", "--data_dir", f"{folder}/pairs.npz", "--n_epoch", num_epochs]
             flags += ["--precision", fastest_precision(), "--n_channel", pairs[0].shape[1]]
             flags += ["--val_dirs", "none", "--save_model_path", folder]
-            subprocess.run([sys.executable, HERE / "train.py", *map(str, flags)], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, ROOT / "train.py", *map(str, flags)], check=True, stdout=subprocess.DEVNULL)
             (weights,) = Path(folder).glob("lite/*/best_model.pdparams")
             self.load_pretrained_model(weights)
 
@@ -69,7 +71,7 @@ class Model:
 def fastest_precision():
     """The --precision to train with on this machine."""
     try:
-        engine.choose("auto", "bf16")
+        operators.choose("auto", "bf16")
     except UserError:
         return "fp32"
     return "bf16"

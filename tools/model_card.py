@@ -1,13 +1,14 @@
 r"""Measures a network on every runtime and in every precision, and writes its deployment card.
 
-    python model_card.py --model_path best_model.pdparams --images my_noisy_images
-    python model_card.py --model_path best_model.pdparams --images clean_photos --noise gauss25 --quick \
+    python tools/model_card.py --model_path best_model.pdparams --images my_noisy_images
+    python tools/model_card.py --model_path best_model.pdparams --images clean_photos --noise gauss25 --quick \
         --save_dir output/card
 
 writes `NAME.json`, and into `NAME.md` a section between two marks, which leaves alone what else that page says: work,
 parameters and file sizes; PSNR and SSIM in each precision on a validation set by the protocol of val.py; latency,
 throughput and memory of each runtime; which goals that reaches; how images become its input and its output images.
-`--images` are what 8 bits are calibrated on, as in quantize_model.py, and must not be those of the validation set.
+`--images` are what 8 bits are calibrated on, as in tools/quantize_model.py; they must not be those of the validation
+set.
 
 Each row runs in a process of its own, one after the other. What a runtime would compute in another precision than asked
 is absent, with its reason. On two free cores: about six minutes, with --quick about two; --val_images 100 adds six.
@@ -26,7 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-from denoising import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising import cli, machine
 from denoising.cli import UserError, number
 
 # Nothing that imports Paddle: each row's process reads this file, and Paddle would count as its memory.
@@ -35,7 +38,6 @@ from denoising.export.card_rows import Job, Row
 from denoising.export.onnx_graph import channels_in, multiplications, trace
 from denoising.export.quantization import METHODS
 from denoising.imaging.noise import list_of_noise, parse_noise
-from denoising.runtimes import onnx_runtimes
 
 ROWS = (
     Row("engine", "fp32"),
@@ -106,7 +108,7 @@ def main(argv=None):
         raise UserError(f"--save_dir: {folder} has a card of {name}; --overwrite replaces it, and nothing else there")
     if options.quick:
         options.sizes, options.batches, options.val_images, options.seconds = [256], [1], 4, 0.3
-    options.threads = sorted(set(options.threads or (1, cli.cores())))
+    options.threads = sorted(set(options.threads or (1, machine.cores())))
     known = {row.runtime for row in ROWS}
     if options.only and set(options.only) - known:
         raise UserError(f"--only: {min(set(options.only) - known)} is none of {'; '.join(sorted(known))}")
@@ -116,7 +118,7 @@ def main(argv=None):
     validation = choose_set(options, trained)
 
     with tempfile.TemporaryDirectory(prefix="card-") as temporary:
-        card = {"name": name, "command": command(argv), "machine": machine()}
+        card = {"name": name, "command": command(argv), "machine": measured_on()}
         card |= make_files(network, trained, options, rows, Path(temporary))
         card["validation"] = dict(zip(("set", "noise", "images", "repeats"), validation[1:], strict=True))
         batches = tuple(sorted({1, *options.batches}))
@@ -137,10 +139,10 @@ def command(argv):
     """What was typed; of paths elsewhere on this machine, which are nobody else's, the last name."""
     words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
     words = [os.path.basename(word.rstrip("/")) if os.path.isabs(word) else word for word in words]
-    return shlex.join(["python", "model_card.py", *words])
+    return shlex.join(["python", "tools/model_card.py", *words])
 
 
-def machine():
+def measured_on():
     """What was measured on, and how busy it was before."""
     from denoising.inference import devices
 
@@ -150,7 +152,7 @@ def machine():
     except (OSError, StopIteration):
         model = platform.processor()
     told = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-    flags = [flag for flag in told if flag in onnx_runtimes.cpu_flags()]
+    flags = [flag for flag in told if flag in machine.cpu_flags()]
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     return {"date": str(datetime.date.today()), "processor": model, "instructions": flags, "cores": os.cpu_count(),
             "load_before": load, **devices.versions()}  # fmt: skip
@@ -158,7 +160,7 @@ def machine():
 
 def choose_set(options, trained):
     """What is scored: folder, name, noise, images, repeats."""
-    from dataset import find_validation_sets
+    from denoising.data.validation import find_validation_sets
 
     present, _ = find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
     names = [one.name for one in present]
@@ -250,7 +252,7 @@ def measured(row, threads, first, score, job):
     # The engine is told by its environment, and takes all cores unless it is; runtimes are told by a flag. Paddle's
     # import has set the variable to 1 in this process.
     os.environ.pop("OMP_NUM_THREADS", None)
-    if not row.file and threads != cli.cores():
+    if not row.file and threads != machine.cores():
         os.environ["OMP_NUM_THREADS"] = str(threads)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=cli.start_worker) as pool:

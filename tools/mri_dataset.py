@@ -2,15 +2,15 @@ r"""Makes slices to train the reconstruction of undersampled MRI on: of phantoms
 
 Examples:
   # Heads that do not exist, to train on and others to score on.
-  python mri_dataset.py --phantoms 1000 --save_dir slices/train
-  python mri_dataset.py --phantoms 40 --seed 1 --save_dir slices/val/Phantoms
+  python tools/mri_dataset.py --phantoms 1000 --save_dir slices/train
+  python tools/mri_dataset.py --phantoms 40 --seed 1 --save_dir slices/val/Phantoms
 
   # Volumes: NIfTI, or .npy of D x H x W; of each the slices 25 to 124. Other people's heads for the scores.
-  python mri_dataset.py --data IXI-T1/train/ --slices 25 124 --save_dir slices/train
-  python mri_dataset.py --data IXI-T1/val/ --slices 25 124 --save_dir slices/val/IXI
+  python tools/mri_dataset.py --data IXI-T1/train/ --slices 25 124 --save_dir slices/train
+  python tools/mri_dataset.py --data IXI-T1/val/ --slices 25 124 --save_dir slices/val/IXI
 
   # What was measured: k-space of which a tenth is known becomes images for predict.py.
-  python mri_dataset.py --data kspace.npy --kspace_share 0.1 --save_dir measured/
+  python tools/mri_dataset.py --data kspace.npy --kspace_share 0.1 --save_dir measured/
 
   # Then train on pairs of undersampled slices, score, and reconstruct.
   python train.py --method noise2noise --noisetype mri0.1 --n_channel 1 --data_dir slices/train --val_dirs slices/val
@@ -29,8 +29,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
 from denoising import cli
 from denoising.cli import UserError, number
+from denoising.data import phantoms
 from denoising.files import images, nifti
 from denoising.imaging import mri
 
@@ -44,7 +47,7 @@ def get_parser():
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--phantoms", type=number(int, 1, 10**6), metavar="N", help="make so many slices of phantoms")
     source.add_argument(
-        "--data", metavar="PATH", help=f"a volume or a folder of them: {' '.join(volumes.VOLUME_SUFFIXES)}"
+        "--data", metavar="PATH", help=f"a volume or a folder of them: {' '.join(nifti.VOLUME_SUFFIXES)}"
     )
     parser.add_argument("--save_dir", required=True, help="new or empty folder for the slices")
     parser.add_argument("--size", type=number(int, 32, 4096), default=256, help="side of the slices in pixels")
@@ -71,7 +74,7 @@ def find_volumes(path):
     if root.is_dir():
         files = sorted(file for file in images.walk(path) if file.name.lower().endswith(nifti.VOLUME_SUFFIXES))
         if not files:
-            raise UserError(f"--data: no volume in {path} ({' '.join(volumes.VOLUME_SUFFIXES)})")
+            raise UserError(f"--data: no volume in {path} ({' '.join(nifti.VOLUME_SUFFIXES)})")
     else:
         files, root = [Path(cli.existing_file("--data", path))], root.parent
     owner = {}
@@ -88,7 +91,7 @@ def find_volumes(path):
 
 def phantom_slice(number_, options):
     """The one slice of a phantom."""
-    picture = mri.phantom(options.size, np.random.default_rng([options.seed, number_]))
+    picture = phantoms.phantom(options.size, np.random.default_rng([options.seed, number_]))
     return [(".png", images.from_01(picture, np.uint8))]
 
 

@@ -1,7 +1,7 @@
 """Makes an 8-bit model of trained weights, calibrated on noisy images alone, and measures what it loses.
 
-    python quantize_model.py --model_path best_model.pdparams --images my_noisy_images --save_dir ./output/
-    python quantize_model.py --model_path best_model.pdparams --images clean_photos --noise gauss25 --method mse
+    python tools/quantize_model.py --model_path best_model.pdparams --images my_noisy_images --save_dir ./output/
+    python tools/quantize_model.py --model_path best_model.pdparams --images clean_photos --noise gauss25 --method mse
     python infer.py --runtime openvino --precision int8 --model_dir output --input_file demo/astronaut_noise.png
 
 The images should look like those that will be denoised, and must not be those that it will be scored on. Two dozen are
@@ -16,8 +16,11 @@ than `--least` is not written (exit 1). See docs/deployment.md.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from denoising import cli
 from denoising.cli import UserError, number

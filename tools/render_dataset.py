@@ -1,9 +1,9 @@
 r"""Renders noisy images with albedo and normals, and their targets, with Mitsuba 3 (pip install mitsuba).
 
 Examples:
-  python render_dataset.py --save_dir renders
-  python render_dataset.py --save_dir renders --n_scenes 200 --spp 4 --clean_targets
-  python render_dataset.py --save_dir kitchen --scenes kitchen.xml --n_renders 16 --spp 32
+  python tools/render_dataset.py --save_dir renders
+  python tools/render_dataset.py --save_dir renders --n_scenes 200 --spp 4 --clean_targets
+  python tools/render_dataset.py --save_dir kitchen --scenes kitchen.xml --n_renders 16 --spp 32
   python train.py --method noise2noise --arch unet_n2n --data_dir renders/train --val_dirs renders/valid
 
 Scenes are drawn from --seed, or come from files of Mitsuba (each camera in them counts as a scene). What is written:
@@ -20,12 +20,15 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from denoising import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising import cli, machine
 from denoising.cli import UserError, number
 from denoising.data import renders
 from denoising.files import images
@@ -64,7 +67,7 @@ def get_parser():
         default="scalar_rgb",
         help="of Mitsuba: llvm_ad_rgb is three times as fast where it finds a new LLVM, e.g. 19 (DRJIT_LIBLLVM_PATH)",
     )
-    quality.add_argument("--workers", type=number(int, 1, 1024), default=cli.cores(), help="processes")
+    quality.add_argument("--workers", type=number(int, 1, 1024), default=machine.cores(), help="processes")
     return parser
 
 
@@ -294,7 +297,7 @@ def main(argv=None):
         for path in getattr(options, flag) or []:
             cli.existing_file(f"--{flag}", path)
     check_variant(options.variant)
-    threads = max(1, cli.cores() // options.workers)
+    threads = max(1, machine.cores() // options.workers)
     context = multiprocessing.get_context("spawn")
     samples, stop = context.Value("q", 0), context.Event()
     pool = concurrent.futures.ProcessPoolExecutor(

@@ -1,13 +1,13 @@
 """An HTTP service: POST an image, get it back denoised in the same format.
 
 Examples:
-  python serve.py --model_path best_model.pdparams
-  python serve.py --model_path models/gauss5_50.pdparams --port 9000 --precision bf16 --max_megapixels 50
-  python serve.py --model_path best_model.pdparams --host 0.0.0.0 --max_queue 8 --access_log
-  python serve.py --model_dir output/ --runtime openvino
+  python tools/serve.py --model_path best_model.pdparams
+  python tools/serve.py --model_path models/gauss5_50.pdparams --port 9000 --precision bf16 --max_megapixels 50
+  python tools/serve.py --model_path best_model.pdparams --host 0.0.0.0 --max_queue 8 --access_log
+  python tools/serve.py --model_dir output/ --runtime openvino
 
   curl --data-binary @noisy.png "http://127.0.0.1:8000/denoise?strength=0.8" -o denoised.png
-  python serve_client.py --image_path photos/ --save_dir denoised/
+  python tools/serve_client.py --image_path photos/ --save_dir denoised/
 
 GET / is a page to try it on, /health is for load balancers, /metrics for Prometheus. It prints its address once it is
 ready; SIGTERM and Ctrl-C let it finish what it has. It has neither passwords nor TLS, and therefore listens on this
@@ -15,8 +15,10 @@ machine alone unless --host says otherwise. docs/serving.md tells the rest.
 """
 
 import asyncio
+import sys
+from pathlib import Path
 
-import paddle
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from arch_unet import DenoisingNetwork
 from denoising import cli
@@ -86,6 +88,8 @@ class ExportedNetwork(DenoisingNetwork):
         self.engine = engine
 
     def forward(self, x):
+        import paddle
+
         return paddle.to_tensor(self.engine(x.numpy()))
 
 
@@ -93,6 +97,8 @@ def load(options, exported):
     """A Denoiser of weights, or of an exported model."""
     if not exported:
         return Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
+    import paddle
+
     paddle.set_device("cpu")
     engine = paddle_inference.open_engine(exported)
     cli.note(engine.describe())

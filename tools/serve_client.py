@@ -1,8 +1,8 @@
-"""Denoises an image, a folder tree or a glob by a service (serve.py), on this machine or another.
+"""Denoises an image, a folder tree or a glob by a service (tools/serve.py), on this machine or another.
 
 Examples:
-  python serve_client.py --image_path photos/ --save_dir denoised/
-  python serve_client.py --image_path scan.tif --url http://192.168.1.20:8000 --save_dir . --strength 0.7
+  python tools/serve_client.py --image_path photos/ --save_dir denoised/
+  python tools/serve_client.py --image_path scan.tif --url http://192.168.1.20:8000 --save_dir . --strength 0.7
 
 Results are NAME_denoise in the format that the image has. Where the service is too busy it is asked again after the
 time that it names. In Python:
@@ -18,6 +18,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from denoising import cli
 from denoising.cli import UserError, number
@@ -117,7 +119,7 @@ def main(argv=None):
     cli.writable_folder("--save_dir", options.save_dir)
     status, _, body = _request(options.url, "GET", "/health")
     if status not in (200, 503) or not body.startswith(b"{"):
-        raise UserError(f"--url: {options.url} is no service of serve.py ({_reason(status, body)})")
+        raise UserError(f"--url: {options.url} is no service of tools/serve.py ({_reason(status, body)})")
     failed = 0
     with ThreadPoolExecutor(options.jobs) as pool, cli.progress(pairs, unit="image", disable=len(pairs) == 1) as bar:
         errors = pool.map(lambda pair: denoise_file(options, *pair), pairs)

@@ -4,139 +4,28 @@ They lie in two folders, in a folder for each scene, or all in one file. Two fra
 train a network to blur: they are found and refused.
 """
 
-import concurrent.futures
-import hashlib
 import itertools
 
 import cv2
 import numpy as np
 
-from dataset import CROP, TrainingImages, generator, images_by_name
 from denoising import cli
 from denoising.cli import UserError
-from denoising.files import images, pair_files
+from denoising.files import images
 
 CHECKED = 512  # side of the middle part in which a shift is looked for
 WORTH = 0.8  # a shift counts if moving one frame back leaves less than this share of their difference
 
 
-class TrainingPairs(TrainingImages):
-    """Pairs of files in place of simulated noise; what is drawn anew in each epoch is which frame is the input.
-
-    Args:
-        pair_dir: holds a file of the same name, whatever its suffix, for each one of `data_dir`. Without `data_dir`
-            it holds a folder for each scene, with two frames or more.
-        options: those of `TrainingImages`; with the target "clean" the files of `pair_dir` are the clean images.
-    """
-
-    def __init__(self, data_dir, pair_dir, *options, workers=2, **more):
-        self.pair_dir = pair_dir
-        super().__init__(data_dir or pair_dir, *options, **more)
-        self._check(workers)
-
-    def _find(self, data_dir):
-        if data_dir == self.pair_dir:
-            return find_scenes(self.pair_dir)
-        return find_pairs(data_dir, self.pair_dir)
-
-    def _layers(self, index, rng):
-        group = self.groups[index]
-        first, second = (0, 1) if self.target == "clean" else rng.choice(len(group), 2, replace=False)
-        layers = [self._cached(group[i], lambda i=i: [self._read(group[i])])[0] for i in (first, second)]
-        if layers[0].shape != layers[1].shape:
-            raise _unequal(group[first], layers[0].shape, group[second], layers[1].shape)
-        return layers
-
-    def _check(self, workers):
-        """Refuses all groups whose frames differ in size or are shifted, before training starts."""
-        pairs = [(group[0], other) for group in self.groups for other in group[1:]]
-        with (
-            concurrent.futures.ThreadPoolExecutor(workers) as pool,
-            cli.progress(total=len(pairs), unit="pair", label="checking pairs") as bar,
-        ):
-            for _ in pool.map(lambda pair: self._check_pair(*pair), pairs):
-                bar.update()
-
-    def _check_pair(self, first, second):
-        pages = [self._cached(path, lambda path=path: [self._read(path)])[0] for path in (first, second)]
-        if pages[0].shape != pages[1].shape:
-            raise _unequal(first, pages[0].shape, second, pages[1].shape)
-        down, right = shift_between(*pages)
-        if down or right:
-            raise UserError(f"--pair_dir: {second} shows the scene of {first} moved by {down} down, {right} right")
-
-
-class PairFile:
-    """The pairs of a file (pair_files.py), a batch at once, which takes a fifth of the time of one patch after another.
-
-    What is drawn anew in each epoch is the place of the patch in its image, its orientation, and which of two noisy
-    images is the input.
-
-    Args:
-        path: a .npz or .pkl.
-        n_channel: that the images must have.
-        patchsize: side of the patches; images that are no larger are taken whole.
-        seed: of all randomness.
-        augment: whether patches are flipped and rotated by quarter turns.
-        target: "noisy" or "clean", what the file holds beside its first noisy images.
-        size: only the first so many pairs.
-    """
-
-    n_input = None  # channels of what the network gets, where they are not those of the image
-
-    def __init__(self, path, n_channel, patchsize, seed, augment=False, target="noisy", size=None):
-        names = pair_files.VALIDATION if target == "clean" else pair_files.TRAINING
-        self.halves = [half[:size] for half in pair_files.read(path, names)]
-        count, channels, height, width = self.halves[0].shape
-        if channels != n_channel:
-            raise UserError(f"--data_dir: {path} has {channels} channels, --n_channel is {n_channel}")
-        self.size, self.room = min(patchsize, height, width), (height, width)
-        self.seed, self.augment, self.swap, self.count = seed, augment, target == "noisy", count
-        self.names = [hashlib.sha256(half.tobytes()).hexdigest() for half in self.halves]
-
-    def __len__(self):
-        return self.count
-
-    def batch(self, places):
-        """The arrays of some (epoch, pair): noisy [N, C, P, P] float32, and what the method compares with."""
-        epochs, indices = map(np.array, zip(*places, strict=True))
-        tops, lefts, ways = np.empty((3, len(places)), int)
-        for epoch in set(epochs.tolist()):
-            # Drawn for all pairs, so that it does not matter which of them share a batch.
-            rng, now = generator(self.seed, CROP, epoch), epochs == epoch
-            for drawn, choices in zip((tops, lefts), self.room, strict=True):
-                drawn[now] = rng.integers(0, choices - self.size + 1, self.count)[indices[now]]
-            ways[now] = rng.integers(0, 16, self.count)[indices[now]]
-        corners = list(zip(indices, tops, lefts, strict=True))
-        parts = [
-            np.stack([half[i, :, top : top + self.size, left : left + self.size] for i, top, left in corners])
-            for half in self.halves
-        ]
-        if self.swap:
-            other = (ways >= 8)[:, None, None, None]
-            parts = [np.where(other, parts[1 - i], parts[i]) for i in (0, 1)]
-        if self.augment:
-            parts = [_oriented(part, ways % 8) for part in parts]
-        return tuple(images.to_01(part) for part in parts)
-
-
-def _oriented(patches, ways):
-    """Square patches [N, C, P, P], each turned by so many quarters, and flipped from four on."""
-    result = np.empty_like(patches)
-    for way in range(8):
-        turned = np.rot90(patches[ways == way], way % 4, axes=(2, 3))
-        result[ways == way] = turned[..., ::-1] if way >= 4 else turned
-    return result
-
-
-def _unequal(first, shape, second, other):
+def unequal(first, shape, second, other):
+    """The error for two frames of different size."""
     sizes = [f"{width}x{height}" for height, width, _ in (shape, other)]
     return UserError(f"--pair_dir: {first} is {sizes[0]}, but {second} is {sizes[1]}")
 
 
 def find_pairs(data_dir, pair_dir):
     """The pairs of files with the same name below two folders, or an error that names the first without a partner."""
-    first, second = images_by_name("--data_dir", data_dir), images_by_name("--pair_dir", pair_dir)
+    first, second = images.by_name("--data_dir", data_dir), images.by_name("--pair_dir", pair_dir)
     for here, there, folder in ((first, second, pair_dir), (second, first, data_dir)):
         for name, path in here.items():
             if name not in there:

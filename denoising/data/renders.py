@@ -71,7 +71,7 @@ def find_frames(flag, folder, target=None):
     for kind in kinds:
         where = os.path.join(folder, kind)
         if not os.path.isdir(where):
-            hint = "; render_dataset.py --clean_targets makes them" if kind == "clean" else ""
+            hint = "; tools/render_dataset.py --clean_targets makes them" if kind == "clean" else ""
             raise UserError(f"{flag}: {where} does not exist{hint}")
         found[kind] = _by_name(flag, where)
     names = sorted(found["render"])

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import as_channels
 from denoising import cli
 from denoising.cli import UserError
 from denoising.export.onnx_graph import INPUT, multiplications, to_onnx, trace
@@ -23,6 +22,7 @@ from denoising.export.quantization import fit, observe, search_floats, sources
 from denoising.export.writing import export
 from denoising.files import images
 from denoising.imaging.metrics import psnr
+from denoising.imaging.pixels import as_channels
 from denoising.runtimes import paddle_inference
 
 CALIBRATE, MEASURE = 16, 8  # crops

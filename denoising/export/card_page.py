@@ -1,8 +1,8 @@
-"""A model card as a section of a page of Markdown, from what model_card.py has measured."""
+"""A model card as a section of a page of Markdown, from what tools/model_card.py has measured."""
 
 from denoising.cli import UserError
 
-START = "<!-- written by model_card.py; from here -->"
+START = "<!-- written by tools/model_card.py; from here -->"
 END = "<!-- to here -->"
 
 RECIPE = """\

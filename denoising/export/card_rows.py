@@ -48,10 +48,10 @@ class NetworkEngine:
     """The network itself, as val.py and predict.py run it."""
 
     def __init__(self, model_path, precision):
-        from denoising import engine
+        from denoising.engine import operators
         from denoising.inference.denoiser import Denoiser
 
-        self.denoiser = Denoiser(model_path, engine.choose("onednn", precision)[0])
+        self.denoiser = Denoiser(model_path, operators.choose("onednn", precision)[0])
 
     def __call__(self, nchw):
         return self.denoiser.run_batch(nchw)
@@ -160,10 +160,10 @@ class _Scored:
 def scores(engine, job):
     """PSNR and SSIM as val.py has them."""
     # They import Paddle, which would have counted as the runtime's memory before.
-    from dataset import find_validation_sets
+    from denoising.data.validation import find_validation_sets
     from denoising.imaging.noise import parse_noise
     from denoising.inference.checkpoint import load_network
-    from denoising.inference.denoiser import evaluate
+    from denoising.inference.evaluation import evaluate
 
     folder, name, noisetype, limit, repeats = job.scored
     (one,) = [each for each in find_validation_sets(folder)[0] if each.name == name]

@@ -88,6 +88,17 @@ def find_images(flag, path):
     return found
 
 
+def by_name(flag, folder):
+    """The images below a folder by their relative path without its suffix, sorted."""
+    found = {}
+    for path in find_images(flag, cli.existing_folder(flag, folder)):
+        name = os.path.relpath(path.with_suffix(""), folder)
+        if name in found:
+            raise UserError(f"{flag}: {found[name]} and {path} have the same name")
+        found[name] = path
+    return found
+
+
 def walk(folder):
     """Yields the files below a folder that are not hidden; a ring of links is gone round once."""
     seen = set()

@@ -110,3 +110,24 @@ def to_grey(array):
     """Luma of Rec. 601 as H x W x 1, rounded to the image's own type."""
     luma = to_01(array) @ np.array([0.299, 0.587, 0.114], np.float32)
     return from_01(luma[..., None], array.dtype)
+
+
+def as_channels(array, n_channel, name):
+    """Gives an HWC image the channels that the network takes: RGB to grey, grey to RGB, Bayer raw to four."""
+    channels = array.shape[2]
+    if channels == n_channel:
+        return array
+    if n_channel == 3 and channels == 1:
+        return np.repeat(array, 3, axis=2)
+    if n_channel == 1 and channels == 3:
+        return to_grey(array)
+    if n_channel == 4 and channels == 1:
+        return pack_bayer(array)
+    raise UserError(f"{name}: has {channels} channels, --n_channel is {n_channel}")
+
+
+def pack_bayer(mosaic):
+    """Packs an H x W x 1 Bayer mosaic into its four phases, H/2 x W/2 x 4 (an odd last row or column is dropped)."""
+    height, width = mosaic.shape[0] // 2 * 2, mosaic.shape[1] // 2 * 2
+    phases = [mosaic[i:height:2, j:width:2, 0] for i in (0, 1) for j in (0, 1)]
+    return np.stack(phases, axis=2)

@@ -1,26 +1,20 @@
-"""The one path from a noisy image to a denoised one (pad or tile, run, crop), and the published evaluation.
+"""The one path from a noisy image to a denoised one: pad or tile, run, crop.
 
 >>> from denoising import Denoiser
 >>> denoised = Denoiser("best_model.pdparams")(noisy)  # HWC or HW, uint8, uint16 or float32; the same kind back
 """
 
 import math
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import paddle
 
-from denoising import engine
-from denoising.cli import UserError
+from denoising import machine
+from denoising.engine import operators
 from denoising.files import images
-from denoising.imaging.metrics import psnr, ssim
-from denoising.inference import distributed
 from denoising.inference.checkpoint import load_network
 
 TILE_BYTES = 4 << 30  # at most this much working memory is planned for one tile
-VALIDATION_SEED = 101  # published
 
 
 class Denoiser:
@@ -38,7 +32,7 @@ class Denoiser:
         self.options = {}
         if not isinstance(network, paddle.nn.Layer):
             network, self.options = load_network(network)
-            network.ops = ops or engine.choose()[0]
+            network.ops = ops or operators.choose()[0]
         if not 0 <= strength <= 1 or (tile is not None and tile < 1):
             raise ValueError(f"strength is 0..1 and tile a positive number, not {strength} and {tile}")
         self.network, self.tile, self.strength, self.tta = network, tile, strength, tta
@@ -86,7 +80,7 @@ class Denoiser:
         if self.strength == 0 and mixed:
             return hwc.copy()
         result = np.empty((height, width, channels if mixed else self.n_channel), hwc.dtype)
-        padded_height, padded_width = _round_up(height, step), _round_up(width, step)
+        padded_height, padded_width = round_up(height, step), round_up(width, step)
         rows, columns = plan_tiles(padded_height, padded_width, step, margin, self._window_pixels())
         window_height = min(rows + 2 * margin, padded_height)
         window_width = min(columns + 2 * margin, padded_width)
@@ -96,7 +90,7 @@ class Denoiser:
                 y0 = min(max(top - margin, 0), padded_height - window_height)
                 x0 = min(max(left - margin, 0), padded_width - window_width)
                 y1, x1 = y0 + window_height, x0 + window_width
-                window = _reflected(_reflected(hwc, y0, y1, axis=0), x0, x1, axis=1)
+                window = reflected(reflected(hwc, y0, y1, axis=0), x0, x1, axis=1)
                 window = images.to_01(window)
                 if channels < self.n_channel:
                     window = np.repeat(window, self.n_channel, axis=2)
@@ -116,7 +110,7 @@ class Denoiser:
     def _window_pixels(self):
         if self.tile:
             return self.tile**2
-        budget = min(TILE_BYTES, free_memory() // 2)
+        budget = min(TILE_BYTES, machine.free_memory() // 2)
         # Smaller windows than this would be little but margin: a hundred times the work.
         least = (2 * self.network.margin + 256) ** 2
         return max(budget // self.network.ops.bytes_per_pixel, least)
@@ -148,7 +142,7 @@ def plan_tiles(height, width, step, margin, window_pixels):
     """The tile size, in multiples of `step`, that computes the fewest pixels with windows within the budget."""
     best = None
     for across in range(1, width // step + 1):
-        columns = _round_up(math.ceil(width / across), step)
+        columns = round_up(math.ceil(width / across), step)
         window_width = min(columns + 2 * margin, width)
         # The tallest tile that the budget leaves; at least one step, however small the budget.
         rows = (window_pixels // window_width) // step * step
@@ -164,11 +158,12 @@ def plan_tiles(height, width, step, margin, window_pixels):
     return best[1]
 
 
-def _round_up(size, step):
+def round_up(size, step):
+    """The next multiple of `step`."""
     return (size + step - 1) // step * step
 
 
-def _reflected(array, start, stop, axis):
+def reflected(array, start, stop, axis):
     """array[start:stop] along an axis, continued past its end by reflection."""
     size = array.shape[axis]
     if stop <= size:
@@ -176,103 +171,3 @@ def _reflected(array, start, stop, axis):
     period = max(2 * size - 2, 1)
     index = np.arange(start, stop) % period
     return np.take(array, np.minimum(index, period - index) if size > 1 else index * 0, axis=axis)
-
-
-def free_memory():
-    """Bytes that can be taken now: the machine's, or what a container's limit leaves."""
-    free = 4 << 30
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        # Files in the page cache count as used, but are dropped when memory is asked for.
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(statistics["inactive_file"]))
-    except (OSError, ValueError, KeyError, StopIteration):
-        pass  # not Linux, or no limit ("max"): what is known so far
-    return max(free, 64 << 20)
-
-
-# --- Evaluation ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Score:
-    """One image of one repeat."""
-
-    set_name: str
-    name: str
-    index: int  # of the image within its set
-    repeat: int
-    psnr: float
-    ssim: float
-    psnr_noisy: float
-    ssim_noisy: float
-
-
-@dataclass
-class SetScores:
-    """All scores of a set, in order, with the time that they took."""
-
-    name: str
-    scores: list = field(default_factory=list)
-    seconds: float = 0.0
-    megapixels: float = 0.0
-
-    def mean(self, measure):
-        """The average of a measure over all images and repeats."""
-        return float(np.mean([getattr(score, measure) for score in self.scores]))
-
-
-def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image=None):
-    """Scores a set as published: seeded noise in float and not clipped, results rounded to 8 bits.
-
-    The noise of each set starts from seed 101. Images are padded to a square, as the published evaluation does.
-    Several processes share the images; all return the scores of all.
-
-    Args:
-        denoiser: a Denoiser.
-        validation_set: of `find_validation_sets`.
-        noise: a noise model.
-        repeats: instead of the set's own.
-        limit: only the first so many images.
-        on_image: called as on_image(score, clean, noisy, denoised) with HWC uint8 images, for each that is scored here.
-    """
-    rng = np.random.RandomState(VALIDATION_SEED)
-    result = SetScores(validation_set.name)
-    start = time.perf_counter()
-    number = 0
-    for repeat in range(repeats or validation_set.repeats):
-        for index, (name, clean, noisy_01) in enumerate(validation_set.images(denoiser.n_channel, noise, rng, limit)):
-            number += 1
-            if number % distributed.WORLD_SIZE != distributed.RANK:
-                continue
-            denoised = validation_set.shown(_denoised(denoiser, noise, noisy_01))
-            noisy = validation_set.shown(noisy_01)
-            score = Score(validation_set.name, name, index, repeat, *_scores(clean, denoised), *_scores(clean, noisy))
-            result.scores.append((number, score))
-            result.megapixels += clean.shape[0] * clean.shape[1] / 1e6
-            if on_image:
-                on_image(score, clean, noisy, denoised)
-    result.scores = [score for _, score in sorted(distributed.gather(result.scores), key=lambda pair: pair[0])]
-    result.seconds = time.perf_counter() - start
-    return result
-
-
-def _denoised(denoiser, noise, noisy_01):
-    """With the published padding: by reflection at bottom and right, to a square whose side divides by 32."""
-    height, width = noisy_01.shape[:2]
-    side = _round_up(max(height, width), denoiser.network.multiple)
-    square = _reflected(_reflected(noisy_01, 0, side, axis=0), 0, side, axis=1)
-    try:
-        return noise.restore(noisy_01, denoiser(np.ascontiguousarray(square))[:height, :width])
-    except ValueError as error:
-        raise UserError(f"--val_dirs: {error}") from None
-
-
-def _scores(clean, image):
-    try:
-        return psnr(clean, image, 255), ssim(clean, image, 255)
-    except ValueError as error:
-        raise UserError(f"--val_dirs: {error}") from None

@@ -7,8 +7,9 @@ import subprocess
 import numpy as np
 import paddle
 
-from denoising import cli, engine
+from denoising import cli
 from denoising.cli import UserError
+from denoising.engine import operators
 from denoising.inference import distributed
 
 
@@ -47,7 +48,7 @@ def prepare(options):
     else:
         paddle.set_device("cpu")
     distributed.start()
-    ops, line = engine.choose(options.engine, options.precision)
+    ops, line = operators.choose(options.engine, options.precision)
     if distributed.IS_MAIN:
         cli.note(line)
     return ops

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from denoising import machine
 from denoising.cli import UserError
 
 
@@ -108,7 +109,7 @@ class OnnxEngine:
         if made == "int8" and self.options.precision != "int8":
             raise UserError(f"--precision: {self.path} holds 8-bit weights: --precision=int8")
         if made == "fp32" and self.options.precision == "int8":
-            raise UserError(f"--precision: {self.path} holds float weights; quantize_model.py makes 8-bit ones")
+            raise UserError(f"--precision: {self.path} holds float weights; tools/quantize_model.py makes 8-bit ones")
         if self.options.precision == "int8" and not _adds_bytes_exactly():
             # Older instructions add pairs of products in 16 bits, which overflow.
             raise UserError("--precision: int8 needs a CPU with VNNI instructions, others would overflow")
@@ -245,18 +246,9 @@ def _round_once(model):
             op.input(0).replace_source_output(operations[f"{layer}/conv"].output(0))
 
 
-def cpu_flags():
-    """The instruction sets of this CPU, as Linux names them; nothing where it does not tell."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), [])
-
-
 def _adds_bytes_exactly():
     """Whether this CPU has instructions for sums of 8-bit products; ARM has, and what does not tell is believed."""
-    flags = cpu_flags()
+    flags = machine.cpu_flags()
     return not flags or bool({"avx512_vnni", "avx_vnni"} & set(flags))
 
 

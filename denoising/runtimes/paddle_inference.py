@@ -148,7 +148,7 @@ class PaddleEngine:
         self.channels, quantised = check_model(program, params)
         if quantised != (options.precision == "int8"):
             state = "holds 8-bit weights: --precision=int8" if quantised else (
-                "holds float weights: quantize_model.py makes 8-bit ones")  # fmt: skip
+                "holds float weights: tools/quantize_model.py makes 8-bit ones")  # fmt: skip
             raise UserError(f"--precision: {program} {state}")
         config = inference.Config(str(program), str(params))
         with captured():

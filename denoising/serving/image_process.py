@@ -106,8 +106,8 @@ class _Process:
         self.connection, theirs = Pipe()
         with theirs:
             self.popen = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno()), str(max_pixels)],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                [sys.executable, "-m", __spec__.name, str(theirs.fileno()), str(max_pixels)],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
         self.ready = False
 

@@ -1,4 +1,4 @@
-"""The HTTP side of serve.py: who may come in, what is answered, and what is counted. It needs aiohttp.
+"""The HTTP side of tools/serve.py: who may come in, what is answered, and what is counted. It needs aiohttp.
 
 The event loop does nothing but HTTP. Each image has a thread that waits for an image process to decode it, for the
 network, and for an image process to encode it. There are twice as many threads as a batch has places: one batch is
@@ -42,7 +42,7 @@ class Service:
     """Answers requests.
 
     Args:
-        options: the flags of serve.py.
+        options: the flags of tools/serve.py.
         denoiser: a Denoiser, whose network is shared by all.
         processes: ImageProcesses.
     """
@@ -363,7 +363,7 @@ def image_within(body, content_type):
 
 def read_page():
     """The page for browsers, and headers that let it run its own script and nothing else."""
-    page = Path(__file__).with_name("serve_page.html").read_text(encoding="utf-8")
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     digests = {
         tag: base64.b64encode(hashlib.sha256(re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[1].encode()).digest())
         for tag in ("script", "style")

@@ -4,11 +4,12 @@ import pytest
 from conftest import noisy_scene, scene
 
 from arch_unet import PlainOps, build_network
-from dataset import ValidationSet
+from denoising.data.validation import ValidationSet
 from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim
 from denoising.imaging.noise import parse_noise
-from denoising.inference.denoiser import VALIDATION_SEED, Denoiser, evaluate, plan_tiles
+from denoising.inference.denoiser import Denoiser, plan_tiles
+from denoising.inference.evaluation import VALIDATION_SEED, evaluate
 
 
 @pytest.fixture(scope="module")

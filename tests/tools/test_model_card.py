@@ -2,11 +2,11 @@
 
 import json
 
+import model_card
 import numpy as np
 import pytest
 from conftest import assert_user_error, noisy_scene, run_script, save
 
-import model_card
 from denoising import cli
 from denoising.export import card_page, card_rows, writing
 from denoising.export.card_rows import Job, Row
@@ -67,7 +67,7 @@ def test_one_command_writes_the_card_beside_what_the_page_says(weights, folders,
     assert text.startswith("# tiny\n\nTrained by hand.\n")
     assert f"| fp32 | {runtime} |" in text
     assert f"{card['parameters']:,} parameters" in text
-    assert "python model_card.py --model_path tiny.pdparams" in text
+    assert "python tools/model_card.py --model_path tiny.pdparams" in text
     with pytest.raises(cli.UserError, match="--save_dir: .*--overwrite replaces it"):
         model_card.main([*flags, "--save_dir", out])
 
@@ -95,7 +95,7 @@ def test_a_row_that_would_compute_otherwise_is_absent_with_its_reason(job, weigh
 
     writing.write(load_network(weights)[0], model_card.Path(job.folder), "pdmodel", {})
     for row, reason in (
-        (Row("Paddle", "int8", "model.pdmodel"), "holds float weights: quantize_model.py makes 8-bit ones"),
+        (Row("Paddle", "int8", "model.pdmodel"), "holds float weights: tools/quantize_model.py makes 8-bit ones"),
         (Row("Paddle", "fp16", "model.pdmodel"), "fp16 is computed on GPUs only"),
         (Row("Paddle, GPU", "fp32", "model.pdmodel", {"use_gpu": True}), "--use_gpu: "),
     ):
@@ -195,7 +195,7 @@ def test_what_is_typed_tells_no_folder_of_this_machine():
     said = model_card.command(
         ["--model_path", "models/a.pdparams", "--images", "/home/me/photos/", "--val_set", "Set 14"]
     )
-    assert said == "python model_card.py --model_path models/a.pdparams --images photos --val_set 'Set 14'"
+    assert said == "python tools/model_card.py --model_path models/a.pdparams --images photos --val_set 'Set 14'"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_mistakes_are_one_line(flags, words, weights, folders, tmp_path):
 
 
 def test_a_flag_without_sense_is_refused(weights):
-    assert_user_error(run_script("model_card.py", "--model_path", weights, "--batches", 0), "--batches")
+    assert_user_error(run_script("tools/model_card.py", "--model_path", weights, "--batches", 0), "--batches")
 
 
 def test_a_page_that_is_a_folder_is_refused(weights, folders, tmp_path):

@@ -12,17 +12,15 @@ import pytest
 from conftest import ENVIRONMENT, ROOT
 
 from arch_unet import PlainOps, build_network
-from denoising import engine
 from denoising.cli import UserError
+from denoising.engine import build, operators
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")
-needs_bf16 = pytest.mark.skipif(
-    "avx512_bf16" not in engine.build.cpu_flags(), reason="this CPU cannot multiply bfloat16"
-)
+needs_bf16 = pytest.mark.skipif("avx512_bf16" not in build.cpu_flags(), reason="this CPU cannot multiply bfloat16")
 
 
 def choose(precision="fp32"):
-    return engine.choose("onednn", precision)[0]
+    return operators.choose("onednn", precision)[0]
 
 
 def run_python(code, *arguments, **environment):
@@ -274,13 +272,13 @@ def test_two_processes_train_as_one(tmp_path):
     code = """
 import paddle, numpy as np, sys
 from paddle import distributed as dist
-from denoising import engine
+from denoising.engine import operators
 from arch_unet import build_network
 def work(folder):
     dist.init_parallel_env()
     paddle.seed(0)
     network = build_network(n_feature=4)
-    network.ops = engine.choose("onednn")[0]
+    network.ops = operators.choose("onednn")[0]
     parallel = paddle.DataParallel(network)
     rank = dist.get_rank()
     parallel(paddle.full([1, 3, 32, 32], rank + 1.0)).sum().backward()
@@ -313,7 +311,7 @@ CHOOSE = """
 import sys, engine
 from denoising.cli import UserError
 try:
-    ops, line = engine.choose(*sys.argv[1:])
+    ops, line = operators.choose(*sys.argv[1:])
     print(type(ops).__name__, "|", line)
 except UserError as error:
     print("UserError", "|", error)
@@ -385,9 +383,10 @@ def test_a_home_that_cannot_be_written_is_said_and_not_needed():
 @needs_compiler
 def test_a_cpu_without_avx512_gets_the_same_results(tmp_path):
     code = """
-import sys; sys.path.insert(0, "tests")
-import engine, test_engine
-engine.build.FLAGS = engine.build.FLAGS.replace("-march=native", "-march=x86-64-v3")
+import sys; sys.path[:0] = ["tests", "tests/engine"]
+from denoising.engine import build
+import test_engine
+build.FLAGS = build.FLAGS.replace("-march=native", "-march=x86-64-v3")
 for sizes in test_engine.CONVOLUTIONS:
     test_engine.test_convolution_equals_paddles(sizes, True)
 print("same")
@@ -397,23 +396,23 @@ print("same")
 
 
 def test_bf16_on_a_cpu_without_it_is_refused(monkeypatch):
-    monkeypatch.setattr(engine.build, "cpu_flags", lambda: ["avx2"])
+    monkeypatch.setattr(build, "cpu_flags", lambda: ["avx2"])
     with pytest.raises(UserError, match="bf16"):
-        engine.choose("auto", "bf16")
+        operators.choose("auto", "bf16")
 
 
 def test_on_a_gpu_paddles_layers_are_taken(monkeypatch):
     monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
-    ops, line = engine.choose("auto")
+    ops, line = operators.choose("auto")
     assert isinstance(ops, PlainOps)
     assert "gpu:0" in line
     with pytest.raises(UserError, match="gpu:0"):
-        engine.choose("onednn")
+        operators.choose("onednn")
 
 
 def test_paddles_layers_can_be_asked_for():
-    ops, line = engine.choose("paddle")
+    ops, line = operators.choose("paddle")
     assert isinstance(ops, PlainOps)
     assert "as asked" in line
     with pytest.raises(UserError, match="bf16"):
-        engine.choose("paddle", "bf16")
+        operators.choose("paddle", "bf16")

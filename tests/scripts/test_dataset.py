@@ -4,7 +4,8 @@ from conftest import save, scene
 
 import dataset
 from denoising.cli import UserError
-from denoising.imaging import noise
+from denoising.data import validation
+from denoising.imaging import noise, pixels
 from denoising.imaging.noise import parse_noise
 
 
@@ -124,16 +125,16 @@ def test_augmented_patches_are_flips_and_rotations(tmp_path):
 
 def test_channels(tmp_path):
     colour, grey = scene(64, 64), scene(64, 64, 1)
-    assert dataset.as_channels(grey, 3, "a").shape == (64, 64, 3)
-    luma = dataset.as_channels(colour, 1, "a")[..., 0].astype(float)
+    assert pixels.as_channels(grey, 3, "a").shape == (64, 64, 3)
+    luma = pixels.as_channels(colour, 1, "a")[..., 0].astype(float)
     expected = colour @ [0.299, 0.587, 0.114]
     assert np.abs(luma - expected).max() <= 0.51
     mosaic = np.arange(24, dtype=np.float32).reshape(4, 6, 1)
-    packed = dataset.as_channels(mosaic, 4, "a")
+    packed = pixels.as_channels(mosaic, 4, "a")
     assert packed[0, 0].tolist() == [0, 1, 6, 7]
     assert packed[1, 2].tolist() == [16, 17, 22, 23]
     with pytest.raises(UserError, match=r"a: has 5 channels"):
-        dataset.as_channels(np.zeros((4, 4, 5)), 3, "a")
+        pixels.as_channels(np.zeros((4, 4, 5)), 3, "a")
 
 
 def test_raw_mosaics_train_four_channels(tmp_path):
@@ -151,7 +152,7 @@ def test_a_broken_image_is_named(tmp_path):
 def test_validation_sets_by_name(tmp_path):
     for folder in ("Kodak", "BSD300/test", "BSD300/train", "Mine"):
         save(tmp_path / folder / "a.png", scene(20, 20))
-    present, absent = dataset.find_validation_sets(str(tmp_path))
+    present, absent = validation.find_validation_sets(str(tmp_path))
     assert [(one.name, one.repeats) for one in present] == [("Kodak", 10), ("BSD300", 3), ("Mine", 1)]
     assert [one.name for one in absent] == ["Set14"]
     assert [path.parent.name for path in present[1].paths()] == ["test"]
@@ -159,7 +160,7 @@ def test_validation_sets_by_name(tmp_path):
 
 def test_a_folder_without_sets_is_refused(tmp_path):
     with pytest.raises(UserError, match="--val_dirs"):
-        dataset.find_validation_sets(str(tmp_path))
+        validation.find_validation_sets(str(tmp_path))
 
 
 def test_frozen_noise_stays_when_other_images_come(tmp_path):
@@ -270,7 +271,7 @@ def test_a_validation_set_of_noisy_and_clean_files(tmp_path):
         save(tmp_path / "mine" / "clean" / f"{i}.png", clean)
         save(tmp_path / "mine" / "noisy" / f"{i}.png", clean // 2)
     for folder in (tmp_path, tmp_path / "mine"):
-        (one,), _ = dataset.find_validation_sets(str(folder))
+        (one,), _ = validation.find_validation_sets(str(folder))
         assert (one.name, one.own_noise) == ("mine", True)
         for i, (name, clean, noisy) in enumerate(one.images(3, None, None)):
             assert name == f"{i}.png"

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(3)
 HDR = RNG.gamma(0.3, 20.0, (21, 34, 3)).astype(np.float32)
 
 
-def exr(channels, **header):
+def exr_bytes(channels, **header):
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage} | header
     file = io.BytesIO()
     OpenEXR.File(header, {name: np.ascontiguousarray(plane) for name, plane in channels.items()}).write(file)
@@ -44,7 +44,7 @@ def test_round_trip_keeps_every_pixel_beyond_white_and_below_black(tmp_path, sha
 @pytest.mark.parametrize("compression", ["NO", "RLE", "ZIPS", "ZIP", "PIZ", "PXR24", "B44", "DWAA"])
 def test_all_compressions_are_read(compression):
     ramp = np.linspace(0.5, 40, 21 * 34 * 3).reshape(21, 34, 3).astype(np.float16)
-    page = read(exr({"RGB": ramp}, compression=getattr(OpenEXR, f"{compression}_COMPRESSION"))).pages[0]
+    page = read(exr_bytes({"RGB": ramp}, compression=getattr(OpenEXR, f"{compression}_COMPRESSION"))).pages[0]
     lossy = compression in ("B44", "DWAA")
     np.testing.assert_allclose(page, ramp.astype(np.float32), rtol=0.1 if lossy else 0)
 
@@ -52,14 +52,16 @@ def test_all_compressions_are_read(compression):
 def test_tiles_are_read():
     tiles = OpenEXR.TileDescription()
     tiles.xSize = tiles.ySize = 16
-    picture = read(exr({"RGB": HDR}, type=OpenEXR.tiledimage, tiles=tiles))
+    picture = read(exr_bytes({"RGB": HDR}, type=OpenEXR.tiledimage, tiles=tiles))
     np.testing.assert_array_equal(picture.pages[0], HDR)
 
 
 def test_half_floats_alpha_and_layers_are_handed_on(tmp_path):
     half, alpha = HDR.astype(np.float16), RNG.random((21, 34)).astype(np.float16)
     identity = RNG.integers(0, 9, (21, 34)).astype(np.uint32)
-    data = exr({"RGBA": np.dstack([half, alpha]), "id": identity, **planes(HDR, [f"nn.{axis}" for axis in "XYZ"])})
+    data = exr_bytes(
+        {"RGBA": np.dstack([half, alpha]), "id": identity, **planes(HDR, [f"nn.{axis}" for axis in "XYZ"])}
+    )
     picture = read(data)
     assert picture.pages[0].shape == (21, 34, 3)
     images.write_image(tmp_path / "b.exr", picture.pages[0] / 2, like=picture)
@@ -76,7 +78,7 @@ def test_half_floats_alpha_and_layers_are_handed_on(tmp_path):
 
 def test_the_image_is_found_in_a_named_layer_and_layers_by_the_end_of_their_name():
     normal = RNG.normal(size=(21, 34, 3)).astype(np.float32)
-    data = exr(
+    data = exr_bytes(
         planes(HDR, [f"ViewLayer.Combined.{c}" for c in "RGBA"[:3]])
         | planes(HDR * 2, [f"ViewLayer.Denoising Albedo.{c}" for c in "RGB"])
         | planes(normal, [f"ViewLayer.Denoising Normal.{c}" for c in "XYZ"])
@@ -91,12 +93,12 @@ def test_the_image_is_found_in_a_named_layer_and_layers_by_the_end_of_their_name
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (exr({"Z": HDR[..., 0], "nn.X": HDR[..., 1]}), "no channels R G B or Y, its channels are: Z nn.X"),
-        (exr({"R": HDR[..., 0], "G": HDR[..., 1]}), "its channels are: G R"),
-        (exr({"Y": np.full((4, 4), 7, np.uint32)}), "uint32"),
-        (exr({"RGB": HDR * np.float32(np.nan)}), "NaN or infinite"),
-        (exr({"RGB": HDR})[:700], "broken or cut short"),
-        (exr({"RGB": HDR})[:40], "broken or cut short"),
+        (exr_bytes({"Z": HDR[..., 0], "nn.X": HDR[..., 1]}), "no channels R G B or Y, its channels are: Z nn.X"),
+        (exr_bytes({"R": HDR[..., 0], "G": HDR[..., 1]}), "its channels are: G R"),
+        (exr_bytes({"Y": np.full((4, 4), 7, np.uint32)}), "uint32"),
+        (exr_bytes({"RGB": HDR * np.float32(np.nan)}), "NaN or infinite"),
+        (exr_bytes({"RGB": HDR})[:700], "broken or cut short"),
+        (exr_bytes({"RGB": HDR})[:40], "broken or cut short"),
         (exr.MAGIC, "broken or cut short"),
     ],
 )  # fmt: skip
@@ -110,12 +112,12 @@ def test_what_is_no_image_is_one_line(data, words, capfd):
 def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch):
     monkeypatch.setattr(pixels, "BOMB_BYTES", 1 << 20)
     with pytest.raises(UserError, match="would unpack to 4 megapixels"):
-        read(exr({"Y": np.zeros((2000, 2000), np.float16)}))
+        read(exr_bytes({"Y": np.zeros((2000, 2000), np.float16)}))
 
 
 def test_broken_files_are_read_or_refused_and_never_more(capfd):
     refused = 0
-    for data in broken_copies(exr({"RGB": HDR, "albedo.R": HDR[..., 0]}), 97):
+    for data in broken_copies(exr_bytes({"RGB": HDR, "albedo.R": HDR[..., 0]}), 97):
         try:
             page = read(data or b"x").pages[0]
         except UserError:

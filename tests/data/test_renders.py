@@ -6,9 +6,10 @@ import pytest
 from conftest import assert_user_error, run_script, scene
 
 from arch_unet import build_network
-from dataset import TrainingRenders, ValidationRenders, find_validation_sets
+from dataset import TrainingRenders
 from denoising.cli import UserError
 from denoising.data import renders
+from denoising.data.validation import ValidationRenders, find_validation_sets
 from denoising.files import exr, images
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.pixels import Picture
@@ -221,7 +222,7 @@ def test_clean_targets_that_are_absent_are_asked_for(tmp_path):
     write_frame(tmp_path, "a")
     (tmp_path / "clean" / "a.exr").unlink()
     (tmp_path / "clean").rmdir()
-    with pytest.raises(UserError, match="clean does not exist; render_dataset.py --clean_targets makes them"):
+    with pytest.raises(UserError, match="clean does not exist; tools/render_dataset.py --clean_targets makes them"):
         TrainingRenders(tmp_path, parse_noise("none"), 3, 16, 0, target="clean")
 
 

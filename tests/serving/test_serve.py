@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import serve
 from conftest import ENVIRONMENT, ROOT, assert_user_error, broken_copies, noisy_scene, run_script, save
 from PIL import Image
 
-import serve
 from denoising import cli
 from denoising.files import images
 from denoising.inference.denoiser import Denoiser
@@ -32,11 +32,11 @@ pytest.importorskip("aiohttp")
 
 
 class Server:
-    """serve.py on a free port."""
+    """tools/serve.py on a free port."""
 
     def __init__(self, *flags):
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "serve.py"), "--port", "0", *map(str, flags)],
+            [sys.executable, str(ROOT / "tools/serve.py"), "--port", "0", *map(str, flags)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
         )  # fmt: skip
         self.errors: list[str] = []
@@ -598,12 +598,12 @@ def test_mistakes_at_the_start_are_one_line(server, weights, tmp_path):
         for word in words:
             assert word in str(refusal.value)
             assert "\n" not in str(refusal.value)
-    assert_user_error(run_script("serve.py", "--model_path", weights, "--port", server.port), "--port", "in use")
+    assert_user_error(run_script("tools/serve.py", "--model_path", weights, "--port", server.port), "--port", "in use")
 
 
 def test_without_aiohttp_it_is_one_line(weights, tmp_path):
     (tmp_path / "aiohttp.py").write_text("raise ImportError(name='aiohttp')")
-    result = run_script("serve.py", "--model_path", weights, PYTHONPATH=str(tmp_path))
+    result = run_script("tools/serve.py", "--model_path", weights, PYTHONPATH=str(tmp_path))
     assert_user_error(result, "aiohttp", "pip install")
 
 
@@ -615,21 +615,21 @@ def test_the_client_denoises_a_tree(server, weights, tmp_path):
         save(tmp_path / "in" / name, noisy_scene(40, 50))
     (tmp_path / "in" / "deep" / "broken.png").write_bytes(b"no image")
     flags = ("--image_path", tmp_path / "in", "--url", server.url, "--save_dir", tmp_path / "out")
-    result = run_script("serve_client.py", *flags, ok=1)
+    result = run_script("tools/serve_client.py", *flags, ok=1)
     assert "broken.png" in result.stderr
     assert "1 of 3" in result.stderr
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
     assert found == ["a_denoise.png", "deep/b_denoise.jpg"]
     denoised = images.read_image(tmp_path / "out" / "a_denoise.png").pages[0]
     assert (denoised == Denoiser(str(weights))(noisy_scene(40, 50))).all()
-    assert_user_error(run_script("serve_client.py", *flags), "a_denoise.png", "--overwrite")
+    assert_user_error(run_script("tools/serve_client.py", *flags), "a_denoise.png", "--overwrite")
 
 
 def test_the_client_waits_until_there_is_room(slow_server, tmp_path):
     for index in range(6):
         save(tmp_path / "in" / f"{index}.png", noisy_scene(128, 128, seed=index))
     flags = ("--image_path", tmp_path / "in", "--url", slow_server.url, "--save_dir", tmp_path / "out", "--jobs", 6)
-    run_script("serve_client.py", *flags, ok=0)
+    run_script("tools/serve_client.py", *flags, ok=0)
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
@@ -649,4 +649,6 @@ def test_the_client_s_mistakes_are_one_line(server, tmp_path):
             ({"--strength": 2}, ["--strength"]),
         ):
             flags = {"--image_path": image, "--url": server.url, "--save_dir": tmp_path / "o", **changed}
-            assert_user_error(run_script("serve_client.py", *[part for pair in flags.items() for part in pair]), *words)
+            assert_user_error(
+                run_script("tools/serve_client.py", *[part for pair in flags.items() for part in pair]), *words
+            )

@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+import quantize_model
 from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
 
 import infer
-import quantize_model
-from denoising import cli
+from denoising import cli, machine
 from denoising.export import quantization, writing
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
@@ -139,7 +139,7 @@ def test_a_wrong_slope_is_a_failed_export(weights, tmp_path, monkeypatch, capsys
 
 
 @needs_openvino
-@pytest.mark.skipif("avx512_bf16" not in onnx_runtimes.cpu_flags(), reason="this CPU has no bfloat16")
+@pytest.mark.skipif("avx512_bf16" not in machine.cpu_flags(), reason="this CPU has no bfloat16")
 def test_bf16_is_computed_in_bf16_and_centred(tmp_path):
     network = network_of("unet")
     data = writing.write(network, tmp_path, "onnx", {}).read_bytes()
@@ -391,7 +391,7 @@ def test_paddles_own_openvino_runs_as_asked(weights, tmp_path, capsys):
         options = paddle_inference.engine_options(
             model_dir=str(tmp_path), use_openvino=True, precision=precision, cpu_threads=1
         )
-        if precision == "bf16" and "avx512_bf16" not in onnx_runtimes.cpu_flags():
+        if precision == "bf16" and "avx512_bf16" not in machine.cpu_flags():
             with pytest.raises(cli.UserError, match="--precision: Paddle's OpenVINO does not compute in bf16"):
                 paddle_inference.open_engine(options)
             continue
@@ -498,7 +498,7 @@ def test_quantising_of_bad_input_is_refused(weights, noisy_folder, tmp_path):
         with pytest.raises(cli.UserError, match=words):
             quantize_model.main([*ok, *map(str, flags)])
     assert not list((tmp_path / "out").glob("*"))
-    result = run_script("quantize_model.py", *ok, "--images", noisy_folder, "--crops", 1, cwd=tmp_path)
+    result = run_script("tools/quantize_model.py", *ok, "--images", noisy_folder, "--crops", 1, cwd=tmp_path)
     assert_user_error(result, "--crops")
 
 

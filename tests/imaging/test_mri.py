@@ -3,6 +3,7 @@ import json
 import re
 import struct
 
+import mri_dataset
 import numpy as np
 import paddle
 import pytest
@@ -11,12 +12,12 @@ from skimage.data import shepp_logan_phantom
 
 import export_model
 import infer
-import mri_dataset
 import predict
 import train
 import val
 from dataset import TrainingImages
 from denoising.cli import UserError
+from denoising.data import phantoms
 from denoising.files import nifti
 from denoising.files.images import read_image
 from denoising.imaging import mri
@@ -214,14 +215,14 @@ def test_kspace_of_something_else_is_refused():
 
 
 def test_a_phantom_without_variety_is_shepp_and_logans():
-    ours, theirs = mri.phantom(400, np.random.default_rng(0), variety=0), shepp_logan_phantom()
+    ours, theirs = phantoms.phantom(400, np.random.default_rng(0), variety=0), shepp_logan_phantom()
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.97
     assert np.median(np.abs(ours - theirs)) < 0.005
 
 
 @pytest.mark.parametrize("size", [32, 63, 256])
 def test_phantoms_follow_from_their_seed_and_differ(size):
-    first, again, other = (mri.phantom(size, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (phantoms.phantom(size, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first == again).all()
     assert first.shape == (size, size)
     assert first.dtype == np.float32
@@ -231,7 +232,7 @@ def test_phantoms_follow_from_their_seed_and_differ(size):
 
 
 def test_phantoms_are_no_two_alike_and_leave_air_around_the_head():
-    heads = np.stack([mri.phantom(64, np.random.default_rng([0, i])) for i in range(40)])
+    heads = np.stack([phantoms.phantom(64, np.random.default_rng([0, i])) for i in range(40)])
     assert 0.2 < (heads == 0).mean() < 0.75
     flat = heads.reshape(40, -1)
     likeness = np.corrcoef(flat)[~np.eye(40, dtype=bool)]
@@ -242,7 +243,7 @@ def test_phantoms_are_no_two_alike_and_leave_air_around_the_head():
 # --- Volumes ------------------------------------------------------------------------------------------------
 
 
-def nifti(array, order="<", slope=0.0, shift=0.0, extension=b"", **changed):
+def nifti_bytes(array, order="<", slope=0.0, shift=0.0, extension=b"", **changed):
     """The bytes of a NIfTI-1 file of [D, H, W]."""
     codes = {"u1": 2, "i1": 256, "i2": 4, "u2": 512, "i4": 8, "u4": 768, "f4": 16, "f8": 64, "c8": 32}
     fields = {
@@ -264,7 +265,7 @@ def nifti(array, order="<", slope=0.0, shift=0.0, extension=b"", **changed):
 @pytest.mark.parametrize("packed", [False, True])
 def test_nifti_of_every_type_is_read(kind, order, packed, tmp_path):
     array = (np.random.default_rng(0).random((5, 6, 7)) * 100).astype(kind)
-    data = nifti(array, order, extension=bytes(32))
+    data = nifti_bytes(array, order, extension=bytes(32))
     path = tmp_path / "a.nii"  # the content tells whether it is packed
     path.write_bytes(gzip.compress(data) if packed else data)
     volume = nifti.read_volume(path)
@@ -275,30 +276,30 @@ def test_nifti_of_every_type_is_read(kind, order, packed, tmp_path):
 def test_niftis_scale_is_obeyed_unless_it_is_none(tmp_path):
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     for slope, shift, wanted in ((0.5, -3, array * 0.5 - 3), (0, 7, array), (float("nan"), 7, array)):
-        (tmp_path / "a.nii").write_bytes(nifti(array, slope=slope, shift=shift))
+        (tmp_path / "a.nii").write_bytes(nifti_bytes(array, slope=slope, shift=shift))
         np.testing.assert_allclose(nifti.read_volume(tmp_path / "a.nii"), wanted)
 
 
 GOOD = np.arange(1, 25, dtype=np.float32).reshape(2, 3, 4)
 BAD = {
-    "cut short": (nifti(GOOD)[:-1], "cut short"),
-    "a header cut short": (nifti(GOOD)[:200], "NIfTI-1"),
-    "packed and cut short": (gzip.compress(nifti(GOOD))[:-9], "cut short"),
-    "packed with a wrong sum": (gzip.compress(nifti(GOOD))[:-8] + bytes(8), "broken"),
+    "cut short": (nifti_bytes(GOOD)[:-1], "cut short"),
+    "a header cut short": (nifti_bytes(GOOD)[:200], "NIfTI-1"),
+    "packed and cut short": (gzip.compress(nifti_bytes(GOOD))[:-9], "cut short"),
+    "packed with a wrong sum": (gzip.compress(nifti_bytes(GOOD))[:-8] + bytes(8), "broken"),
     "empty": (b"", "empty"),
     "no NIfTI": (b"x" * 1000, "NIfTI-1"),
-    "a header without its numbers": (nifti(GOOD, magic=b"ni1\0"), "one file"),
+    "a header without its numbers": (nifti_bytes(GOOD, magic=b"ni1\0"), "one file"),
     "NIfTI-2": (struct.pack("<i", 540) + bytes(600), "NIfTI-1"),
-    "complex": (nifti(GOOD.astype(np.complex64)), "data type 32"),
-    "four dimensions": (nifti(GOOD, rank=4, time=3), "one volume"),
-    "negative sizes": (nifti(GOOD, width=-4), "one volume"),
-    "no dimensions": (nifti(GOOD, rank=0), "one volume"),
-    "a bomb": (gzip.compress(nifti(GOOD, width=32767, height=32767, depth=32767)), "refused"),
-    "an offset into the header": (nifti(GOOD, offset=10.0), "offset"),
-    "an offset that is none": (nifti(GOOD, offset=float("nan")), "offset"),
-    "an infinite slope": (nifti(GOOD, slope=float("inf")), "slope"),
-    "NaN": (nifti(np.full_like(GOOD, np.nan)), "NaN"),
-    "nothing above zero": (nifti(GOOD * 0), "above 0"),
+    "complex": (nifti_bytes(GOOD.astype(np.complex64)), "data type 32"),
+    "four dimensions": (nifti_bytes(GOOD, rank=4, time=3), "one volume"),
+    "negative sizes": (nifti_bytes(GOOD, width=-4), "one volume"),
+    "no dimensions": (nifti_bytes(GOOD, rank=0), "one volume"),
+    "a bomb": (gzip.compress(nifti_bytes(GOOD, width=32767, height=32767, depth=32767)), "refused"),
+    "an offset into the header": (nifti_bytes(GOOD, offset=10.0), "offset"),
+    "an offset that is none": (nifti_bytes(GOOD, offset=float("nan")), "offset"),
+    "an infinite slope": (nifti_bytes(GOOD, slope=float("inf")), "slope"),
+    "NaN": (nifti_bytes(np.full_like(GOOD, np.nan)), "NaN"),
+    "nothing above zero": (nifti_bytes(GOOD * 0), "above 0"),
 }
 
 
@@ -314,7 +315,7 @@ def test_a_bad_nifti_is_refused(what, tmp_path):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_damaged_volumes_are_read_or_refused(packed, tmp_path):
-    good = nifti(np.arange(1, 721, dtype=np.int16).reshape(9, 8, 10), slope=0.5)
+    good = nifti_bytes(np.arange(1, 721, dtype=np.int16).reshape(9, 8, 10), slope=0.5)
     path, messages = tmp_path / "a.nii", []
     for data in broken_copies(gzip.compress(good) if packed else good, 40):
         path.write_bytes(data)
@@ -347,7 +348,7 @@ def test_volumes_become_slices_of_one_size(tmp_path):
     volume[1:, 10:30, 20:50] = np.array([50, 100, 200])[:, None, None]  # the first slice is empty
     np.save(new(tmp_path / "volumes" / "a.npy"), volume)
     np.save(new(tmp_path / "volumes" / "deep" / "b.npy"), volume[3].astype(np.int16) - 7)  # one slice, below 0 too
-    (tmp_path / "volumes" / "c.NII").write_bytes(nifti(volume.astype(np.uint8)))
+    (tmp_path / "volumes" / "c.NII").write_bytes(nifti_bytes(volume.astype(np.uint8)))
     flags = ["--data", tmp_path / "volumes", "--size", 56, "--save_dir", tmp_path / "out"]
     assert mri_dataset.main(flags) == 0
     found = {path.name: read_image(path).pages[0][..., 0] for path in (tmp_path / "out").iterdir()}
@@ -442,8 +443,8 @@ def test_mistakes_are_one_line(tmp_path):
     ],
 )
 def test_mistakes_end_the_script_with_two(flags, words, tmp_path):
-    (tmp_path / "cut.nii").write_bytes(nifti(GOOD)[:-4])
-    assert_user_error(run_script("mri_dataset.py", *flags, "--save_dir", "out", cwd=tmp_path), *words)
+    (tmp_path / "cut.nii").write_bytes(nifti_bytes(GOOD)[:-4])
+    assert_user_error(run_script("tools/mri_dataset.py", *flags, "--save_dir", "out", cwd=tmp_path), *words)
 
 
 # --- Training, scores, reconstruction -----------------------------------------------------------------------

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+import render_dataset
 from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
 
-import render_dataset
 from denoising.cli import UserError
 from denoising.data import renders
 from denoising.files import images
@@ -27,7 +27,7 @@ SCENE = """<scene version="3.0.0">
 
 
 def render(folder, *flags, **more):
-    return run_script("render_dataset.py", "--save_dir", folder, *flags, **more)
+    return run_script("tools/render_dataset.py", "--save_dir", folder, *flags, **more)
 
 
 def tree(folder):
@@ -39,7 +39,7 @@ def rendered(tmp_path_factory):
     """Four scenes of each kind, rendered by a process that may use one core only, where Mitsuba's own writer hangs."""
     pytest.importorskip("mitsuba")
     folder = tmp_path_factory.mktemp("renders")
-    command = [sys.executable, ROOT / "render_dataset.py", "--save_dir", folder, *FLAGS]
+    command = [sys.executable, ROOT / "tools/render_dataset.py", "--save_dir", folder, *FLAGS]
     core = hasattr(os, "sched_setaffinity") and min(os.sched_getaffinity(0))
     result = subprocess.run(
         [str(word) for word in command], env=ENVIRONMENT, capture_output=True, text=True, timeout=300,

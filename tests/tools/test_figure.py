@@ -61,7 +61,7 @@ def results(tmp_path):
 
 def test_the_figure_has_rows_of_inputs_labels_and_outputs(results, tmp_path):
     flags = ["--result_dir", results, "--save_path", tmp_path / "f.png"]
-    assert run_script("figure.py", *flags, ok=0).stdout == f"{tmp_path}/f.png\n"
+    assert run_script("tools/figure.py", *flags, ok=0).stdout == f"{tmp_path}/f.png\n"
     figure = np.asarray(opened(tmp_path / "f.png"))
     column = (figure.shape[1] - montage.GAP) // 5  # the captions of so small pictures are wider: equal columns
     row = (figure.shape[0] - montage.GAP) // 3
@@ -76,7 +76,7 @@ def test_the_figure_has_rows_of_inputs_labels_and_outputs(results, tmp_path):
                 and np.array_equal(figure[y : y + len(picture), x : x + picture.shape[1]], picture)
             ]
             assert len(places) == 1, (kind, n)
-    two = run_script("figure.py", *flags, "--images", 6, 2, "--overwrite", ok=0)
+    two = run_script("tools/figure.py", *flags, "--images", 6, 2, "--overwrite", ok=0)
     assert two.stderr == ""
     assert opened(tmp_path / "f.png").size[0] < figure.shape[1]
 
@@ -100,7 +100,7 @@ def test_mistakes_are_one_line(results, tmp_path):
         ({"--save_path": tmp_path / "figure.xyz"}, ["figure.xyz", ".png"]),
     ):
         flags = [part for pair in {**good, **changed}.items() for part in pair]
-        assert_user_error(run_script("figure.py", *flags), *words)
+        assert_user_error(run_script("tools/figure.py", *flags), *words)
     assert (tmp_path / "taken.png").read_text() == "mine"
     assert not (tmp_path / "new.png").exists()
 
@@ -111,7 +111,7 @@ NO_SCREEN = {"DISPLAY": ""}, {"DISPLAY": ":4711"}, {"DISPLAY": ":4711", "MPLBACK
 @pytest.mark.parametrize("environment", NO_SCREEN)
 def test_without_a_screen_the_figure_is_a_file_and_a_note_says_so(results, tmp_path, environment):
     flags = ["--result_dir", results, "--save_path", tmp_path / "f.png", "--show"]
-    result = run_script("figure.py", *flags, ok=0, WAYLAND_DISPLAY="", **environment)
+    result = run_script("tools/figure.py", *flags, ok=0, WAYLAND_DISPLAY="", **environment)
     # Where the variables are empty, and not absent, a library of the desktop has its say too.
     assert result.stderr.splitlines()[-1] == "--show: there is no screen to show it on"
     assert (tmp_path / "f.png").exists()

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from denoising import cli
-from denoising.reports import run_log
-from denoising.reports.run_log import HtmlReport, RunLog
+from denoising.reports import plots, run_log, scores
+from denoising.reports.page import HtmlReport
+from denoising.reports.run_log import RunLog
 
 
 def events(folder):
@@ -139,7 +140,7 @@ def test_plot_curves_draws_a_png(tmp_path, count):
     odd = [(0, float("nan")), (1, float("inf")), (2, 1.0)]
     panels = {"loss": {"train/loss": points, "$\\frac_中": odd}, "PSNR [dB]": {"_set": points}}
     path = tmp_path / "loss.png"
-    run_log.plot_curves(path, "results/$unet_25", "step", panels)
+    plots.plot_curves(path, "results/$unet_25", "step", panels)
     assert cv2.imread(str(path)).shape == (852, 960, 3)
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
@@ -162,12 +163,12 @@ def test_score_table_and_summary():
         set_scores("BSD300", [score("BSD300", f"{n}", r, index=n) for r in range(3) for n in range(100)]),
         set_scores("mine", [score("mine", "a", psnr=float("inf"), ssim=1.0)]),
     ]
-    table = run_log.score_table(results).splitlines()
+    table = scores.score_table(results).splitlines()
     assert table[0].split() == ["set", "images", "noisy", "PSNR", "PSNR", "gain", "SSIM"]
     assert table[1].split() == ["BSD300", "100", "x", "3", "20.00", "30.00", "+10.00", "0.7500"]
     assert table[2].split() == ["mine", "1", "x", "1", "20.00", "inf", "+inf", "1.0000"]
     assert len({len(line) for line in table}) == 1
-    summary = run_log.score_summary(results)
+    summary = scores.score_summary(results)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary[0] == {
         "set": "BSD300",
@@ -186,11 +187,11 @@ def test_plot_run_draws_what_was_recorded(tmp_path):
     with RunLog(tmp_path) as log:
         for step in range(1, 50):
             log.scalars(step, {"loss/rec": 1 / step, "loss/reg": 0.0, "schedule/lr": 0.1})
-    run_log.plot_run(tmp_path)
+    plots.plot_run(tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png"}
     with RunLog(tmp_path, resume_at=49) as log:
         log.scalars(49, {"psnr/BSD300": 30.0, "ssim/BSD300": 0.8})
-    run_log.plot_run(tmp_path)
+    plots.plot_run(tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png", "psnr.png"}
 
 

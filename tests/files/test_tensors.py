@@ -111,13 +111,13 @@ def official_state(network, prefix=""):
 def test_official_weights_are_converted(tmp_path, fake_torch, write, prefix):
     network = build_network(n_feature=4, n_head=96)  # the official head is of 96 at any width
     write(tmp_path / "official.pth", fake_torch, official_state(network, prefix))
-    printed = run_script("convert_weights.py", "--model_path", tmp_path / "official.pth", ok=0).stdout
+    printed = run_script("tools/convert_weights.py", "--model_path", tmp_path / "official.pth", ok=0).stdout
     assert "4 features" in printed
     converted, options = checkpoint.load_network(tmp_path / "official.pdparams")
     assert options == {"arch": "unet", "n_channel": 3, "n_feature": 4, "n_head": 96}
     for name, tensor in network.state_dict().items():
         assert (converted.state_dict()[name].numpy() == tensor.numpy()).all()
-    again = run_script("convert_weights.py", "--model_path", tmp_path / "official.pth")
+    again = run_script("tools/convert_weights.py", "--model_path", tmp_path / "official.pth")
     assert_user_error(again, "--save_path", "official.pdparams", "--overwrite")
 
 

@@ -5,8 +5,8 @@ import paddle
 import pytest
 
 from arch_unet import build_network
-from denoising import engine
 from denoising.cli import UserError
+from denoising.engine import operators
 from denoising.training.optimizers import RATE, Optimizer, orthogonalize
 
 SCALER = paddle.amp.GradScaler(enable=False)
@@ -99,7 +99,7 @@ def test_a_state_of_the_other_optimizer_is_refused():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")
 def test_the_engines_matrices_equal_paddles():
-    ops, _ = engine.choose("onednn", "fp32")
+    ops, _ = operators.choose("onednn", "fp32")
     matrices = random_matrices((32, 288), (33, 95), (64, 64), (96, 864), (48, 49))
     expected = orthogonalize(matrices)
     for found, wanted in zip(ops.orthogonalize(matrices), expected, strict=True):

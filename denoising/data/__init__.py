@@ -1,0 +1,1 @@
+"""Folders of images, pairs, renders, phantoms, and the sets to score on."""

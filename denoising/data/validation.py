@@ -1,0 +1,169 @@
+"""Validation sets: the published ones by their names, and any other folder of clean images, pairs or renders."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from denoising import cli
+from denoising.cli import UserError
+from denoising.data import renders
+from denoising.files import images, pair_files
+from denoising.imaging.pixels import as_channels
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Clean images to score on, and how often the published protocol repeats them."""
+
+    name: str
+    folder: str
+    repeats: int = 1
+    origin: str = ""
+    own_noise = False  # whether the noisy images come with the clean ones
+
+    def paths(self, limit=None):
+        """The image files in sorted order, which the published noise depends on."""
+        return images.find_images("--val_dirs", self.folder)[:limit]
+
+    def images(self, n_channel, noise, rng, limit=None):
+        """Yields (name, clean image HWC uint8, noisy image HWC float32 of 0..1) in order."""
+        for path in self.paths(limit):
+            clean = read_clean(path, n_channel)
+            yield os.path.relpath(path, self.folder), clean, noise.add(images.to_01(clean), rng)
+
+    def shown(self, image_01):
+        """What a network got or gave as it is scored, HWC uint8."""
+        return images.from_01(image_01, np.uint8)
+
+
+class ValidationPairs(ValidationSet):
+    """A folder with the sub-folders noisy/ and clean/, whose files have the same names."""
+
+    own_noise = True
+
+    def paths(self, limit=None):
+        """The clean files in sorted order."""
+        return images.find_images("--val_dirs", os.path.join(self.folder, "clean"))[:limit]
+
+    def images(self, n_channel, noise, rng, limit=None):
+        """Yields (name, clean image HWC uint8, noisy image HWC float32 of 0..1) in order; no noise is added."""
+        partners = images.by_name("--val_dirs", os.path.join(self.folder, "noisy"))
+        for path in self.paths(limit):
+            name = os.path.relpath(path, os.path.join(self.folder, "clean"))
+            partner = partners.get(os.path.splitext(name)[0])
+            if partner is None:
+                raise UserError(f"--val_dirs: {path} has no partner in {self.folder}/noisy")
+            clean = read_clean(path, n_channel)
+            noisy = images.to_01(as_channels(images.read_image(partner).pages[0], n_channel, partner))
+            if noisy.shape != clean.shape:
+                raise UserError(f"--val_dirs: {partner} and {path} differ in size")
+            yield name, clean, noisy
+
+
+class ValidationPairFile(ValidationSet):
+    """A file of noisy and clean images (pair_files.py); `folder` is its path."""
+
+    own_noise = True
+
+    def _read(self):
+        return pair_files.read(self.folder, pair_files.VALIDATION)
+
+    def paths(self, limit=None):
+        """A number for each image."""
+        return list(range(len(self._read()[0])))[:limit]
+
+    def images(self, n_channel, noise, rng, limit=None):
+        """Yields (number, clean image HWC uint8, noisy image HWC float32 of 0..1) in order; no noise is added."""
+        for index, pair in enumerate(zip(*self._read(), strict=True)):
+            if limit and index >= limit:
+                return
+            noisy, clean = (as_channels(image.transpose(1, 2, 0), n_channel, self.folder) for image in pair)
+            yield f"{index:05d}", clean, images.to_01(noisy)
+
+
+class ValidationRenders(ValidationSet):
+    """A folder of buffers with converged renders in target/, scored as they are seen: tone-mapped."""
+
+    own_noise = True
+
+    def paths(self, limit=None):
+        """The noisy renders in sorted order."""
+        return [frame[0] for frame in renders.find_frames("--val_dirs", self.folder, "target")[:limit]]
+
+    def images(self, n_channel, noise, rng, limit=None):
+        """Yields (name, tone-mapped target HWC uint8, the nine channels of a network) in order; no noise is added."""
+        for *paths, target_path in renders.find_frames("--val_dirs", self.folder, "target")[:limit]:
+            frame = renders.read_frame(paths)
+            _, target = renders.read_buffer("target", target_path)
+            renders.check_size(target_path, target, paths[0], frame.render)
+            name = os.path.relpath(paths[0], os.path.join(self.folder, "render"))
+            yield name, renders.as_picture("target", target), frame.network_input()
+
+    def shown(self, image_01):
+        """The first three channels that a network got are the render; what it gave is linear light."""
+        light = renders.decode(image_01[..., :3]) if image_01.shape[2] == renders.N_INPUT else image_01
+        return renders.as_picture("render", light)
+
+
+PUBLISHED_SETS = (
+    ValidationSet("Kodak", "Kodak", 10, "the 24 PNG files of the Kodak Lossless True Color Image Suite"),
+    ValidationSet("BSD300", "BSD300/test", 3, "the Berkeley Segmentation Dataset, BSDS300-images.tgz, images/test"),
+    ValidationSet("Set14", "Set14", 20, "the Set14 archive of the super-resolution literature"),
+)
+
+
+def find_validation_sets(val_dirs):
+    """The sets under a folder: the published ones by their names, any other sub-folder of images by its own.
+
+    A folder that holds noisy/ and clean/ is a set of pairs, one with render/ albedo/ normal/ a set of renders; the
+    given one too.
+
+    Returns:
+        The sets that are there, and those published ones that are not.
+    """
+    if pair_files.is_pair_file(val_dirs):
+        one = ValidationPairFile(os.path.splitext(os.path.basename(val_dirs))[0], str(val_dirs))
+        one.paths()  # a file that cannot be read is told now
+        return [one], []
+    kind = _kind_of(cli.existing_folder("--val_dirs", val_dirs))
+    if kind is not ValidationSet:
+        return [kind(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs))], []
+    present, absent = [], []
+    for published in PUBLISHED_SETS:
+        folder = os.path.join(val_dirs, published.folder)
+        if published.name == "Kodak" and not os.path.isdir(folder):
+            folder = os.path.join(val_dirs, "Kodak24")  # as its archives often name it
+        found = ValidationSet(published.name, folder, published.repeats, published.origin)
+        (present if os.path.isdir(folder) else absent).append(found)
+    taken = {"Kodak24", *(published.folder.split("/")[0] for published in PUBLISHED_SETS)}
+    for entry in sorted(os.scandir(val_dirs), key=lambda entry: entry.name):
+        if entry.is_dir() and entry.name not in taken and not entry.name.startswith("."):
+            try:
+                images.find_images("--val_dirs", entry.path)
+            except UserError as error:
+                cli.note(f"{error}; passed over")
+            else:
+                present.append(_kind_of(entry.path)(entry.name, entry.path))
+    names = [entry.name.lower() for entry in os.scandir(val_dirs)]
+    if not present and any(name.endswith(tuple(images.IMAGE_SUFFIXES)) for name in names):
+        present.append(ValidationSet(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs)))
+    if not present:
+        raise UserError(f"--val_dirs: {val_dirs} holds no images and none of the sets Kodak, BSD300/test, Set14")
+    return present, absent
+
+
+def _kind_of(folder):
+    """The class of the validation set that a folder holds."""
+    if renders.is_folder(folder):
+        return ValidationRenders
+    pairs = all(os.path.isdir(os.path.join(folder, name)) for name in ("noisy", "clean"))
+    return ValidationPairs if pairs else ValidationSet
+
+
+def read_clean(path, n_channel):
+    """A clean image as it is scored: HWC uint8."""
+    array = images.read_image(path).pages[0]
+    if array.dtype != np.uint8:
+        array = images.from_01(images.to_01(array), np.uint8)
+    return as_channels(array, n_channel, path)

@@ -1,0 +1,1 @@
+"""Bytes in, bytes out: image files, weights, volumes, archives."""

@@ -1,0 +1,1 @@
+"""One image as an array: pixels, noise, metrics, k-space."""

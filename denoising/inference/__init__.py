@@ -1,0 +1,1 @@
+"""From weights to denoised images and their scores, on one device or several processes."""

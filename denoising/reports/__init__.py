@@ -1,0 +1,1 @@
+"""What people look at: logs, plots, pages, pictures side by side."""

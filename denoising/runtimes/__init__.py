@@ -1,0 +1,1 @@
+"""What runs an exported model: Paddle Inference, ONNX Runtime, OpenVINO."""

@@ -1,0 +1,1 @@
+"""What is minimised, by which steps, and how a training is kept and resumed."""

@@ -7,8 +7,8 @@ r"""Denoises images with an exported model on Paddle Inference, ONNX Runtime or 
         --input_file=demo/astronaut_noise.png --save_dir output/int8
 
 It needs neither the training code nor the checkpoint, and Paddle only to run on it: what travels is this file, the
-folder denoising/, and what export_model.py or tools/quantize_model.py wrote. What is asked for is what runs: device, threads
-and precision are read back from the runtime, and whatever it would replace in silence is refused
+folder denoising/, and what export_model.py or tools/quantize_model.py wrote. What is asked for is what runs: device,
+threads and precision are read back from the runtime, and whatever it would replace in silence is refused
 (docs/deployment.md).
 
 Images of one size share a batch, whatever their order; none is padded to fit others, because that

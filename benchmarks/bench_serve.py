@@ -22,6 +22,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+
 from pictures import make_noisy
 from run import machine
 

@@ -24,11 +24,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-import lite
 import numpy as np
 import paddle
 
 import dataset
+import lite
 import train
 from arch_unet import DenoisingNetwork, UpsampleCat, conv
 from denoising import cli

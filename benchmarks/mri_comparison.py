@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 
 from PIL import Image, ImageDraw, ImageFont
 from skimage.restoration import denoise_tv_chambolle
-from trainings import trained
 
 from denoising import cli
 from denoising.data.validation import ValidationSet
 from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import Denoiser
 from denoising.inference.evaluation import evaluate
+from trainings import trained
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = (

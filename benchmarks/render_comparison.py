@@ -19,7 +19,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 import cv2
-from trainings import trained
 
 from denoising import cli
 from denoising.data import renders
@@ -27,6 +26,7 @@ from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim
 from denoising.inference.denoiser import Denoiser
 from denoising.reports import montage
+from trainings import trained
 
 RECIPE = (
     "--arch unet_n2n --augment --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine "

@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage import restoration
-from trainings import trained
 
 from denoising import (
     cli,
@@ -29,6 +28,7 @@ from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim
 from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import Denoiser
+from trainings import trained
 
 RECIPE = (
     "--arch unet_n2n --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine --warmup_steps 100 "

@@ -1,9 +1,9 @@
 import numpy as np
 import paddle
 import pytest
-from conftest import noisy_scene, run_script, save
 
 from arch_unet import NORMS, build_network
+from conftest import noisy_scene, run_script, save
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
 

@@ -11,8 +11,8 @@ import shutil
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, run_script, save, scene
 
+from conftest import ROOT, run_script, save, scene
 from denoising.cli import UserError
 
 pytestmark = pytest.mark.slow

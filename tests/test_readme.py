@@ -5,25 +5,27 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
 from conftest import ENVIRONMENT, ROOT, run_script
 
 SCRIPTS = [
-    "convert_weights",
+    "tools/convert_weights",
     "dataset_tool",
     "train",
     "val",
     "predict",
     "export_model",
-    "quantize_model",
-    "model_card",
+    "tools/quantize_model",
+    "tools/model_card",
     "infer",
-    "serve",
-    "serve_client",
-    "figure",
-    "mri_dataset",
-    "render_dataset",
+    "tools/serve",
+    "tools/serve_client",
+    "tools/figure",
+    "tools/mri_dataset",
+    "tools/render_dataset",
 ]
 DOCUMENTS = ["README.md", "docs/deployment.md", *(f"{name}.py" for name in SCRIPTS)]
 
@@ -34,7 +36,7 @@ def commands():
         text = (ROOT / document).read_text(encoding="utf-8")
         text = text.replace("\\\\\n", " ").replace("\\\n", " ")
         for line in text.splitlines():
-            match = re.match(r"\s+(python (?:-u )?\w+\.py [^#`]*)", line)
+            match = re.match(r"\s+(python (?:-u )?(?:tools/)?\w+\.py [^#`]*)", line)
             if match and "..." not in line:
                 yield document, match[1].strip()
 
@@ -50,7 +52,7 @@ def test_commands_were_found():
 @pytest.mark.parametrize(("document", "line"), FOUND, ids=[line[:60] for _, line in FOUND])
 def test_the_command_parses(document, line):
     words = [word for word in shlex.split(line)[1:] if word != "-u"]
-    parser = importlib.import_module(words[0].removesuffix(".py")).get_parser()
+    parser = importlib.import_module(Path(words[0]).stem).get_parser()
     parser.parse_args(words[1:])
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import traceback
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 
 import numpy as np
 
@@ -107,7 +108,8 @@ class _Process:
         with theirs:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", __spec__.name, str(theirs.fileno()), str(max_pixels)],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}, pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
         self.ready = False
 

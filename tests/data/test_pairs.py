@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from conftest import assert_user_error, run_script, save, scene
 
 import train
+from conftest import assert_user_error, run_script, save, scene
 from denoising.cli import UserError
 from denoising.data import pairs
 from denoising.imaging.noise import parse_noise

@@ -3,9 +3,9 @@
 import numpy as np
 import paddle
 import pytest
-from conftest import assert_user_error, run_script, scene
 
 from arch_unet import build_network
+from conftest import assert_user_error, run_script, scene
 from dataset import TrainingRenders
 from denoising.cli import UserError
 from denoising.data import renders

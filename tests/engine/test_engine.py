@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import paddle
 import pytest
-from conftest import ENVIRONMENT, ROOT
 
 from arch_unet import PlainOps, build_network
+from conftest import ENVIRONMENT, ROOT
 from denoising.cli import UserError
 from denoising.engine import build, operators
 
@@ -308,7 +308,8 @@ if __name__ == "__main__":
 # --- Building and choosing -----------------------------------------------------------------------
 
 CHOOSE = """
-import sys, engine
+import sys
+from denoising.engine import operators
 from denoising.cli import UserError
 try:
     ops, line = operators.choose(*sys.argv[1:])

@@ -5,10 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-import quantize_model
-from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
 
 import infer
+import quantize_model
+from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
 from denoising import cli, machine
 from denoising.export import quantization, writing
 from denoising.files import images

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import OpenEXR
 import pytest
-from conftest import broken_copies
 
+from conftest import broken_copies
 from denoising.cli import UserError
 from denoising.files import exr, images
 from denoising.imaging import pixels

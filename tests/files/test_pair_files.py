@@ -5,13 +5,13 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
-from test_tensor_files import StandIn, fake_torch, write_legacy, write_zip  # noqa: F401
+from test_tensors import StandIn, fake_torch, write_legacy, write_zip  # noqa: F401
 
 import dataset
 import dataset_tool
 import train
 import val
+from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
 from denoising.cli import UserError
 from denoising.data import pairs
 from denoising.files import pair_files

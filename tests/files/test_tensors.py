@@ -7,9 +7,9 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from conftest import assert_user_error, broken_copies, run_script
 
 from arch_unet import build_network
+from conftest import assert_user_error, broken_copies, run_script
 from denoising.cli import UserError
 from denoising.files import tensors
 from denoising.inference import checkpoint

@@ -3,18 +3,18 @@ import json
 import re
 import struct
 
-import mri_dataset
 import numpy as np
 import paddle
 import pytest
-from conftest import assert_user_error, broken_copies, run_script, scene
 from skimage.data import shepp_logan_phantom
 
 import export_model
 import infer
+import mri_dataset
 import predict
 import train
 import val
+from conftest import assert_user_error, broken_copies, run_script, scene
 from dataset import TrainingImages
 from denoising.cli import UserError
 from denoising.data import phantoms

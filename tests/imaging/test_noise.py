@@ -3,9 +3,9 @@ import io
 
 import numpy as np
 import pytest
-from conftest import scene
 from PIL import Image
 
+from conftest import scene
 from denoising.imaging import noise
 from denoising.imaging.noise import list_of_noise, parse_noise
 

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import paddle
 import pytest
-from conftest import broken_copies
 
 from arch_unet import build_network
+from conftest import ROOT, broken_copies
 from denoising.cli import UserError
 from denoising.inference import checkpoint
 
@@ -155,14 +155,15 @@ def test_a_claim_of_a_huge_network_is_not_built(tmp_path, weights):
     checkpoint.write_state(tmp_path / "a.pdparams", state)
     code = (
         "import resource, sys; sys.path.insert(0, '.')\n"
-        "import checkpoint, cli\n"
+        "from denoising import cli\n"
+        "from denoising.inference import checkpoint\n"
         "try: checkpoint.load_network(sys.argv[1])\n"
         "except cli.UserError as error: print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a.pdparams")],
-        capture_output=True, text=True, check=True, cwd=checkpoint.__file__.rsplit("/", 1)[0],
+        capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     message, megabytes = result.stdout.splitlines()[-2:]
     assert "no network" in message

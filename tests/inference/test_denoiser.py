@@ -1,9 +1,9 @@
 import numpy as np
 import paddle
 import pytest
-from conftest import noisy_scene, scene
 
 from arch_unet import PlainOps, build_network
+from conftest import noisy_scene, scene
 from denoising.data.validation import ValidationSet
 from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim

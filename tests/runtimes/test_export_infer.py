@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_user_error, noisy_scene, run_script, save, scene
 from PIL import Image
 
 import export_model
 import infer
+from conftest import assert_user_error, noisy_scene, run_script, save, scene
 from denoising import cli
 from denoising.export import writing
 from denoising.files import images

@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT
 
 import convolution
 import layers
 import optim
+from conftest import ENVIRONMENT, ROOT
 from tensor import Tensor, concat, gradients, no_recording
 from unet import UNet
 

@@ -12,12 +12,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT, assert_user_error, broken_copies, opened, run_script, save, scene
 from PIL import Image
 
 import denoise
 import files
 import make_pairs
+from conftest import ENVIRONMENT, ROOT, assert_user_error, broken_copies, opened, run_script, save, scene
 from tensor import Tensor, gradients
 from unet import UNet
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from conftest import save, scene
 
 import dataset
+from conftest import save, scene
 from denoising.cli import UserError
 from denoising.data import validation
 from denoising.imaging import noise, pixels

@@ -4,6 +4,7 @@ import re
 import shutil
 
 import pytest
+
 from conftest import ROOT, noisy_scene, opened, run_script, save, scene
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from conftest import assert_user_error, noisy_scene, opened, run_script, save
 from PIL import Image
 
 import predict
+from conftest import assert_user_error, noisy_scene, opened, run_script, save
 from denoising.files import images
 from denoising.inference.denoiser import Denoiser
 

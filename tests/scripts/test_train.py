@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
-from conftest import ENVIRONMENT, ROOT, assert_user_error, rows_of, run_script, save, scene
 
 import train
+from conftest import ENVIRONMENT, ROOT, assert_user_error, rows_of, run_script, save, scene
 from denoising.inference import checkpoint
 from denoising.training.schedule import Schedule
 

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT, assert_user_error, opened, rows_of, run_script, save, scene
 
 import val
+from conftest import ENVIRONMENT, ROOT, assert_user_error, opened, rows_of, run_script, save, scene
 from denoising import cli
 from denoising.imaging.metrics import psnr
 

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import serve
-from conftest import ENVIRONMENT, ROOT, assert_user_error, broken_copies, noisy_scene, run_script, save
 from PIL import Image
 
+import serve
+from conftest import ENVIRONMENT, ROOT, assert_user_error, broken_copies, noisy_scene, run_script, save
 from denoising import cli
 from denoising.files import images
 from denoising.inference.denoiser import Denoiser

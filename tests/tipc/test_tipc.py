@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
 
 sys.path.insert(0, str(ROOT / "test_tipc"))

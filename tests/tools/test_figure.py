@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, noisy_scene, opened, run_script, save, scene
 
+from conftest import ROOT, assert_user_error, noisy_scene, opened, run_script, save, scene
 from denoising.reports import montage
 
 
@@ -118,7 +118,8 @@ def test_without_a_screen_the_figure_is_a_file_and_a_note_says_so(results, tmp_p
 
 
 SHOWS_TWO_AND_CLOSES_THEM = """
-import numpy, montage
+import numpy
+from denoising.reports import montage
 pyplot = montage.screen()
 shown, timers = pyplot.show, []
 

@@ -4,15 +4,15 @@ import re
 import subprocess
 import sys
 
-import lite
 import numpy as np
 import paddle
 import pytest
-from conftest import ENVIRONMENT, ROOT, noisy_scene, rows_of, run_script, save, scene
 from test_engine import assert_same, choose, images, needs_bf16, needs_compiler
 
+import lite
 import train
 from arch_unet import PlainOps, build_network
+from conftest import ENVIRONMENT, ROOT, noisy_scene, rows_of, run_script, save, scene
 from denoising.files import pair_files
 from denoising.files.pair_files import TRAINING, VALIDATION
 from denoising.inference.denoiser import Denoiser

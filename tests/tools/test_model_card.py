@@ -2,11 +2,11 @@
 
 import json
 
-import model_card
 import numpy as np
 import pytest
-from conftest import assert_user_error, noisy_scene, run_script, save
 
+import model_card
+from conftest import assert_user_error, noisy_scene, run_script, save
 from denoising import cli
 from denoising.export import card_page, card_rows, writing
 from denoising.export.card_rows import Job, Row

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+
 import render_dataset
 from conftest import ENVIRONMENT, ROOT, assert_user_error, run_script
-
 from denoising.cli import UserError
 from denoising.data import renders
 from denoising.files import images

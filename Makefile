@@ -25,7 +25,7 @@ demo: $(VENV)/runtime
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy *.py engine
+	$(BIN)/mypy *.py denoising tools
 	MYPYPATH=from_scratch $(BIN)/mypy from_scratch/*.py
 
 test: lint

@@ -39,6 +39,13 @@ class UserError(Exception):
     """A mistake the user can mend: told in one line that names the flag or file, exit code 2."""
 
 
+def refuse(*cases):
+    """Raises the message of the first (condition, message) whose condition holds."""
+    for condition, message in cases:
+        if condition:
+            raise UserError(message)
+
+
 USERS_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,

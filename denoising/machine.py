@@ -1,6 +1,8 @@
-"""What this machine grants: cores, memory, the processor's instructions."""
+"""What this machine grants: cores, memory, the processor and its instructions; Linux tells most."""
 
 import os
+import platform
+import sys
 from pathlib import Path
 
 
@@ -9,13 +11,24 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cpu_flags():
-    """The instruction sets of this CPU, as Linux names them; nothing where it does not tell."""
+def _cpu_facts():
+    """The fields of the first processor in /proc/cpuinfo, or nothing."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return []
-    return next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), [])
+        return {}
+    pairs = (line.split(":", 1) for line in reversed(lines) if ":" in line)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def cpu_name():
+    """The processor's name."""
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags():
+    """The instruction sets of this processor, as Linux names them."""
+    return _cpu_facts().get("flags", "").split()
 
 
 def free_memory():
@@ -32,3 +45,20 @@ def free_memory():
     except (OSError, ValueError, KeyError, StopIteration):
         pass  # not Linux, or no limit ("max"): what is known so far
     return max(free, 64 << 20)
+
+
+def used_memory(key="VmRSS"):
+    """A memory figure of this process in bytes, by its name in /proc/self/status; NaN where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+
+def peak_memory():
+    """The most memory that this process ever had, in bytes; what it was before a fork or exec counts."""
+    import resource  # Windows has none
+
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

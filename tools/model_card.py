@@ -17,7 +17,6 @@ is absent, with its reason. On two free cores: about six minutes, with --quick a
 import datetime
 import multiprocessing
 import os
-import platform
 import shlex
 import sys
 import tempfile
@@ -146,16 +145,13 @@ def measured_on():
     """What was measured on, and how busy it was before."""
     from denoising.inference import devices
 
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        model = next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor()
     told = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     flags = [flag for flag in told if flag in machine.cpu_flags()]
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    return {"date": str(datetime.date.today()), "processor": model, "instructions": flags, "cores": os.cpu_count(),
-            "load_before": load, **devices.versions()}  # fmt: skip
+    return {
+        "date": str(datetime.date.today()), "processor": machine.cpu_name(), "instructions": flags,
+        "cores": os.cpu_count(), "load_before": load, **devices.versions(),
+    }  # fmt: skip
 
 
 def choose_set(options, trained):

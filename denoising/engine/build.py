@@ -19,20 +19,14 @@ from pathlib import Path
 
 import paddle
 
+from denoising import machine
+
 HERE = Path(__file__).resolve().parent
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -shared -w -D_GLIBCXX_USE_CXX11_ABI=1"
 
 
 class BuildError(Exception):
     """Why there is no engine on this machine, in one line."""
-
-
-def cpu_flags():
-    """The instruction sets of this CPU, as Linux names them."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return line.split(":", 1)[1].split()
-    return []
 
 
 def load():
@@ -67,7 +61,7 @@ def threads():
         if name == b"OMP_NUM_THREADS" and value.isdigit() and int(value) > 0:
             return int(value)
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))  # that Paddle's launcher started here
-    return max(1, len(os.sched_getaffinity(0)) // processes)
+    return max(1, machine.cores() // processes)
 
 
 def _build(compiler, folder):
@@ -88,7 +82,7 @@ def _build(compiler, folder):
     ]
     version = _run([*compiler, "--version"])
     sources = [path.read_text() for path in sorted(HERE.iterdir()) if path.suffix in (".cc", ".h")]
-    key = [*sources, *command, version, paddle.__version__, *cpu_flags()]
+    key = [*sources, *command, version, paddle.__version__, *machine.cpu_flags()]
     name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16] + ".so"
 
     library = folder / name

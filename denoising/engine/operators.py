@@ -12,6 +12,7 @@ import paddle
 from paddle.nn import functional as F
 
 from arch_unet import SLOPE, PlainOps
+from denoising import machine
 from denoising.cli import UserError
 from denoising.engine import build
 
@@ -77,7 +78,7 @@ def choose(engine="auto", precision="fp32"):
         reason = "as asked"
     else:
         reason = _obstacle()
-        if reason is None and precision == "bf16" and "avx512_bf16" not in build.cpu_flags():
+        if reason is None and precision == "bf16" and "avx512_bf16" not in machine.cpu_flags():
             raise UserError("--precision bf16: this CPU has no AVX512_BF16 instructions; use fp32")
         if reason is None:
             return EngineOps(precision), f"engine: onednn, {precision}"

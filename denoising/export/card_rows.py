@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from denoising import machine
 from denoising.cli import UserError
 from denoising.runtimes import paddle_inference
 
@@ -79,7 +80,7 @@ def measure(row, threads, first, score, job):
             facts |= difference(engine, Path(job.folder) / "reference.npz")
             # The largest image alone, before anything else takes memory.
             engine(np.full((1, channels, job.sizes[-1], job.sizes[-1]), 0.5, np.float32))
-            facts["peak_mib"] = memory("VmHWM") / 2**20
+            facts["peak_mib"] = machine.used_memory("VmHWM") / 2**20
         for size in job.sizes:
             some = job.full or (size == job.sizes[0] and not row.single)
             for batch in job.batches if some else job.batches[:1]:
@@ -106,15 +107,6 @@ def channels_of(job):
     """How many channels the network takes."""
     with np.load(Path(job.folder) / "reference.npz") as file:
         return file["noisy"].shape[1]
-
-
-def memory(key):
-    """A memory figure of this process in bytes; VmHWM starts anew with each program, unlike ru_maxrss."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return float("nan")
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
 
 
 def difference(engine, path):

@@ -368,6 +368,14 @@ def parse_noise(text):
     return parts[0] if len(parts) == 1 else Chain(text, parts=tuple(parts))
 
 
+def noise_of_flag(flag, text):
+    """The model that a flag names, or a refusal that names the flag; without text there is no noise."""
+    try:
+        return parse_noise(text or "none")
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from None
+
+
 def list_of_noise():
     """What exists, for help texts and refusals."""
     forms = [f"{kind.form} (e.g. {kind.example})" for kind in KINDS.values()]

@@ -19,7 +19,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,8 @@ import sys
 import tempfile
 import threading
 import time
+
+from denoising import machine
 
 TIME_KEYS = ("preprocess_time", "inference_time", "postprocess_time")
 CONFIG_KEYS = (
@@ -112,9 +113,7 @@ class BenchmarkLog:
         """Prints the report, and on stderr who made it."""
         if not self.times.total:
             raise ValueError("nothing was timed")
-        # The most memory that the process ever had; Linux counts in KiB, macOS in bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        self.cpu_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+        self.cpu_rss = machine.peak_memory() / 2**20
         self.gpu = self._gpu.stop() if self._gpu else {}
         lines, maker = _by_auto_log(self)
         lines = (lines or self._lines()) + [_line(self._percentiles())]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from denoising import cli
+from denoising import cli, machine
 from denoising.cli import UserError, boolean, number
 from denoising.runtimes.onnx_runtimes import OnnxRuntimeEngine, OpenVinoEngine, fields
 
@@ -59,9 +59,7 @@ def check_flags(options):
     if options.enable_mkldnn is None:
         options.enable_mkldnn = options.runtime == "paddle" and not options.use_gpu and not options.use_openvino
     if options.cpu_threads is None:
-        # What a container or taskset grants, where the system tells.
-        affinity = getattr(os, "sched_getaffinity", None)
-        options.cpu_threads = len(affinity(0)) if affinity else os.cpu_count()
+        options.cpu_threads = machine.cores()
     fp16 = "is not certified on GPUs yet" if options.use_gpu else "is computed on GPUs only"
     paddle, precision = options.runtime == "paddle", options.precision
     refusals = {

@@ -12,11 +12,12 @@ import pytest
 
 from arch_unet import PlainOps, build_network
 from conftest import ENVIRONMENT, ROOT
+from denoising import machine
 from denoising.cli import UserError
-from denoising.engine import build, operators
+from denoising.engine import operators
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")
-needs_bf16 = pytest.mark.skipif("avx512_bf16" not in build.cpu_flags(), reason="this CPU cannot multiply bfloat16")
+needs_bf16 = pytest.mark.skipif("avx512_bf16" not in machine.cpu_flags(), reason="this CPU cannot multiply bfloat16")
 
 
 def choose(precision="fp32"):
@@ -397,7 +398,7 @@ print("same")
 
 
 def test_bf16_on_a_cpu_without_it_is_refused(monkeypatch):
-    monkeypatch.setattr(build, "cpu_flags", lambda: ["avx2"])
+    monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx2"])
     with pytest.raises(UserError, match="bf16"):
         operators.choose("auto", "bf16")
 

@@ -1,5 +1,6 @@
 """The documents name files that exist, and their links lead somewhere."""
 
+import importlib
 import re
 import subprocess
 
@@ -11,9 +12,11 @@ DOCUMENTS = subprocess.run(
     ["git", "ls-files", "*.md", "NOTICE", "CITATION.cff"], cwd=ROOT, capture_output=True, text=True, check=True
 ).stdout.split()
 FILE = re.compile(r"(?<![\w/.*<>-])[\w./*-]+\.(?:py|sh|md|cc|h|cff|toml|txt)\b(?![*])")
+IMPORT = re.compile(r"from ([\w.]+) import (\w+)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# Files of other projects, files that a run writes, and files that the reader has.
+# Files of other projects, and the one that must not exist.
 ELSEWHERE = {
+    "CONTRIBUTING.md": {"utils.py"},
     "docs/coming_from.md": {"main.py", "render.py", "test.py", "display_result.py", "args.txt"},
     "test_tipc/docs/benchmark_train.md": {"BENCHMARK_ROOT/scripts/analysis.py"},
 }
@@ -29,8 +32,9 @@ def files_named(document):
 
 
 def places(document):
-    """Where a path in a document may start: at the root, or in a folder that the document is in."""
-    return [(ROOT / document).parent, *(ROOT / document).parent.parents][: document.count("/") + 1]
+    """Where a path in a document may start: at the root, in a folder that holds the document, or in the example's."""
+    folders = [(ROOT / document).parent, *(ROOT / document).parent.parents][: document.count("/") + 1]
+    return [*folders, ROOT / "test_tipc" / "configs" / "N2N"] if document.startswith("test_tipc/") else folders
 
 
 def anchors(path):
@@ -56,10 +60,17 @@ def test_the_links_of_a_document_lead_somewhere(document):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_what_a_document_imports_exists():
+    imports = {found for document in DOCUMENTS for found in IMPORT.findall(text_of(document))}
+    assert {("denoising", "Denoiser"), ("denoising.imaging.noise", "parse_noise"), ("lite", "Model")} <= imports
+    for module, name in imports:
+        assert hasattr(importlib.import_module(module), name), f"from {module} import {name}"
+
+
 def test_the_search_finds_files_and_links():
     assert {"train.py", "test_tipc/README.md", "scripts/8_lite.sh"} <= files_named("README.md")
     assert sum(len(LINK.findall(text_of(name))) for name in DOCUMENTS) > 100
     assert anchors(ROOT / "docs" / "training.md") >= {"training", "where-the-noise-is-known"}
-    assert FILE.findall("`engine/onednn.h`, (methods.py) and [x](docs/a.md#b)") == [
+    assert FILE.findall("`engine/onednn.h`, (methods.py), [x](docs/a.md#b)") == [
         "engine/onednn.h", "methods.py", "docs/a.md",
     ]  # fmt: skip

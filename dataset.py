@@ -1,8 +1,7 @@
-"""Training images as endless, resumable batches.
+"""Training images as endless, resumable batches: read, cropped, augmented, and given what the method needs beside them.
 
-Every random choice follows from (seed, purpose, epoch, image): a batch is a pure function of its number. So a
-killed run resumes to the bit from a step number alone, and two processes see exactly what one with twice the
-batch would.
+A batch is a pure function of its number, because every random choice follows from the seed, its purpose, the epoch and
+the image (`denoising.data.streams`).
 """
 
 import concurrent.futures
@@ -16,51 +15,43 @@ import numpy as np
 from denoising import cli
 from denoising.cli import UserError
 from denoising.data import pairs, renders
+from denoising.data.streams import CROP, ORDER, generator, streams
 from denoising.files import images, pair_files
 from denoising.imaging.pixels import as_channels
-from denoising.training.methods import draw_picks
-
-ORDER, CROP, NOISE, PICKS, TARGET, MORE = range(6)  # one stream of random numbers per purpose
-
-
-def generator(seed, purpose, *numbers):
-    """The random generator of one purpose and place in the training."""
-    return np.random.default_rng([seed, purpose, *numbers])
-
-
-# --- Training -----------------------------------------------------------------------------------------------
+from denoising.machine import free_memory
 
 
 class TrainingImages:
-    """A folder of images, each delivered as a random patch: noisy, and what the method compares its denoised one with.
+    """A folder of images, each delivered as a random patch: noisy, and what the method needs beside it.
 
     Args:
         data_dir: searched recursively.
+        method: of training/methods.py.
         noise: the model that corrupts the images.
-        target: "picks" of the sub-sampler, two "recorruptions", another "noisy" image, or the "clean" one.
+        n_channel: of the patches.
+        patchsize: their side.
+        seed: of all randomness.
         frozen: whether each image has one noise realisation for good, as a camera's files have.
         augment: whether patches are flipped and rotated by quarter turns.
         cache_bytes: decoded images are kept up to this much memory; the rest are decoded each time.
         size: only the first so many images.
         translate: the patches are rolled by up to so many pixels along each axis.
-        known_noise: the model of what is in the images already, for recorruptions.
     """
 
     n_input: int | None = None  # channels of what the network gets, where they are not those of the image
 
     def __init__(
-        self, data_dir, noise, n_channel, patchsize, seed, frozen=False, augment=False, cache_bytes=0, target="picks",
-        size=None, translate=0, known_noise=None,
+        self, data_dir, method, noise, n_channel, patchsize, seed, frozen=False, augment=False, cache_bytes=0,
+        size=None, translate=0,
     ):  # fmt: skip
-        self.noise, self.n_channel, self.patchsize, self.seed = noise, n_channel, patchsize, seed
-        self.frozen, self.augment, self.target, self.translate = frozen, augment, target, translate
-        self.known_noise = known_noise
+        self.method, self.noise, self.n_channel, self.patchsize, self.seed = method, noise, n_channel, patchsize, seed
+        self.frozen, self.augment, self.translate = frozen, augment, translate
         self._cache, self._cache_left, self._lock = {}, cache_bytes, threading.Lock()
         self.broken = set()
         self.groups = self._find(data_dir)[:size]
         # Frozen noise belongs to an image, wherever it stands in the list: its name is the seed.
         self.names = [os.path.relpath(group[0], data_dir) for group in self.groups]
-        self._layers(0, generator(seed, CROP))  # a folder that does not fit the options is told before training starts
+        self._layers(0, generator(seed, CROP))  # images that do not fit the options are refused before training starts
 
     def __len__(self):
         return len(self.groups)
@@ -87,30 +78,11 @@ class TrainingImages:
         if len(picture.pages) != 1:
             raise UserError(f"--data_dir: {path} has {len(picture.pages)} pages; dataset_tool.py splits such files")
         image = as_channels(picture.pages[0], self.n_channel, path)
-        if self.target == "recorruptions":
-            self._check_own_noise(path, picture.pages[0], image)
+        self.method.check(path, picture.pages[0], image, self.patchsize, self.frozen)
         return image
 
-    def _check_own_noise(self, path, page, image):
-        """Refuses an image whose own noise is not independent from value to value, or is weaker than the file's steps.
-
-        A recorruption's is, and a network can tell it from the image's own where that is not.
-        """
-        if self.known_noise and page.shape[2] != image.shape[2] and self.n_channel != 4:
-            raise UserError(f"--n_channel: {path} has {page.shape[2]}, and its noise is known in these only")
-        if (self.known_noise or self.frozen) and min(image.shape[:2]) < self.patchsize:
-            size = f"{image.shape[1]}x{image.shape[0]} pixels"
-            raise UserError(
-                f"--patchsize: {path} has {size}; padding would repeat its noise, of which each must be new"
-            )
-        if self.known_noise and page.dtype.kind == "u" and not self.known_noise.hides(1 / np.iinfo(page.dtype).max):
-            bits = page.dtype.itemsize * 8
-            raise UserError(
-                f"--known_noise: {path} has {bits} bits, whose steps are too coarse for {self.known_noise.name}"
-            )
-
     def _layers(self, index, rng):
-        """The clean image alone, or the corrupted one, and its target if that is another, HWC of one size."""
+        """The clean image alone, or the noisy one and what is cut out along with it, HWC of one size."""
         return self._cached(index, lambda: self._make_layers(index))
 
     def _make_layers(self, index):
@@ -118,18 +90,11 @@ class TrainingImages:
         if not self.frozen:
             return [image]
         digest = hashlib.sha256(os.fsencode(self.names[index])).digest()
+        # Frozen noise is that of the whole image: no crop of it is drawn anew.
         return self._corrupt(images.to_01(image), int.from_bytes(digest[:8], "big"))
 
     def _corrupt(self, clean, *place):
-        """The noisy image, then what the method wants beside it, of the random numbers of a place."""
-        layers = [self.noise.add(clean, generator(self.seed, NOISE, *place))]
-        if self.target == "clean":
-            layers.append(clean)
-        elif self.target == "noisy":
-            layers.append(self.noise.add(clean, generator(self.seed, TARGET, *place)))
-            known = self.noise.known(clean.shape, generator(self.seed, TARGET, *place))
-            layers += [] if known is None else [known]
-        return layers
+        return self.method.corrupt(clean, self.noise, streams(self.seed, *place))
 
     def _layers_or_next(self, index, rng):
         """The image, or the next one in the list if it is broken: one bad file must not end hours of training."""
@@ -144,19 +109,13 @@ class TrainingImages:
         raise UserError("--data_dir: no image can be read any more")
 
     def sample(self, epoch, index):
-        """The noisy patch of one image in one epoch, CHW float32, and what the method compares with."""
+        """The noisy patch of one image in one epoch, CHW float32, and what the method needs beside it."""
         rng = generator(self.seed, CROP, epoch, index)
         patches = self._patches(self._layers_or_next(index, rng), rng)
         if len(patches) == 1 and not self.frozen:
             patches = self._corrupt(patches[0], epoch, index)
         patches = [np.ascontiguousarray(patch.transpose(2, 0, 1)) for patch in patches]
-        if self.target == "picks":
-            size = self.patchsize
-            patches.append(draw_picks(generator(self.seed, PICKS, epoch, index), size, size))
-        elif self.target == "recorruptions":
-            strength, more = (generator(self.seed, purpose, epoch, index) for purpose in (NOISE, MORE))
-            patches += (self.known_noise or self.noise).recorrupt(patches[0], strength, more)
-        return tuple(patches)
+        return (*patches, *self.method.beside(patches[0], streams(self.seed, epoch, index)))
 
     def batch(self, places):
         """The samples of some (epoch, image), stacked."""
@@ -189,7 +148,7 @@ class TrainingRenders(TrainingImages):
     n_input = renders.N_INPUT
 
     def _find(self, data_dir):
-        return renders.find_frames("--data_dir", data_dir, "clean" if self.target == "clean" else "target")
+        return renders.find_frames("--data_dir", data_dir, "clean" if self.method.clean_targets else "target")
 
     def _make_layers(self, index):
         *paths, target_path = self.groups[index]
@@ -205,7 +164,9 @@ class TrainingPairs(TrainingImages):
     Args:
         pair_dir: holds a file of the same name, whatever its suffix, for each one of `data_dir`. Without `data_dir`
             it holds a folder for each scene, with two frames or more.
-        options: those of `TrainingImages`; with the target "clean" the files of `pair_dir` are the clean images.
+        options: those of `TrainingImages`; where the method has clean targets, the files of `pair_dir` are those.
+        workers: the threads that compare the pairs before training starts.
+        more: further options of `TrainingImages`.
     """
 
     def __init__(self, data_dir, pair_dir, *options, workers=2, **more):
@@ -220,7 +181,7 @@ class TrainingPairs(TrainingImages):
 
     def _layers(self, index, rng):
         group = self.groups[index]
-        first, second = (0, 1) if self.target == "clean" else rng.choice(len(group), 2, replace=False)
+        first, second = (0, 1) if self.method.clean_targets else rng.choice(len(group), 2, replace=False)
         layers = [self._cached(group[i], lambda i=i: [self._read(group[i])])[0] for i in (first, second)]
         if layers[0].shape != layers[1].shape:
             raise pairs.unequal(group[first], layers[0].shape, group[second], layers[1].shape)
@@ -257,20 +218,20 @@ class PairFile:
         patchsize: side of the patches; images that are no larger are taken whole.
         seed: of all randomness.
         augment: whether patches are flipped and rotated by quarter turns.
-        target: "noisy" or "clean", what the file holds beside its first noisy images.
+        clean_targets: whether the file holds clean images beside the noisy ones, or other noisy ones.
         size: only the first so many pairs.
     """
 
     n_input = None  # channels of what the network gets, where they are not those of the image
 
-    def __init__(self, path, n_channel, patchsize, seed, augment=False, target="noisy", size=None):
-        names = pair_files.VALIDATION if target == "clean" else pair_files.TRAINING
+    def __init__(self, path, n_channel, patchsize, seed, augment=False, clean_targets=False, size=None):
+        names = pair_files.VALIDATION if clean_targets else pair_files.TRAINING
         self.halves = [half[:size] for half in pair_files.read(path, names)]
         count, channels, height, width = self.halves[0].shape
         if channels != n_channel:
             raise UserError(f"--data_dir: {path} has {channels} channels, --n_channel is {n_channel}")
         self.size, self.room = min(patchsize, height, width), (height, width)
-        self.seed, self.augment, self.swap, self.count = seed, augment, target == "noisy", count
+        self.seed, self.augment, self.swap, self.count = seed, augment, not clean_targets, count
         self.names = [hashlib.sha256(half.tobytes()).hexdigest() for half in self.halves]
 
     def __len__(self):
@@ -320,6 +281,13 @@ class Batches:
         self.rank, self.world_size, self.ahead = rank, world_size, ahead
         self.steps_per_epoch = max(1, len(dataset) // (batchsize * world_size))
         self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="loader")
+
+    def check_memory(self):
+        """Refuses batches that cannot even be loaded; what the network needs for them comes on top."""
+        sample = sum(array.nbytes for array in self.dataset.batch([(0, 0)]))
+        fitting = int(free_memory() // (sample * (self.ahead + 1)))  # one more is in use
+        if self.batchsize > max(fitting, 1):
+            raise UserError(f"--batchsize: {self.batchsize} patches do not fit into memory; {fitting} of this size do")
 
     def batch(self, step):
         """The arrays of a step, counted from 0 over all epochs: noisy [N, C, P, P], then what the method needs."""

@@ -32,17 +32,12 @@ import lite
 import train
 from arch_unet import DenoisingNetwork, UpsampleCat, conv
 from denoising import cli
-from denoising.files import (
-    images,
-    pair_files,
-)
-from denoising.inference import (
-    checkpoint,
-    devices,
-)
+from denoising.files import images, pair_files
+from denoising.inference import checkpoint, devices
 from denoising.inference.denoiser import Denoiser
-from denoising.training import options as training_options
 from denoising.training.methods import build_method
+from denoising.training.options import get_parser as get_training_parser
+from denoising.training.options import parse_options
 from denoising.training.schedule import Schedule
 from denoising.training.state import Training
 
@@ -174,13 +169,12 @@ class Ours:
     def __init__(self, options, ops):
         flags = ["--preset", "lite", "--data_dir", os.path.join(options.pairs, "train.npz")]
         flags += ["--max_minutes", options.minutes, "--precision", options.precision]
-        flags = training_options.parse_options(training_options.get_parser(), flags)
-        training_options.check_options(flags)
-        self.method = build_method(flags)
-        pairs = train.training_images(flags, self.method.target)
-        self.batches = dataset.Batches(pairs, flags.batchsize, flags.seed)
-        self.schedule = Schedule(flags, self.batches.steps_per_epoch)
-        self.training = Training(flags, ops)
+        recipe, _ = parse_options(get_training_parser(), flags)
+        self.method = build_method(recipe)
+        pairs = train.training_images(recipe, self.method)
+        self.batches = dataset.Batches(pairs, recipe.batchsize, recipe.seed)
+        self.schedule = Schedule(recipe, self.batches.steps_per_epoch)
+        self.training = Training(recipe, ops)
         self.stream = self.batches.starting_at(0)
         self.denoiser = Denoiser(self.training.averaged)
         self.plan = f"{len(pairs)} pairs an epoch, {self.batches.steps_per_epoch} steps"

@@ -158,7 +158,7 @@ def loading(folder, batch, patch, precision, rounds, steps):
     method = Neighbor2Neighbor()
     loaders = {}
     for name, cache in (("JPEG", 0), ("cached", 8 << 30)):
-        patches = dataset.TrainingImages(folder, parse_noise(SIGMA), 3, patch, options.seed, cache_bytes=cache)
+        patches = dataset.TrainingImages(folder, method, parse_noise(SIGMA), 3, patch, options.seed, cache_bytes=cache)
         loaders[name] = dataset.Batches(patches, batch, options.seed, workers=options.workers)
         if cache:
             for index in range(len(patches)):

@@ -13,21 +13,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 
 import paddle
 
-import train
 import train_for_tipc
 from denoising import cli
 from denoising.inference import checkpoint
 from denoising.training.methods import build_method
+from denoising.training.options import get_parser
 
 
 class Distillation:
-    """A method's loss and the distance to a teacher."""
+    """A method's loss and the distance to a teacher; in all else it is that method."""
 
     def __init__(self, method, teacher):
-        self.method, self.teacher, self.target = method, teacher, method.target
+        self.method, self.teacher = method, teacher
+
+    def __getattr__(self, name):
+        return getattr(self.method, name)
 
     def __call__(self, network, noisy, *more, ramp):
-        """As of every method, see methods.py."""
+        """As of every method, see denoising/training/methods.py."""
         loss, loss1, loss2, Lambda = self.method(network, noisy, *more, ramp=ramp)
         self.teacher.ops = network.ops  # the engine that the run has chosen
         with paddle.no_grad():
@@ -38,14 +41,12 @@ class Distillation:
 
 def main():
     """Trains with the teacher beside the method."""
-    words = sys.argv[1:]
-    given = [word.split("=", 1)[1] for word in words if word.startswith("--teacher=")]
-    if len(given) != 1:
-        raise cli.UserError("--teacher: the weights of the large network are needed, as --teacher=FILE")
-    teacher, _ = checkpoint.load_network(cli.existing_file("--teacher", given[0]))
-    # train.py asks for its method by this name.
-    train.build_method = lambda options: Distillation(build_method(options), teacher)
-    return train_for_tipc.main([word for word in words if not word.startswith("--teacher=")])
+    parser = get_parser(__doc__)
+    parser.add_argument("--teacher", help="weights of the large network (.pdparams)")
+    options, *more = train_for_tipc.read(parser)
+    cli.refuse((not options.teacher, "--teacher: the weights of the large network are needed"))
+    teacher, _ = checkpoint.load_network(cli.existing_file("--teacher", options.teacher))
+    return train_for_tipc.run(options, *more, method=Distillation(build_method(options), teacher))
 
 
 if __name__ == "__main__":

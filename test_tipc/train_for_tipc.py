@@ -11,7 +11,6 @@ takes all flags of train.py, and beside them what those runners add:
 """
 
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -20,43 +19,53 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 import train
 from denoising import cli
 from denoising.inference import distributed
-from denoising.training import options as training_options
+from denoising.machine import peak_memory
+from denoising.training.options import get_parser, parse_options
+from denoising.training.state import Training
 
 
 def translate(argv):
     """The flags for train.py, and whether to tell the memory."""
-    flags, tell = [], False
+    flags, tell_memory = [], False
     words = iter(argv)
     for word in words:
         if word == "-o":
             name, _, value = next(words, "").partition("=")
             if name not in ("Global.print_mem_info", "Global.log_ranks"):
                 raise cli.UserError(f"-o: {name} is no option here")
-            tell |= name == "Global.print_mem_info" and value == "True"
+            tell_memory |= name == "Global.print_mem_info" and value == "True"
         else:
             flags.append(word.replace("--model_path", "--pretrained", 1) if word.startswith("--model_path") else word)
-    return flags, tell
+    return flags, tell_memory
 
 
-def main(argv=None):
+def read(parser=None):
+    """The command line: the options, the run to go on with, and whether to tell the memory."""
+    flags, tell_memory = translate(sys.argv[1:])
+    return *parse_options(parser or get_parser(__doc__), flags), tell_memory
+
+
+def run(options, stopped, tell_memory, method=None, training_class=Training):
     """Trains, and puts links to the run's files where the runners look."""
-    flags, tell = translate(sys.argv[1:] if argv is None else argv)
-    options = training_options.get_parser().parse_args(flags)
     place = Path(options.save_model_path) / options.log_name
-    before = set(place.iterdir()) if place.is_dir() else set()
-    if distributed.IS_MAIN:
-        for path in before:
+    if distributed.IS_MAIN and place.is_dir():
+        for path in place.iterdir():
             if path.is_symlink():
                 path.unlink()
-    code = train.main(flags)
-    if distributed.IS_MAIN and code == 0:
-        (folder,) = set(place.iterdir()) - before
-        for path in folder.iterdir():
+    folder, finished = train.train(options, stopped, method, training_class)
+    code = train.end(folder, finished)
+    if distributed.IS_MAIN and finished:
+        for path in Path(folder).iterdir():
             if path.is_file() and not path.name.startswith("."):
-                os.symlink(path.relative_to(place), place / path.name)
-    if tell:
-        print(f"max_mem_reserved: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
+                os.symlink(os.path.relpath(path, place), place / path.name)
+    if tell_memory:
+        print(f"max_mem_reserved: {peak_memory() >> 20} MB")
     return code
+
+
+def main():
+    """Trains as train.py does."""
+    return run(*read())
 
 
 if __name__ == "__main__":

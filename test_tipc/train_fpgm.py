@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 import train_for_tipc
 from denoising import cli
 from denoising.inference import checkpoint
-from denoising.training import options as training_options
 from fpgm import prune
 
 
@@ -25,16 +24,15 @@ def size(network):
 
 def main():
     """Writes the pruned weights beside the run, and trains from them."""
-    flags, _ = train_for_tipc.translate(sys.argv[1:])
-    options = training_options.get_parser().parse_args(flags)
+    options, *more = train_for_tipc.read()
     network, about = checkpoint.load_network(cli.existing_file("--pretrained", options.pretrained or ""))
-    if not options.n_feature < network.options["n_feature"]:
-        raise cli.UserError(f"--n_feature: {options.n_feature} prunes nothing of {network.options['n_feature']}")
+    before = network.options["n_feature"]
+    cli.refuse((options.n_feature >= before, f"--n_feature: {options.n_feature} prunes nothing of {before}"))
     small = prune(network, options.n_feature)
     path = os.path.join(cli.writable_folder("--save_model_path", options.save_model_path), "pruned.pdparams")
     checkpoint.save_network(path, checkpoint.network_state(small), about | small.options)
     print(f"pruned: {size(network)} to {size(small)} parameters; {path}")
-    return train_for_tipc.main([*sys.argv[1:], f"--pretrained={path}"])
+    return train_for_tipc.run(options.but(pretrained=path), *more)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 import paddle
 from paddle.nn import functional as F
 
-import train
 import train_for_tipc
 from arch_unet import PlainOps
 from denoising import cli
@@ -88,8 +87,7 @@ class PactTraining(Training):
 
 def main():
     """Trains with PactTraining in the place of Training."""
-    train.Training = PactTraining
-    return train_for_tipc.main()
+    return train_for_tipc.run(*train_for_tipc.read(), training_class=PactTraining)
 
 
 if __name__ == "__main__":

@@ -138,9 +138,12 @@ def read_metrics(folder):
 
 def _metrics_rows(path):
     """The well-formed rows as (int, str, str): a killed run may have left half a line."""
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = [line for line in file if line.endswith("\n")]
-    rows = [row for row in csv.reader(lines) if len(row) == 3 and row[0].isdecimal()]
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = [line for line in file if line.endswith("\n")]
+        rows = [row for row in csv.reader(lines) if len(row) == 3 and row[0].isdecimal()]
+    except (UnicodeDecodeError, csv.Error):
+        raise cli.UserError(f"{path}: is no table of a training; move it away to go on without it") from None
     return [(int(step), name, value) for step, name, value in rows]
 
 

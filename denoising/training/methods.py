@@ -1,15 +1,55 @@
-"""What is minimised: Neighbor2Neighbor with its random neighbour sub-sampler, Recorrupted-to-Recorrupted, regression.
+"""What is minimised, and what that needs beside a noisy image: the four methods of train.py.
 
-The two first learn from single noisy images: Huang et al., CVPR 2021; Pang et al., CVPR 2021.
-
-A method is called with a network and the tensors of a batch. It returns the loss to differentiate, and what the
-published log shows: loss1, loss2, Lambda.
+Neighbor2Neighbor (Huang et al., CVPR 2021) and Recorrupted-to-Recorrupted (Pang et al., CVPR 2021) learn from single
+noisy images, Noise2Noise (Lehtinen et al., ICML 2018) from two noisy images of each scene, and supervised training
+from clean ones.
 """
 
 import numpy as np
 import paddle
 
+from denoising.cli import refuse
+from denoising.data.streams import MORE, NOISE, PICKS, TARGET
 from denoising.imaging.noise import parse_noise
+
+
+class Method:
+    """What all methods share.
+
+    A method is called with a network and the tensors of a batch: what `corrupt` and `beside` return, in that order. It
+    returns the loss to differentiate, and what the published log shows: loss1, loss2, Lambda.
+    """
+
+    clean_targets = False  # whether the files beside the noisy ones are clean
+
+    def check(self, path, page, image, patchsize, frozen):
+        """Refuses a training image that the method cannot learn from.
+
+        Args:
+            path: the file.
+            page: what is in it.
+            image: the same in the channels of the network.
+            patchsize: side of the patches that are cut from it.
+            frozen: whether its simulated noise stays the same in all epochs.
+        """
+
+    def corrupt(self, clean, noise, streams):
+        """The noisy image, and what is cut out along with it, from a clean image or patch; all are HWC.
+
+        Args:
+            clean: float32 in 0..1.
+            noise: the model that corrupts it.
+            streams: gives the random generator of each purpose.
+        """
+        return [noise.add(clean, streams(NOISE))]
+
+    def beside(self, noisy, streams):
+        """What is drawn for a noisy patch, CHW, beside it."""
+        return ()
+
+    def ramp(self, plan, step, seconds):
+        """How far what changes during the training is, 0..1; `plan` is the Schedule."""
+        return plan.progress(step, seconds)
 
 
 def draw_picks(rng, height, width):
@@ -45,13 +85,45 @@ def subimages(image, picks):
     return tuple(subs)
 
 
-class Neighbor2Neighbor:
-    """loss_rec + Lambda * loss_reg, from single noisy images."""
+def all_neighbors(image, picks):
+    """Splits images into four sub-images that share out all pixels: two pairs of neighbours, each in both directions.
 
-    target = "picks"  # what it needs beside the noisy image, of `dataset.TrainingImages`
+    Returns:
+        Two lists of the same four sub-images: inputs, and the target of each. The first pair is that of `subimages`;
+        the second one holds the pixels that are left over, which are neighbours too.
+    """
+    first, second = subimages(image, picks)
+    row, column, down = (picks[:, i] for i in range(3))
+    third, fourth = subimages(image, paddle.stack([row ^ ~down, column ^ down, down], axis=1))
+    return [first, second, third, fourth], [second, first, fourth, third]
 
-    def __init__(self, Lambda1=1.0, Lambda2=1.0, increase_ratio=2.0):
+
+class Neighbor2Neighbor(Method):
+    """loss_rec + Lambda * loss_reg, from single noisy images.
+
+    Args:
+        Lambda1: the weight of loss_rec.
+        Lambda2: the weight of loss_reg.
+        increase_ratio: what Lambda rises to.
+        all_neighbors: whether each pixel is an input and a target once, so that one pass over the whole image serves
+            four draws of the sub-sampler; or as published one draw alone.
+    """
+
+    def __init__(self, Lambda1=1.0, Lambda2=1.0, increase_ratio=2.0, all_neighbors=False):
         self.Lambda1, self.Lambda2, self.increase_ratio = Lambda1, Lambda2, increase_ratio
+        self.all_neighbors = all_neighbors
+
+    def beside(self, noisy, streams):
+        return (draw_picks(streams(PICKS), *noisy.shape[1:]),)
+
+    def ramp(self, plan, step, seconds):
+        return plan.ramp(step, seconds)
+
+    def _split(self, image, picks):
+        """The input of the network, and what it is compared with: g1 and g2 of the paper."""
+        if not self.all_neighbors:
+            return subimages(image, picks)
+        return tuple(paddle.concat(parts) for parts in all_neighbors(image, picks))
 
     def __call__(self, network, noisy, picks, ramp):
         """The loss of one batch.
@@ -66,20 +138,20 @@ class Neighbor2Neighbor:
             The loss to differentiate, loss1 and loss2 as published (loss2 contains Lambda), and Lambda.
         """
         Lambda = ramp * self.increase_ratio
-        sub1, sub2 = subimages(noisy, picks)
+        sub1, sub2 = self._split(noisy, picks)
         diff = network(sub1) - sub2  # f(g1(y)) - g2(y)
         loss1 = paddle.mean(diff**2)
         if Lambda * self.Lambda2 == 0:
             return self.Lambda1 * loss1, loss1, paddle.zeros_like(loss1), Lambda
         # The expected difference of the two sub-images, g1(f(y)) - g2(f(y)): no gradient flows through it.
         with paddle.no_grad():
-            denoised1, denoised2 = subimages(network(noisy), picks)
+            denoised1, denoised2 = self._split(network(noisy), picks)
             expected = denoised1 - denoised2
         loss2 = Lambda * paddle.mean((diff - expected) ** 2)
         return self.Lambda1 * loss1 + self.Lambda2 * loss2, loss1, loss2, Lambda
 
 
-class Recorrupted2Recorrupted:
+class Recorrupted2Recorrupted(Method):
     """Regression from single images whose noise is Gaussian or Poisson, and of known strength.
 
     With more noise z, as strong as that of y, y + a z and y - z / a are two noisy images of one scene whose noise is
@@ -89,43 +161,68 @@ class Recorrupted2Recorrupted:
 
     Args:
         noise: the model, which has a `recorrupt`.
+        in_files: whether the images have this noise already.
     """
 
-    target = "recorruptions"
+    def __init__(self, noise, in_files=False):
+        self.noise, self.in_files, self.weight = noise, in_files, noise.recorruption_weight
 
-    def __init__(self, noise):
-        self.weight = noise.recorruption_weight
+    def check(self, path, page, image, patchsize, frozen):
+        # A recorruption's noise is independent from value to value and as fine as floats are: where that of the files
+        # is not, a network can tell the one from the other.
+        height, width, channels = image.shape
+        whole_numbers = page.dtype.kind == "u"
+        refuse(
+            (
+                self.in_files and channels not in (4, page.shape[2]),
+                f"--n_channel: {path} has {page.shape[2]}, and its noise is known in these only",
+            ),
+            (
+                (self.in_files or frozen) and min(height, width) < patchsize,
+                f"--patchsize: {path} has {width}x{height} pixels; padding would repeat its noise, of which each must "
+                "be new",
+            ),
+            (
+                self.in_files and whole_numbers and not self.noise.hides(1 / np.iinfo(page.dtype).max),
+                f"--known_noise: {path} has {page.dtype.itemsize * 8} bits, whose steps are too coarse for "
+                f"{self.noise.name}",
+            ),
+        )
 
-    def __call__(self, network, noisy, one, other, ramp=0.0):
+    def beside(self, noisy, streams):
+        # The noise is drawn with what made it, whose strength may be random.
+        return self.noise.recorrupt(noisy, streams(NOISE), streams(MORE))
+
+    def __call__(self, network, noisy, first, second, ramp=0.0):
         """The loss of one batch: an unbiased estimate of the mean squared error against the clean images.
 
         Args:
             network: the denoiser f.
             noisy: y, float tensor [N, C, H, W].
-            one: a recorruption of it.
-            other: another one.
+            first: a recorruption of it.
+            second: another one.
             ramp: not used.
         """
-        first, second = paddle.split(network(paddle.concat([one, other])), 2)
-        distance = paddle.mean((first - noisy) ** 2 + (second - noisy) ** 2) / 2
-        passed = self.weight * paddle.mean((first - second) * (one - other))  # how much of the noise comes through
-        noise = self.weight / 2 * paddle.mean((one - other) ** 2)
+        denoised1, denoised2 = paddle.split(network(paddle.concat([first, second])), 2)
+        distance = paddle.mean((denoised1 - noisy) ** 2 + (denoised2 - noisy) ** 2) / 2
+        added = first - second
+        passed = self.weight * paddle.mean((denoised1 - denoised2) * added)  # how much of the noise comes through
+        noise = self.weight / 2 * paddle.mean(added**2)
         return distance + passed - noise, distance, passed, 1.0
 
 
-class Regression:
-    """The distance to a target: another noisy image (Noise2Noise, Lehtinen et al., ICML 2018), or the clean one.
+class Regression(Method):
+    """The distance to a target, which another image is.
 
     Args:
-        target: "noisy" or "clean".
         loss: "l2" ends at the mean of all targets, "l1" at their median, "l0", which goes from the mean to it while
             the ramp rises, at their mode; "robust" ends at the mean of those that are near; "hdr" is L2 relative to the
             brightness, for renders.
         noise: of the input; what it has left of the clean image is put back into the output first.
     """
 
-    def __init__(self, target="noisy", loss="l2", noise=None):
-        self.target, self.loss, self.noise = target, loss, noise or parse_noise("none")
+    def __init__(self, loss="l2", noise=None):
+        self.loss, self.noise = loss, noise or parse_noise("none")
 
     def __call__(self, network, noisy, target, known=None, ramp=0.0):
         """The loss of one batch; pixels where `known` is 0 do not count.
@@ -138,11 +235,11 @@ class Regression:
             ramp: 0..1, how far the training is.
         """
         denoised = self.noise.restore_tensor(noisy, network(noisy))
-        each = self._distance(denoised, target, ramp)
+        distances = self._distance(denoised, target, ramp)
         if known is not None:
             # Divided by the share that is known, so that it does not matter for the size of the loss.
-            each = each * (known / paddle.mean(known).clip(1e-6))
-        loss = paddle.mean(each)
+            distances = distances * (known / paddle.mean(known).clip(1e-6))
+        loss = paddle.mean(distances)
         return loss, loss, paddle.zeros_like(loss), 0.0
 
     def _distance(self, denoised, target, ramp):
@@ -157,6 +254,24 @@ class Regression:
             # The brightness is a weight: were it differentiated, the mean would no longer be the optimum.
             return diff**2 / (denoised.detach().clip(0) + 0.01) ** 2
         return diff**2
+
+
+class Noise2Noise(Regression):
+    """Regression to another noisy image of the same scene."""
+
+    def corrupt(self, clean, noise, streams):
+        noisy, target = (noise.add(clean, streams(purpose)) for purpose in (NOISE, TARGET))
+        known = noise.known(clean.shape, streams(TARGET))
+        return [noisy, target] if known is None else [noisy, target, known]
+
+
+class Supervised(Regression):
+    """Regression to the clean image."""
+
+    clean_targets = True
+
+    def corrupt(self, clean, noise, streams):
+        return [noise.add(clean, streams(NOISE)), clean]
 
 
 def intact(diff):
@@ -189,12 +304,12 @@ SINGLE = METHODS[:2]  # learn from single noisy images
 
 def build_method(options):
     """The method that the flags of train.py describe."""
+    noise = parse_noise(options.known_noise or options.noisetype)
     if options.method == "neighbor2neighbor":
-        return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
+        return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio, options.all_neighbors)
     if options.method == "recorrupted2recorrupted":
-        return Recorrupted2Recorrupted(parse_noise(options.known_noise or options.noisetype))
-    target = "noisy" if options.method == "noise2noise" else "clean"
-    return Regression(target, options.loss, parse_noise(options.noisetype))
+        return Recorrupted2Recorrupted(noise, in_files=bool(options.known_noise))
+    return {"noise2noise": Noise2Noise, "supervised": Supervised}[options.method](options.loss, noise)
 
 
 def default_loss(method, noisetype):

@@ -1,14 +1,16 @@
 """The options of a training: its flags, what they refuse, and which of them a continuation may change."""
 
+import argparse
 import json
 import os
+from dataclasses import dataclass
 
 from arch_unet import NETWORKS, NORMS
 from denoising import cli
-from denoising.cli import UserError, number
+from denoising.cli import UserError, number, refuse
 from denoising.data import renders
 from denoising.files import pair_files
-from denoising.imaging.noise import list_of_noise, parse_noise
+from denoising.imaging.noise import list_of_noise, noise_of_flag
 from denoising.inference import checkpoint, devices, distributed
 from denoising.training.methods import LOSSES, METHODS, SINGLE, default_loss
 from denoising.training.optimizers import KINDS as OPTIMIZERS
@@ -17,7 +19,7 @@ from denoising.training.state import STATE
 # What may change between a run and its continuation; anything else would make it another run.
 CHANGEABLE = {
     "n_epoch", "max_steps", "max_minutes", "log_iters", "n_snapshot", "save_minutes", "workers", "cache_gb",
-    "val_repeats", "val_images", "val_dirs", "data_dir", "pair_dir", "plot_stats", "resume",
+    "val_repeats", "val_images", "val_dirs", "data_dir", "pair_dir", "plot_stats", "parallel",
     "save_model_path", "log_name", "device", "gpu_devices",
 }  # fmt: skip
 
@@ -32,260 +34,385 @@ PRESETS = {
 }  # fmt: skip
 
 
+class Options(argparse.Namespace):
+    """The options of a training: a value, which nothing changes once it is made."""
+
+    def __init__(self, **values):
+        vars(self).update(values)
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{name}: options do not change; `but` makes others")
+
+    def but(self, **changes):
+        """The same options with some changed."""
+        return Options(**{**vars(self), **changes})
+
+
+@dataclass
+class Stopped:
+    """A run that is gone on with: its folder, and the state that it left there."""
+
+    folder: str
+    state: dict
+
+
+# --- Flags ------------------------------------------------------------------------------------------------------
+
+
 def get_parser(description=None):
     """The published flags under their published names, and ours."""
     parser = cli.Parser(description)
-    parser.add_argument("--preset", choices=PRESETS, help="flags that go together, each of which may still be given")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="a set of flags for one purpose (docs/lite.md); any of them may still be given",
+    )
     data = parser.add_argument_group("data")
     data.add_argument("--data_dir", help="folder of training images, searched recursively; or a pair file (.npz, .pkl)")
     data.add_argument(
         "--pair_dir",
-        help="real pairs: the other capture (with --method supervised the clean image) of each file in --data_dir, "
-        "by its name; without --data_dir, a folder for each scene with two frames or more",
+        help="real pairs: a folder with another capture (with --method supervised: the clean image) of each file in "
+        "--data_dir, under the same name; without --data_dir, a folder that holds a folder of frames for each scene",
     )
     data.add_argument(
         "--val_dirs", default="./validation", help="folder of clean validation sets, a pair file, or none"
     )
     data.add_argument("--train_size", type=number(int, 1), help="train on the first so many images only")
-    data.add_argument("--noisetype", help=f"gauss25 unless there are pairs; {list_of_noise()}")
-    data.add_argument("--val_noisetype", help="noise of the validation; as --noisetype unless given")
+    data.add_argument(
+        "--noisetype", help=f"the noise that is added to the images (gauss25 unless there are pairs): {list_of_noise()}"
+    )
+    data.add_argument("--val_noisetype", help="the noise that is added for validation (default: that of --noisetype)")
     data.add_argument(
         "--noise_protocol",
         default="fresh",
         choices=["fresh", "frozen"],
-        help="new noise in each epoch, as published; or one realisation per image, as real files have",
+        help="fresh: new noise in each epoch, as published; frozen: each image keeps its noise, as real files do",
     )
     data.add_argument(
         "--patchsize",
         type=number(int, 2, 8192),
         default=256,
-        help="side of the training patches; even for neighbor2neighbor",
+        help="side of the training patches in pixels; even for neighbor2neighbor",
     )
-    data.add_argument("--augment", action="store_true", help="flip and rotate the patches")
+    data.add_argument("--augment", action="store_true", help="flip and rotate the patches at random")
     data.add_argument(
         "--translate",
         type=number(int, 0, 8192),
         default=0,
-        help="roll the patches by up to so many pixels: what leaves at one border comes in at the other",
+        help="roll the patches at random by up to so many pixels; what leaves at one border comes in at the other",
     )
-    data.add_argument("--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="loader threads")
-    data.add_argument("--cache_gb", type=number(float, 0), help="memory for decoded images; a quarter of the free one")
+    data.add_argument(
+        "--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="threads that prepare the batches"
+    )
+    data.add_argument(
+        "--cache_gb", type=number(float, 0), help="memory for decoded images (default: a quarter of what is free)"
+    )
     method = parser.add_argument_group("method")
     method.add_argument(
         "--method",
         default="neighbor2neighbor",
         choices=METHODS,
-        help="the two first learn from single noisy images, the second one better, if the noise is Gaussian or Poisson "
-        "and its strength known; then from two noisy ones of each scene; with clean targets",
+        help="the first two learn from single noisy images (the second one better, where the noise is Gaussian or "
+        "Poisson and of known strength), noise2noise from two noisy images of each scene, supervised from clean ones",
     )
     method.add_argument(
         "--known_noise",
-        help="what is in the images, for recorrupted2recorrupted with --noisetype none: gauss12 (of 255, whatever the "
-        "files' depth), poisson500 (photons at white)",
+        help="the noise that the images have already, for recorrupted2recorrupted with --noisetype none: gauss12 (a "
+        "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white)",
     )
     method.add_argument(
         "--loss",
         choices=LOSSES,
-        help="of the last two methods: mean, median, mode (annealed), mean without outliers, or relative, for renders; "
-        "unless given robust for impulse, l1 for text, else l2",
+        help="the loss of noise2noise and supervised: l2 (ends at the mean of all targets), l1 (median), l0 (mode), "
+        "robust (mean without outliers), hdr (relative, for renders); by default robust for impulse noise, l1 for "
+        "text, hdr for renders, else l2",
+    )
+    method.add_argument(
+        "--all_neighbors",
+        action="store_true",
+        help="neighbor2neighbor uses all pixels of each patch, as four pairs of sub-images instead of one: four times "
+        "the draws for one pass over the whole patch",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
     model.add_argument(
         "--norm", default="none", choices=sorted(NORMS), help="normalisation after the convolutions of unet_n2n"
     )
-    model.add_argument("--n_feature", type=number(int, 1, 1024), default=48, help="its width")
-    model.add_argument("--n_channel", type=int, default=3, choices=[1, 3, 4], help="1 grey, 3 RGB, 4 Bayer raw")
-    model.add_argument("--pretrained", help="start from these .pdparams weights")
+    model.add_argument("--n_feature", type=number(int, 1, 1024), default=48, help="how many features the network has")
+    model.add_argument("--n_channel", type=int, default=3, choices=[1, 3, 4], help="1: grey, 3: RGB, 4: Bayer raw")
+    model.add_argument("--pretrained", help="weights to start from (.pdparams)")
     plan = parser.add_argument_group("schedule")
-    plan.add_argument("--n_epoch", type=number(int, 1, 10**9), help="length in epochs; 100 if no length is given")
-    plan.add_argument("--max_steps", type=number(int, 1), help="length in steps, if that is shorter")
+    plan.add_argument("--n_epoch", type=number(int, 1, 10**9), help="length in epochs (100 unless any length is given)")
+    plan.add_argument("--max_steps", type=number(int, 1), help="length in steps; the shortest length counts")
     plan.add_argument(
-        "--max_minutes", type=number(float, 0.001), help="length in minutes, scoring not counted, if shorter"
+        "--max_minutes",
+        type=number(float, 0.001),
+        help="length in minutes without those of scoring; the shortest length counts",
     )
     plan.add_argument("--batchsize", type=number(int, 1), default=4, help="patches per step and process")
     plan.add_argument(
         "--optimizer",
         default="adam",
         choices=OPTIMIZERS,
-        help="adam as published, or muon, which needs a fifth of the steps (with --lr 1e-3)",
+        help="adam as published, or muon, which needs a fifth of the steps (use --lr 1e-3)",
     )
-    plan.add_argument("--lr", type=number(float, 0), default=3e-4, help="Adam's learning rate")
+    plan.add_argument("--lr", type=number(float, 0), default=3e-4, help="learning rate of Adam; Muon's follows from it")
     plan.add_argument(
         "--lr_schedule",
         default="step",
         choices=["step", "cosine"],
-        help="times --gamma at 20, 40, 60 and 80 %% as published, or a cosine to zero",
+        help="step: the rate is multiplied by --gamma at 20, 40, 60 and 80 %% of the run, as published; cosine: it "
+        "falls smoothly to zero",
     )
     plan.add_argument("--gamma", type=number(float, 0), default=0.5, help="factor of the step schedule")
-    plan.add_argument("--warmup_steps", type=number(int, 0), default=0, help="steps of linear warm-up")
+    plan.add_argument("--warmup_steps", type=number(int, 0), default=0, help="steps in which the rate rises")
     plan.add_argument(
-        "--Lambda1", type=number(float, 0), default=1.0, help="weight of neighbor2neighbor's reconstruction"
+        "--Lambda1", type=number(float, 0), default=1.0, help="weight of neighbor2neighbor's reconstruction loss"
     )
-    plan.add_argument("--Lambda2", type=number(float, 0), default=1.0, help="weight of neighbor2neighbor's regulariser")
-    plan.add_argument("--increase_ratio", type=number(float, 0), default=2.0, help="what Lambda rises to")
+    plan.add_argument("--Lambda2", type=number(float, 0), default=1.0, help="weight of its regulariser")
+    plan.add_argument(
+        "--increase_ratio", type=number(float, 0), default=2.0, help="what the regulariser's factor Lambda rises to"
+    )
     plan.add_argument(
         "--reg_start",
         type=number(float, 0, 1),
         default=0.0,
-        help="share of the run before the regulariser, and its pass over the full image, start",
+        help="share of the run, 0..1, after which the regulariser and its pass over the whole patch start",
+    )
+    plan.add_argument(
+        "--reg_full",
+        type=number(float, 0.001, 1),
+        default=1.0,
+        help="share of the run, 0..1, after which Lambda has its full value, where the length is given in steps or "
+        "minutes; in a run of epochs it rises to the end, as published",
     )
     plan.add_argument(
         "--ema",
         type=number(float, 0, 0.99999),
         default=0.999,
-        help="decay of the averaged weights, which are what is scored and saved; 0: none",
+        help="decay of the running average of the weights, which is what is scored and saved; 0 for no average",
     )
-    plan.add_argument("--clip_grad", type=number(float, 0), default=0.0, help="largest gradient norm; 0: unlimited")
-    plan.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of all randomness")
+    plan.add_argument(
+        "--clip_grad", type=number(float, 0), default=0.0, help="largest norm of the gradients; 0 for no limit"
+    )
+    plan.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of all randomness")
     output = parser.add_argument_group("output")
-    output.add_argument("--save_model_path", default="./results", help="where runs are written")
-    output.add_argument("--log_name", default="unet_gauss25_b4e100r02", help="name of the run's folder")
+    output.add_argument("--save_model_path", default="./results", help="folder for the runs")
+    output.add_argument("--log_name", default="unet_gauss25_b4e100r02", help="name of this run's folder there")
     output.add_argument("--log_iters", type=number(int, 1), default=100, help="steps between log lines")
     output.add_argument(
         "--n_snapshot",
         type=number(int, 1),
-        help="epochs between snapshots, 1 unless given; with another length, each tenth of it",
+        help="epochs between snapshots, which save and score the weights (default: 1; a tenth of the run where its "
+        "length is given in steps or minutes)",
     )
-    output.add_argument("--val_repeats", type=number(int, 1), help="repeats per validation set, instead of its own")
+    output.add_argument(
+        "--val_repeats",
+        type=number(int, 1),
+        help="how often each validation set is scored, with other noise each time (default: as published for it)",
+    )
     output.add_argument(
         "--val_images", "--valid_size", type=number(int, 1), help="score only the first so many images of each set"
     )
     output.add_argument(
-        "--plot_stats", action="store_true", help="as published; loss.png and psnr.png are always drawn"
+        "--plot_stats", action="store_true", help="accepted and ignored: loss.png and psnr.png are always drawn"
     )
-    output.add_argument("--save_minutes", type=number(float, 0), default=5, help="minutes between saved states")
+    output.add_argument(
+        "--save_minutes",
+        type=number(float, 0),
+        default=5,
+        help="minutes between saved states, from which --resume goes on",
+    )
     output.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="RUN_FOLDER",
-        help="go on with a run; without a folder, with the latest of --log_name",
+        help="go on with a run where it stopped (without a folder: the latest run of --log_name)",
     )
     device = devices.add_flags(parser)
-    device.add_argument("--parallel", action="store_true", help="as published; see paddle.distributed.launch")
-    device.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
+    device.add_argument(
+        "--parallel",
+        action="store_true",
+        help="accepted and ignored: python -m paddle.distributed.launch --nproc_per_node N train.py ... trains in N "
+        "processes",
+    )
+    device.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
     device.add_argument("--to_static", action="store_true", help="run Paddle's own layers as a static graph")
-    return parser  # fmt: skip
+    return parser
 
 
-def check_options(options):
-    """Refuses what cannot work, before the first slow step; fills in what follows from other options."""
-    if not (options.data_dir or options.pair_dir):
-        raise UserError("--data_dir: the folder of training images is needed")
+# --- Checked ----------------------------------------------------------------------------------------------------
+
+
+def checked(options):
+    """Refuses what cannot work, before the first slow step.
+
+    Returns:
+        The options with those filled in that follow from others: noisetype, loss, engine.
+    """
+    refuse((not (options.data_dir or options.pair_dir), "--data_dir: the folder of training images is needed"))
     pair_file = bool(options.data_dir) and pair_files.is_pair_file(options.data_dir)
     pairs, single = pair_file or options.pair_dir is not None, options.method in SINGLE
     buffers = bool(options.data_dir) and renders.is_folder(options.data_dir)
-    refusals = {
-        "--method: a pair file is learnt from by noise2noise, one with clean images by supervised":
-            pair_file and single,
-        "--pair_dir: a pair file has both halves of its pairs": pair_file and options.pair_dir,
-        f"--pair_dir: {options.method} learns from single images; --method noise2noise takes pairs": pairs and single,
-        "--noisetype: real pairs have their own noise": pairs and options.noisetype not in (None, "none"),
-        "--method: renders have targets: noise2noise learns from target/, supervised from clean/": buffers and single,
-        "--pair_dir: renders have their targets beside them": buffers and pairs,
-        "--noisetype: renders have their own noise": buffers and options.noisetype not in (None, "none"),
-        "--arch: renders come with buffers, nine channels in all: unet_n2n takes them":
+    refuse(
+        (pair_file and single, "--method: a pair file is for noise2noise, one with clean images for supervised"),
+        (pair_file and options.pair_dir, "--pair_dir: a pair file has both halves of its pairs"),
+        (
+            pairs and single,
+            f"--pair_dir: {options.method} learns from single images; --method noise2noise takes pairs",
+        ),
+        (pairs and options.noisetype not in (None, "none"), "--noisetype: real pairs have their own noise"),
+        (
+            buffers and single,
+            "--method: renders have targets: noise2noise learns from target/, supervised from clean/",
+        ),
+        (buffers and pairs, "--pair_dir: renders have their targets beside them"),
+        (buffers and options.noisetype not in (None, "none"), "--noisetype: renders have their own noise"),
+        (
             buffers and options.arch != "unet_n2n",
-        "--n_channel: renders have 3": buffers and options.n_channel != 3,
-        "--data_dir: the noisy images are needed, --pair_dir has their clean ones":
+            "--arch: renders come with buffers, nine channels in all: unet_n2n takes them",
+        ),
+        (buffers and options.n_channel != 3, "--n_channel: renders have 3"),
+        (
             pairs and options.method == "supervised" and not options.data_dir,
-        f"--loss: {options.method} has its own": options.loss and single,
-        "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise":
+            "--data_dir: the noisy images are needed; --pair_dir has their clean ones",
+        ),
+        (options.loss and single, f"--loss: {options.method} has its own"),
+        (
+            options.all_neighbors and options.method != "neighbor2neighbor",
+            "--all_neighbors: it is for --method neighbor2neighbor",
+        ),
+        (
             single and "mri" in (options.noisetype or ""),
-        "--known_noise: it is for --method recorrupted2recorrupted with --noisetype none":
+            "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise",
+        ),
+        (
             options.known_noise and (options.method != "recorrupted2recorrupted" or options.noisetype != "none"),
-        "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir":
+            "--known_noise: it is for --method recorrupted2recorrupted with --noisetype none",
+        ),
+        (
             options.noisetype == "none" and not (pairs or single or buffers),
-    }  # fmt: skip
-    for message, refused in refusals.items():
-        if refused:
-            raise UserError(message)
-    options.noisetype = options.noisetype or ("none" if pairs or buffers else "gauss25")
-    for flag in ("noisetype", "known_noise", "val_noisetype"):
-        try:
-            parse_noise(getattr(options, flag) or "none")
-        except ValueError as error:
-            raise UserError(f"--{flag}: {error}") from None
+            "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir",
+        ),
+        (
+            options.method == "neighbor2neighbor" and options.patchsize % 2,
+            f"--patchsize: {options.patchsize} is odd, and the sub-sampler halves it",
+        ),
+        (
+            options.norm != "none" and options.arch != "unet_n2n",
+            f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has",
+        ),
+        (
+            options.to_static and options.engine == "onednn",
+            "--to_static: the engine's operators have no static graph; --engine paddle has",
+        ),
+        (
+            options.amp and options.optimizer == "muon",
+            "--optimizer: muon does not know --amp's scaled gradients; use adam with --amp",
+        ),
+    )
+    noisetype = options.noisetype or ("none" if pairs or buffers else "gauss25")
+    noise = noise_of_flag("--noisetype", noisetype)
+    known_noise = noise_of_flag("--known_noise", options.known_noise)
+    noise_of_flag("--val_noisetype", options.val_noisetype)
     if options.method == "recorrupted2recorrupted":
-        check_known_noise(options)
-    if not single:
-        options.loss = options.loss or ("hdr" if buffers else default_loss(options.method, options.noisetype))
-    if single and any(kind in options.noisetype for kind in ("text", "jpeg")):
-        cli.note(f"--noisetype: {options.noisetype} reaches over neighbours; only --method noise2noise removes it")
-    if options.method == "neighbor2neighbor" and options.patchsize % 2:
-        raise UserError(f"--patchsize: {options.patchsize} is odd, the sub-sampler halves it")
-    if options.norm != "none" and options.arch != "unet_n2n":
-        raise UserError(f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has")
-    if options.to_static:
-        if options.engine == "onednn":
-            raise UserError("--to_static: the engine's operators have no static graph; --engine paddle has")
-        options.engine = "paddle"
+        if noisetype == "none":
+            check_known_noise("--known_noise", known_noise, drawn_once=True)
+        else:
+            check_known_noise("--noisetype", noise, drawn_once=options.noise_protocol == "frozen")
+    if single and any(kind in noisetype for kind in ("text", "jpeg")):
+        cli.note(f"--noisetype: {noisetype} reaches over neighbours; only --method noise2noise removes it")
     if options.parallel and distributed.WORLD_SIZE == 1:
         cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
+    loss = options.loss
+    if not single:
+        loss = loss or ("hdr" if buffers else default_loss(options.method, noisetype))
+    engine = "paddle" if options.to_static else options.engine
+    return options.but(noisetype=noisetype, loss=loss, engine=engine)
 
 
-def check_known_noise(options):
+def check_known_noise(flag, noise, drawn_once):
     """Refuses noise that Recorrupted-to-Recorrupted cannot remove, or whose strength nobody knows."""
-    source = "known_noise" if options.noisetype == "none" else "noisetype"
-    name = getattr(options, source) or "none"
-    noise = parse_noise(name)
-    if noise.recorruption_weight is None:
-        raise UserError(f"--{source}: {options.method} takes gauss25 or poisson30, of any numbers, not {name}")
-    if noise.low != noise.high and (options.noisetype == "none" or options.noise_protocol == "frozen"):
-        raise UserError(f"--{source}: {options.method} must know the strength: one number, not {name}")
+    method = "recorrupted2recorrupted"
+    refuse(
+        (
+            noise.recorruption_weight is None,
+            f"{flag}: {method} takes gauss25 or poisson30, of any numbers, not {noise.name}",
+        ),
+        (
+            drawn_once and noise.low != noise.high,
+            f"{flag}: {method} must know the strength: one number, not {noise.name}",
+        ),
+    )
 
 
 # --- Read, for a new run or for one that goes on ----------------------------------------------------------------
 
 
 def parse_options(parser, argv):
-    """Reads the flags; with --resume the options of the run, of which only those in CHANGEABLE may change."""
-    options = parser.parse_args(argv)
-    if options.preset:
-        parser.set_defaults(**PRESETS[options.preset])
-        options = parser.parse_args(argv)
-    if options.resume is None:
-        options.run_folder, options.state = None, None
-        return options
-    options.run_folder = find_run(options)
-    options.state = checkpoint.read_state(os.path.join(options.run_folder, STATE))
-    saved = saved_options(parser, options)
-    # A namespace that holds marks tells which flags were given.
-    mark = object()
-    given = parser.parse_args(argv, type(options)(**dict.fromkeys(saved, mark)))
-    for name, value in saved.items():
-        if getattr(given, name) is mark:
-            setattr(options, name, value)
-        elif getattr(given, name) != value and name not in CHANGEABLE:
-            raise UserError(f"--{name}: the run was started with {value}; --resume goes on with that")
-    return options
+    """Reads and checks the flags of train.py.
+
+    With --resume the options are those of the run that stopped, of which only those in CHANGEABLE may change.
+
+    Returns:
+        Options, and for --resume the Stopped run, else None.
+    """
+    given = given_flags(parser, argv)
+    resume, preset = given.pop("resume", None), given.get("preset")
+    options = defaults(parser) | PRESETS.get(preset, {}) | given
+    if resume is None:
+        return checked(Options(**options)), None
+    folder = find_run(resume, options["save_model_path"], options["log_name"])
+    stopped = Stopped(folder, checkpoint.read_state(os.path.join(folder, STATE)))
+    saved = saved_options(parser, stopped)
+    for name, value in given.items():
+        if name in saved and value != saved[name] and name not in CHANGEABLE:
+            raise UserError(f"--{name}: the run was started with {saved[name]}; --resume goes on with that")
+    return checked(Options(**{**options, **saved, **given})), stopped
 
 
-def saved_options(parser, options):
+def given_flags(parser, argv):
+    """The flags that stand on the command line by name, without those that have their defaults."""
+    absent = object()  # argparse leaves alone what the namespace has already
+    namespace = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults(parser), absent), resume=absent))
+    return {name: value for name, value in vars(namespace).items() if value is not absent}
+
+
+def defaults(parser):
+    """Each option with its default; --help and --resume are no options of a training."""
+    names = {action.dest for action in parser._actions} - {"help", "resume"}
+    return {name: parser.get_default(name) for name in names}
+
+
+def saved_options(parser, stopped):
     """The options in a state, checked by the parser as if they had been typed."""
     try:
-        about = json.loads(options.state["@options"])
+        about = json.loads(stopped.state["@options"])
         saved, where = dict(about["training"]), about["where"]
-        flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in saved.items()
-                 if value is not None and value is not False]  # fmt: skip
         step, best = where["step"], where["best_psnr"]
-        if type(step) is not int or step < 0 or not isinstance(best, float | None):
+        if type(step) is not int or not 0 <= step < 10**15 or not isinstance(best, float | None):
             raise ValueError
         if type(where["images"]) is not str or not 0 <= float(where["seconds"]) < 1e12:
             raise ValueError
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"--resume: {options.run_folder}/{STATE} is no state of a training") from None
-    checked = vars(parser.parse_args(flags))
-    return {name: checked[name] for name in saved if name in checked}
+        raise UserError(f"--resume: {stopped.folder}/{STATE} is no state of a training") from None
+    options = defaults(parser)
+    unknown = sorted(set(saved) - set(options))
+    if unknown:
+        raise UserError(f"--resume: {stopped.folder}/{STATE} has an option that this script has not: {unknown[0]!r}")
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in saved.items()
+             if value is not None and value is not False]  # fmt: skip
+    checked_by_parser = options | given_flags(parser, flags)
+    return {name: checked_by_parser[name] for name in saved}
 
 
-def find_run(options):
-    """The folder of the run to resume."""
-    if options.resume:
-        cli.existing_file("--resume", os.path.join(options.resume, STATE))
-        return options.resume
-    parent = os.path.join(options.save_model_path, options.log_name)
+def find_run(folder, save_model_path, log_name):
+    """The folder of the run to resume: the one that is named, or the latest."""
+    if folder:
+        cli.existing_file("--resume", os.path.join(folder, STATE))
+        return folder
+    parent = os.path.join(save_model_path, log_name)
     runs = [entry.path for entry in os.scandir(parent)] if os.path.isdir(parent) else []
     runs = [run for run in runs if os.path.isfile(os.path.join(run, STATE))]
     if not runs:

@@ -12,11 +12,18 @@ class Schedule:
 
     def __init__(self, options, steps_per_epoch):
         self.options, self.steps_per_epoch = options, steps_per_epoch
-        # A hundred epochs are the published length; who gives another measure means that one.
+        # A hundred epochs are the published length; whoever gives another measure means that one.
         unlimited = options.n_epoch is None and (options.max_steps or options.max_minutes)
         self.n_epoch = 10**9 if unlimited else options.n_epoch or 100
+        self._only_minutes = unlimited and not options.max_steps
         self.total_steps = min(self.n_epoch * steps_per_epoch, options.max_steps or 10**18)
         self.by_epoch = self.total_steps == self.n_epoch * steps_per_epoch and not options.max_minutes
+
+    def __str__(self):
+        """The length in words: whichever ends first."""
+        steps = [] if self._only_minutes else [f"{self.total_steps} steps"]
+        minutes = [f"{self.options.max_minutes:g} minutes"] if self.options.max_minutes else []
+        return " or ".join([*steps, *minutes])
 
     def progress(self, step, seconds):
         """0 at the start, 1 at the end."""
@@ -36,12 +43,16 @@ class Schedule:
         return int(self.progress(step, seconds) * 10) > int(self.progress(step - 1, before) * 10)
 
     def ramp(self, step, seconds):
-        """How far Lambda has risen: by whole epochs as published, smoothly where the run is not one of epochs."""
+        """How far Lambda has risen, 0..1.
+
+        By whole epochs to the end, as published; where the run is not one of epochs smoothly, and to its full value
+        after the share --reg_full of the run.
+        """
         if self.progress(step, seconds) < self.options.reg_start:
             return 0.0
         if self.by_epoch:
             return (step // self.steps_per_epoch + 1) / self.n_epoch
-        return self.progress(step + 1, seconds)
+        return min(1.0, self.progress(step + 1, seconds) / self.options.reg_full)
 
     def learning_rate(self, step, seconds):
         """The rate of a step: halved (--gamma) at 20, 40, 60 and 80 %, or a cosine after a warm-up."""

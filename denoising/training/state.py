@@ -24,11 +24,6 @@ class Training:
         if options.arch == "unet_n2n":
             structure |= {"norm": options.norm, "n_input": n_input}
         self.network = build_network(**structure)
-        if options.pretrained and not options.state:
-            state = checkpoint.read_state(options.pretrained)
-            if options.n_channel == 1:
-                state = checkpoint.to_grey(state)
-            checkpoint.set_weights(self.network, state, options.pretrained)
         distributed.broadcast_parameters(self.network)
         self.network.ops = ops
         self.network.train()
@@ -46,6 +41,16 @@ class Training:
         self.scaler = paddle.amp.GradScaler(enable=options.amp)
         self.step, self.seconds, self.best_psnr = 0, 0.0, None
         self.images = ""  # a digest of the training images' names, on which every step depends
+
+    def start_from(self, path):
+        """Begins with the weights of a file, in place of random ones."""
+        state = checkpoint.read_state(path)
+        if self.options.n_channel == 1:
+            state = checkpoint.to_grey(state)
+        checkpoint.set_weights(self.network, state, path)
+        distributed.broadcast_parameters(self.network)
+        if self.averaged is not self.network:
+            self.averaged.set_state_dict(self.network.state_dict())
 
     def train_on(self, method, batch, rate, ramp):
         """One step; the returned losses stay on the device, because reading them would wait for it."""
@@ -94,10 +99,9 @@ class Training:
             averaged = checkpoint.network_state(self.averaged)
             state |= {f"average/{name}": array for name, array in averaged.items()}
         state |= {f"optimizer/{name}": array for name, array in self.optimizer.state().items()}
-        training = {k: v for k, v in vars(self.options).items() if k not in ("state", "run_folder", "resume")}
         where = {"step": self.step, "seconds": self.seconds, "best_psnr": self.best_psnr, "images": self.images}
         scaler = {k: np.asarray(v).item() for k, v in self.scaler.state_dict().items()} if self.options.amp else {}
-        state["@options"] = json.dumps({"training": training, "where": where, "scaler": scaler})
+        state["@options"] = json.dumps({"training": vars(self.options), "where": where, "scaler": scaler})
         checkpoint.write_state(os.path.join(folder, STATE), state)
 
     def load_state(self, state, path):

@@ -28,7 +28,6 @@ import numpy as np
 import paddle
 
 import dataset
-import lite
 import train
 from arch_unet import DenoisingNetwork, UpsampleCat, conv
 from denoising import cli
@@ -283,7 +282,7 @@ def draw(path, found):
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
-    options.precision = options.precision or lite.fastest_precision()
+    options.precision = options.precision or devices.fastest_precision()
     for name, names in (("train.npz", pair_files.TRAINING), ("val.npz", pair_files.VALIDATION)):
         pair_files.read(os.path.join(options.pairs, name), names)
     os.makedirs(options.save_dir, exist_ok=True)

@@ -17,7 +17,7 @@ if ! "$PYTHON" -c 'import paddle' 2>/dev/null; then
     make --silent .venv/runtime
     PYTHON=.venv/bin/python
 fi
-PRECISION=$("$PYTHON" -c 'import lite; print(lite.fastest_precision())')
+PRECISION=$("$PYTHON" -c 'from denoising.inference import devices; print(devices.fastest_precision())')
 
 step "1 Pairs: two corruptions of each patch, $NOISE"
 if [ -n "$folder" ]; then

@@ -15,9 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-from denoising.cli import UserError
-from denoising.engine import operators
 from denoising.files import images, pair_files
+from denoising.inference.devices import fastest_precision
 from denoising.inference.denoiser import Denoiser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,15 +65,6 @@ class Model:
             parts = (images.to_01(noisy[first : first + count]) for first in range(0, len(noisy), count))
             denoised = np.concatenate([images.from_01(self._denoiser.run_batch(part), np.uint8) for part in parts])
         return test_input.new_tensor(denoised) if hasattr(test_input, "new_tensor") else denoised
-
-
-def fastest_precision():
-    """The --precision to train with on this machine."""
-    try:
-        operators.choose("auto", "bf16")
-    except UserError:
-        return "fp32"
-    return "bf16"
 
 
 def _images(array):

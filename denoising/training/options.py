@@ -77,7 +77,9 @@ def get_parser(description=None):
     data.add_argument(
         "--val_dirs", default="./validation", help="folder of clean validation sets, a pair file, or none"
     )
-    data.add_argument("--train_size", type=number(int, 1), help="train on the first so many images only")
+    data.add_argument(
+        "--train_size", type=number(int, 1), help="train on this many images only, the first ones by name"
+    )
     data.add_argument(
         "--noisetype", help=f"the noise that is added to the images (gauss25 unless there are pairs): {list_of_noise()}"
     )
@@ -99,7 +101,7 @@ def get_parser(description=None):
         "--translate",
         type=number(int, 0, 8192),
         default=0,
-        help="roll the patches at random by up to so many pixels; what leaves at one border comes in at the other",
+        help="roll the patches at random by up to this many pixels; what leaves at one border comes in at the other",
     )
     data.add_argument(
         "--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="threads that prepare the batches"
@@ -212,7 +214,10 @@ def get_parser(description=None):
         help="how often each validation set is scored, with other noise each time (default: as published for it)",
     )
     output.add_argument(
-        "--val_images", "--valid_size", type=number(int, 1), help="score only the first so many images of each set"
+        "--val_images",
+        "--valid_size",
+        type=number(int, 1),
+        help="score this many images of each set only, the first ones by name",
     )
     output.add_argument(
         "--plot_stats", action="store_true", help="accepted and ignored: loss.png and psnr.png are always drawn"

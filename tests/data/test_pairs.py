@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 
+import dataset
 import train
-from conftest import assert_user_error, run_script, save, scene
+import val
+from conftest import save, scene
 from denoising.cli import UserError
 from denoising.data import pairs
 from denoising.imaging.noise import parse_noise
+from denoising.training.methods import Noise2Noise, Supervised
 
 
 def captures(folder, names, seed=0, **shape):
@@ -16,10 +19,9 @@ def captures(folder, names, seed=0, **shape):
         save(folder / name, (noisy.clip(0, 1) * 255 + 0.5).astype(np.uint8))
 
 
-def training_pairs(*folders, target="noisy", **more):
-    return pairs.TrainingPairs(
-        *(folder and str(folder) for folder in folders), parse_noise("none"), 3, 64, 5, target=target, **more
-    )
+def training_pairs(*folders, method=None, **more):
+    folders = (folder and str(folder) for folder in folders)
+    return dataset.TrainingPairs(*folders, method or Noise2Noise(), parse_noise("none"), 3, 64, 5, **more)
 
 
 def flags(tmp_path, *more):
@@ -32,20 +34,35 @@ def test_pairs_by_name_are_cut_alike(tmp_path):
     captures(tmp_path / "b", ["x.bmp", "sub/y.bmp"], seed=1)
     data = training_pairs(tmp_path / "a", tmp_path / "b", augment=True)
     assert data.names == ["sub/y.png", "x.png"]
-    orders = set()
     for epoch in range(6):
         noisy, target = data.sample(epoch, 1)
+        assert noisy.shape == target.shape == (3, 64, 64)
         assert 20 < (noisy - target).std() * 255 < 32  # the noise of both, and nothing of the scene
-        path = data.groups[1][0]
-        whole = data._read(path).transpose(2, 0, 1)
-        orders.add(bool(np.isin(np.round(noisy[0, 0] * 255), whole[0]).all()))
-    assert data.sample(0, 0)[0].shape == (3, 64, 64)
+
+
+def test_either_capture_may_be_the_input(tmp_path):
+    captures(tmp_path / "a", ["x.png"])
+    captures(tmp_path / "b", ["x.png"], seed=1)
+    data = training_pairs(tmp_path / "a", tmp_path / "b")
+    orders = []
+    for epoch in range(12):
+        patches = [np.round(patch[0] * 255) for patch in data.sample(epoch, 0)]
+        orders.append([place for patch in patches for place, path in enumerate(data.groups[0])
+                       if holds(data._read(path)[..., 0], patch)])  # fmt: skip
+    assert sorted(map(tuple, orders))[:: len(orders) - 1] == [(0, 1), (1, 0)]
+
+
+def holds(image, patch):
+    """Whether a patch was cut out of an image."""
+    corner = patch[:4, :4]
+    windows = np.lib.stride_tricks.sliding_window_view(image, corner.shape)
+    return bool((windows == corner).all((2, 3)).any())
 
 
 def test_clean_targets_stay_targets(tmp_path):
     captures(tmp_path / "noisy", ["x.png"])
     save(tmp_path / "clean" / "x.png", scene(90, 100))
-    data = training_pairs(tmp_path / "noisy", tmp_path / "clean", target="clean")
+    data = training_pairs(tmp_path / "noisy", tmp_path / "clean", method=Supervised())
     colours = set(np.unique(scene(90, 100)))
     for epoch in range(8):
         assert set(np.unique((data.sample(epoch, 0)[1] * 255).round().astype(int))) <= colours
@@ -55,13 +72,13 @@ def test_a_scene_gives_any_two_different_frames(tmp_path):
     for i in range(3):
         save(tmp_path / "scene" / f"{i}.png", scene(64, 64) // 2 + 10 * i)
     data = training_pairs(None, tmp_path)
-    seen = set()
+    orders = set()
     for epoch in range(40):
         levels = [
             int((part[0].mean() * 255 - (scene(64, 64)[..., 0] // 2).mean()).round()) for part in data.sample(epoch, 0)
         ]
-        seen.add(tuple(levels))
-    assert seen == {(a, b) for a in (0, 10, 20) for b in (0, 10, 20) if a != b}
+        orders.add(tuple(levels))
+    assert orders == {(a, b) for a in (0, 10, 20) for b in (0, 10, 20) if a != b}
 
 
 def test_a_shift_is_found_and_noise_is_none():
@@ -95,7 +112,7 @@ def test_bad_pairs_are_refused_with_both_names(tmp_path):
         training_pairs(None, tmp_path / "scenes")
 
 
-def test_pairs_train_and_score_on_pairs(tmp_path):
+def test_pairs_train_and_score_on_pairs(tmp_path, capsys):
     captures(tmp_path / "a", ["x.png", "y.png"])
     captures(tmp_path / "b", ["x.png", "y.png"], seed=1)
     captures(tmp_path / "val" / "night" / "noisy", ["x.png"])
@@ -105,7 +122,8 @@ def test_pairs_train_and_score_on_pairs(tmp_path):
     (log,) = (tmp_path / "r").rglob("A_log_night.csv")
     assert log.read_text().count("\n") == 3
     (weights,) = (tmp_path / "r").rglob("best_model.pdparams")
-    result = run_script("val.py", "--model_path", weights, "--val_dirs", tmp_path / "val", ok=0)
-    assert "[EVAL] night" in result.stdout
-    result = run_script("train.py", *flags(tmp_path, "--method", "supervised", "--pair_dir", tmp_path / "b"))
-    assert_user_error(result, "--data_dir")
+    capsys.readouterr()
+    assert val.main(["--model_path", str(weights), "--val_dirs", str(tmp_path / "val")]) == 0
+    assert "[EVAL] night" in capsys.readouterr().out
+    with pytest.raises(UserError, match="^--data_dir: the noisy images are needed"):
+        train.main(flags(tmp_path, "--method", "supervised", "--pair_dir", tmp_path / "b"))

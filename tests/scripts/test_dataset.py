@@ -1,17 +1,26 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import dataset
-from conftest import save, scene
+from conftest import ROOT, save, scene
 from denoising.cli import UserError
 from denoising.data import validation
+from denoising.files import pair_files
 from denoising.imaging import noise, pixels
 from denoising.imaging.noise import parse_noise
+from denoising.training.methods import Neighbor2Neighbor, Noise2Noise, Recorrupted2Recorrupted, Supervised
+
+
+def patches_of(folder, noise="none", method=None, n_channel=3, patchsize=64, **options):
+    method = method or Neighbor2Neighbor()
+    return dataset.TrainingImages(str(folder), method, parse_noise(noise), n_channel, patchsize, seed=5, **options)
 
 
 def images_of(folders, **options):
-    defaults = {"noise": parse_noise("gauss25"), "n_channel": 3, "patchsize": 64, "seed": 5}
-    return dataset.TrainingImages(str(folders / "data"), **{**defaults, **options})
+    return patches_of(folders / "data", **{"noise": "gauss25", **options})
 
 
 def first_batches(patches, start, count, **options):
@@ -23,7 +32,7 @@ def first_batches(patches, start, count, **options):
 
 
 def same(a, b):
-    return all((one == other).all() for one, other in zip(a, b, strict=True))
+    return all((array == other).all() for array, other in zip(a, b, strict=True))
 
 
 def test_a_batch_is_a_function_of_its_number(folders):
@@ -54,7 +63,7 @@ def test_every_image_once_per_epoch(folders):
 
 def test_fewer_images_than_a_batch_are_used_again_with_other_crops(folders, tmp_path):
     save(tmp_path / "a.png", scene(80, 90))
-    patches = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5)
+    patches = patches_of(tmp_path)
     batch = dataset.Batches(patches, 3, seed=5).batch(0)
     assert not (batch[0][0] == batch[0][1]).all()
 
@@ -64,7 +73,7 @@ def test_fresh_noise_changes_each_epoch_and_frozen_never(folders, tmp_path):
     clean = scene(64, 64)
     save(tmp_path / "a.png", clean)
     for frozen in (False, True):
-        patches = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=frozen)
+        patches = patches_of(tmp_path, "gauss25", frozen=frozen)
         first, second = (patches.sample(epoch, 0)[0] for epoch in (0, 1))
         assert (first == second).all() == frozen
         deviation = (first - clean.transpose(2, 0, 1) / 255).std() * 255
@@ -74,7 +83,7 @@ def test_fresh_noise_changes_each_epoch_and_frozen_never(folders, tmp_path):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_noise_sees_pixels_not_planes(tmp_path, frozen):
     save(tmp_path / "a.png", np.full((64, 64, 3), 100, np.uint8))
-    patches = dataset.TrainingImages(str(tmp_path), parse_noise("bernoulli0.5"), 3, 64, seed=5, frozen=frozen)
+    patches = patches_of(tmp_path, "bernoulli0.5", frozen=frozen)
     black = patches.sample(0, 0)[0] == 0
     assert (black == black[:1]).all()
     assert 0.4 < black.mean() < 0.6
@@ -83,7 +92,7 @@ def test_noise_sees_pixels_not_planes(tmp_path, frozen):
 def test_frozen_noise_belongs_to_the_image_not_to_the_crop(folders, tmp_path):
     flat = np.full((70, 70, 3), 100, np.uint8)
     save(tmp_path / "a.png", flat)
-    patches = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=True)
+    patches = patches_of(tmp_path, "gauss25", frozen=True)
     (whole,) = patches._make_layers(0)
     for epoch in range(5):
         patch = patches.sample(epoch, 0)[0].transpose(1, 2, 0)
@@ -104,7 +113,7 @@ def test_the_cache_changes_nothing_but_time(folders):
 def test_small_images_are_padded_by_reflection(tmp_path):
     clean = scene(50, 90)
     save(tmp_path / "a.png", clean)
-    patch, _ = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5).sample(0, 0)
+    patch, _ = patches_of(tmp_path).sample(0, 0)
     assert patch.shape == (3, 64, 64)
     assert (patch[:, 50:63] == patch[:, 48:35:-1]).all()
 
@@ -112,7 +121,7 @@ def test_small_images_are_padded_by_reflection(tmp_path):
 def test_augmented_patches_are_flips_and_rotations(tmp_path):
     clean = scene(64, 64)
     save(tmp_path / "a.png", clean)
-    patches = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5, augment=True)
+    patches = patches_of(tmp_path, augment=True)
     expected = {
         np.ascontiguousarray(np.rot90(clean, turns)[:, ::flip]).tobytes() for turns in range(4) for flip in (1, -1)
     }
@@ -139,22 +148,22 @@ def test_channels(tmp_path):
 
 def test_raw_mosaics_train_four_channels(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).random((140, 150), np.float32))
-    patches = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 4, 64, seed=5)
+    patches = patches_of(tmp_path, n_channel=4)
     assert patches.sample(0, 0)[0].shape == (4, 64, 64)
 
 
 def test_a_broken_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG nothing more")
     with pytest.raises(UserError, match=r"a\.png"):
-        dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5)
+        patches_of(tmp_path)
 
 
 def test_validation_sets_by_name(tmp_path):
     for folder in ("Kodak", "BSD300/test", "BSD300/train", "Mine"):
         save(tmp_path / folder / "a.png", scene(20, 20))
     present, absent = validation.find_validation_sets(str(tmp_path))
-    assert [(one.name, one.repeats) for one in present] == [("Kodak", 10), ("BSD300", 3), ("Mine", 1)]
-    assert [one.name for one in absent] == ["Set14"]
+    assert [(found.name, found.repeats) for found in present] == [("Kodak", 10), ("BSD300", 3), ("Mine", 1)]
+    assert [missing.name for missing in absent] == ["Set14"]
     assert [path.parent.name for path in present[1].paths()] == ["test"]
 
 
@@ -165,9 +174,9 @@ def test_a_folder_without_sets_is_refused(tmp_path):
 
 def test_frozen_noise_stays_when_other_images_come(tmp_path):
     save(tmp_path / "m.png", scene(64, 64))
-    alone = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=True)
+    alone = patches_of(tmp_path, "gauss25", frozen=True)
     save(tmp_path / "a.png", scene(64, 64, seed=1))
-    both = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 64, seed=5, frozen=True)
+    both = patches_of(tmp_path, "gauss25", frozen=True)
     assert (alone._make_layers(0)[0] == both._make_layers(1)[0]).all()
 
 
@@ -175,7 +184,7 @@ def test_an_image_that_breaks_later_is_passed_over_with_a_note(tmp_path, capsys)
     for name in ("a", "b", "c"):
         save(tmp_path / f"{name}.png", scene(64, 64, seed=ord(name)))
     (tmp_path / "b.png").write_bytes(b"no image")
-    patches = dataset.TrainingImages(str(tmp_path), parse_noise("none"), 3, 64, seed=5)
+    patches = patches_of(tmp_path)
     for _ in range(2):
         assert (patches.sample(0, 1)[0] == patches.sample(0, 2)[0]).all()
     assert capsys.readouterr().err.count("b.png") == 1
@@ -184,7 +193,7 @@ def test_an_image_that_breaks_later_is_passed_over_with_a_note(tmp_path, capsys)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_noisy_targets_are_independent_of_the_noisy_image(tmp_path, frozen):
     save(tmp_path / "a.png", np.full((128, 128, 3), 100, np.uint8))
-    patches = dataset.TrainingImages(str(tmp_path), parse_noise("gauss25"), 3, 128, 5, frozen, target="noisy")
+    patches = patches_of(tmp_path, "gauss25", Noise2Noise(), patchsize=128, frozen=frozen)
     noisy, target = (part * 255 - 100 for part in patches.sample(3, 0))
     assert abs(noisy.std() - 25) < 0.5
     assert abs(target.std() - 25) < 0.5
@@ -199,16 +208,16 @@ def test_recorruptions_are_as_strong_as_the_noise_and_independent_of_it(tmp_path
     for name in ("a", "b", "c"):
         save(tmp_path / f"{name}.png", np.full((192, 192, n_channel), 100, np.uint8))
     (tmp_path / "b.png").write_bytes(b"no image")
-    patches = dataset.TrainingImages(
-        str(tmp_path), parse_noise("gauss5_50"), n_channel, 192, 5, augment=True, target="recorruptions"
+    patches = patches_of(
+        tmp_path, "gauss5_50", Recorrupted2Recorrupted(parse_noise("gauss5_50")), n_channel, 192, augment=True
     )
     strengths = []
     for epoch in range(4):
-        noisy, one, other = (part * 255 - 100 for part in patches.sample(epoch, 1))
+        noisy, first, second = (part * 255 - 100 for part in patches.sample(epoch, 1))
         strengths.append(noisy.std())
-        assert (one - noisy).std() / noisy.std() == pytest.approx(noise.MORE_NOISE, rel=0.03)
-        np.testing.assert_allclose(one + other, 2 * noisy, atol=1e-3)
-        assert abs(np.corrcoef((one - noisy).ravel(), noisy.ravel())[0, 1]) < 0.03
+        assert (first - noisy).std() / noisy.std() == pytest.approx(noise.MORE_NOISE, rel=0.03)
+        np.testing.assert_allclose(first + second, 2 * noisy, atol=1e-3)
+        assert abs(np.corrcoef((first - noisy).ravel(), noisy.ravel())[0, 1]) < 0.03
     assert np.ptp(strengths) > 3
     assert "b.png" in capsys.readouterr().err
 
@@ -216,9 +225,8 @@ def test_recorruptions_are_as_strong_as_the_noise_and_independent_of_it(tmp_path
 def test_noise_of_the_files_own_must_be_what_recorruptions_assume(tmp_path):
     def train_on(image, known, n_channel=3, size=64, frozen=False):
         save(tmp_path / "a.png", image)
-        models = parse_noise("none" if known else "gauss25"), parse_noise(known) if known else None
-        flags = {"frozen": frozen, "target": "recorruptions", "known_noise": models[1]}
-        return dataset.TrainingImages(str(tmp_path), models[0], n_channel, size, 5, **flags)
+        method = Recorrupted2Recorrupted(parse_noise(known or "gauss25"), in_files=bool(known))
+        return patches_of(tmp_path, "none" if known else "gauss25", method, n_channel, size, frozen=frozen)
 
     grey, colour = np.full((64, 64), 100, np.uint8), np.full((64, 64, 3), 100, np.uint8)
     train_on(colour, "gauss12")
@@ -243,9 +251,7 @@ def test_noise_of_the_files_own_must_be_what_recorruptions_assume(tmp_path):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_clean_targets_show_the_same_patch(tmp_path, frozen):
     save(tmp_path / "a.png", scene(100, 90))
-    patches = dataset.TrainingImages(
-        str(tmp_path), parse_noise("gauss10"), 3, 64, 5, frozen, augment=True, target="clean"
-    )
+    patches = patches_of(tmp_path, "gauss10", Supervised(), frozen=frozen, augment=True)
     for epoch in range(4):
         noisy, clean = (part * 255 for part in patches.sample(epoch, 0))
         assert (clean == clean.round()).all()
@@ -254,7 +260,7 @@ def test_clean_targets_show_the_same_patch(tmp_path, frozen):
 
 def test_black_pixels_of_a_bernoulli_target_are_known_to_be_missing(tmp_path):
     save(tmp_path / "a.png", scene(64, 64) // 2 + 50)
-    patches = dataset.TrainingImages(str(tmp_path), parse_noise("bernoulli0.4"), 3, 64, 5, target="noisy")
+    patches = patches_of(tmp_path, "bernoulli0.4", Noise2Noise())
     noisy, target, known = patches.sample(0, 0)
     assert ((target > 0).all(axis=0) == (known[0] == 1)).all()
     assert 0.5 < known.mean() < 0.7
@@ -271,11 +277,50 @@ def test_a_validation_set_of_noisy_and_clean_files(tmp_path):
         save(tmp_path / "mine" / "clean" / f"{i}.png", clean)
         save(tmp_path / "mine" / "noisy" / f"{i}.png", clean // 2)
     for folder in (tmp_path, tmp_path / "mine"):
-        (one,), _ = validation.find_validation_sets(str(folder))
-        assert (one.name, one.own_noise) == ("mine", True)
-        for i, (name, clean, noisy) in enumerate(one.images(3, None, None)):
+        (found,), _ = validation.find_validation_sets(str(folder))
+        assert (found.name, found.own_noise) == ("mine", True)
+        for i, (name, clean, noisy) in enumerate(found.images(3, None, None)):
             assert name == f"{i}.png"
             np.testing.assert_allclose(noisy * 255, clean // 2, atol=1e-4)
     (tmp_path / "mine" / "noisy" / "1.png").unlink()
     with pytest.raises(UserError, match=r"clean/1\.png has no partner"):
-        list(one.images(3, None, None))
+        list(found.images(3, None, None))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 150), (150, 64), (100, 90)])
+def test_crops_reach_every_part_of_an_image(tmp_path, height, width):
+    down, right = np.mgrid[:height, :width].astype(np.uint8)
+    save(tmp_path / "a.png", np.stack([down, right, down], axis=2))
+    patches, corners = patches_of(tmp_path), []
+    for epoch in range(400):
+        patch = (patches.sample(epoch, 0)[0] * 255).round().astype(int)
+        corners.append(patch[:2, 0, 0])
+    for found, room in zip(np.transpose(corners), (height - 64, width - 64), strict=True):
+        assert (found.min(), found.max()) == (0, room)
+        # Each place as likely as any other: the mean lies within four deviations.
+        assert abs(found.mean() - room / 2) <= 4 * room / 12**0.5 / 20
+
+
+def test_crops_of_a_pair_file_reach_every_part_of_an_image(tmp_path):
+    down, right = np.mgrid[:20, :26].astype(np.uint8)
+    images = np.stack([down, right, down])[None]
+    pair_files.write(tmp_path / "a.npz", pair_files.TRAINING, (images, images))
+    patches = dataset.PairFile(tmp_path / "a.npz", 3, 16, seed=1)
+    corners = [(patches.batch([(epoch, 0)])[0][0, :2, 0, 0] * 255).round() for epoch in range(300)]
+    assert {tuple(corner) for corner in np.array(corners, int).tolist()} == {
+        (y, x) for y in range(5) for x in range(11)
+    }
+
+
+def test_batches_that_cannot_be_loaded_are_refused(folders, monkeypatch):
+    monkeypatch.setattr(dataset, "free_memory", lambda: 64 << 20)
+    sample = sum(array.nbytes for array in images_of(folders).batch([(0, 0)]))
+    fitting = (64 << 20) // (5 * sample)
+    dataset.Batches(images_of(folders), fitting, seed=5).check_memory()
+    with pytest.raises(UserError, match=f"^--batchsize: {fitting + 1} patches do not fit into memory; {fitting} of"):
+        dataset.Batches(images_of(folders), fitting + 1, seed=5).check_memory()
+
+
+def test_loading_needs_no_paddle():
+    code = "import sys, dataset; sys.exit('paddle' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,13 +1,15 @@
+import contextlib
 import csv
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -15,15 +17,17 @@ import pytest
 
 import train
 from conftest import ENVIRONMENT, ROOT, assert_user_error, rows_of, run_script, save, scene
+from denoising.cli import UserError
 from denoising.inference import checkpoint
-from denoising.training.schedule import Schedule
+from denoising.training.options import get_parser, parse_options
+from denoising.training.state import STATE, Training
 
 TINY = ["--n_feature", 2, "--patchsize", 32, "--batchsize", 2, "--log_iters", 1]
 
 
 def flags(folders, results, *more):
     data = ["--data_dir", folders / "data", "--val_dirs", folders / "val", "--save_model_path", results]
-    return [*data, *TINY, *more]
+    return [str(flag) for flag in [*data, *TINY, *more]]
 
 
 def run_folder(results):
@@ -32,12 +36,26 @@ def run_folder(results):
 
 
 def trained(folders, results, *more):
-    assert train.main([str(flag) for flag in flags(folders, results, *more)]) == 0
+    assert train.main(flags(folders, results, *more)) == 0
     return run_folder(results)
+
+
+def state_of(folder):
+    """The arrays of a run's state, and the JSON beside them."""
+    state = checkpoint.read_state(folder / STATE)
+    return state, json.loads(state.pop("@options"))
+
+
+def step_of(folder):
+    return state_of(folder)[1]["where"]["step"]
 
 
 def weights_of(folder, epoch):
     return checkpoint.read_state(folder / f"epoch_model_{epoch:03d}.pdparams")
+
+
+def values_of(folder, name):
+    return [float(row["value"]) for row in rows_of(folder / "metrics.csv") if row["name"] == name]
 
 
 def assert_same_weights(a, b):
@@ -46,9 +64,37 @@ def assert_same_weights(a, b):
         assert np.array_equal(array, b[name]), name
 
 
-def test_a_run_leaves_what_is_promised(folders, tmp_path, capsys):
-    folder = trained(folders, tmp_path, "--n_epoch", 2, "--n_snapshot", 1)
-    out = capsys.readouterr().out
+def refusal(capsys, *arguments):
+    """The line with which train.py refuses its arguments; a process would end with code 2 as well."""
+    with pytest.raises((UserError, SystemExit)) as refused:
+        train.main([str(argument) for argument in arguments])
+    if refused.type is UserError:
+        return str(refused.value)
+    assert refused.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def run(folders, tmp_path_factory):
+    """The folder of a run of two epochs, and what it printed."""
+    results, printed = tmp_path_factory.mktemp("run"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        folder = trained(folders, results, "--n_epoch", 2, "--n_snapshot", 1)
+    return folder, printed.getvalue()
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of that run, to go on with or to spoil."""
+    return shutil.copytree(run[0], tmp_path / "copy")
+
+
+# --- What a run leaves --------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_is_promised(run):
+    folder, out = run
+    assert re.search(r"^8 images, 4 steps per epoch, 8 steps; ", out, re.MULTILINE)
     published = r"^0002 00003 Loss1=\d\.\d{6}, Lambda=2\.0, Loss2=\d\.\d{6}, Loss_Full=\d\.\d{6}, Time=\d+\.\d{4}"
     assert re.search(published + r" .*ips: \d+\.\d+ images/s, eta: 0:00:00$", out, re.MULTILINE)
     assert re.search(r"^\[EVAL\] Tiny: psnr:\d+\.\d+ ssim:-?\d\.\d+$", out, re.MULTILINE)
@@ -74,140 +120,16 @@ def test_a_run_leaves_what_is_promised(folders, tmp_path, capsys):
 
 
 def test_training_reduces_the_loss(folders, tmp_path):
-    folder = trained(folders, tmp_path, "--max_steps", 120, "--lr", 3e-3, "--n_snapshot", 100)
-    rows = rows_of(folder / "metrics.csv")
-    losses = [float(row["value"]) for row in rows if row["name"] == "loss/rec"]
+    folder = trained(folders, tmp_path, "--max_steps", 120, "--lr", 3e-3, "--n_snapshot", 100, "--val_dirs", "none")
+    losses = values_of(folder, "loss/rec")
     assert len(losses) == 120
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
 
 
-VARIANTS: list[tuple] = [
-    (),
-    ("--method", "noise2noise", "--noisetype", "impulse0.2", "--n_feature", 3),
-    ("--ema", 0, "--noise_protocol", "frozen", "--augment", "--clip_grad", 1),
-    ("--optimizer", "muon", "--lr", 1e-3, "--n_feature", 16),
-    ("--method", "recorrupted2recorrupted", "--noisetype", "gauss5_50", "--augment"),
-]
-
-
-@pytest.mark.parametrize("more", VARIANTS)
-def test_killed_and_resumed_equals_never_killed_to_the_bit(folders, tmp_path, more):
-    length = ["--n_epoch", 20, "--n_snapshot", 10, "--save_minutes", 0, "--val_images", 1, *more]
-    expected = trained(folders, tmp_path / "whole", *length)
-
-    # Killed twice without warning, wherever that happens to be.
-    command = [sys.executable, ROOT / "train.py", *flags(folders, tmp_path / "parts", *length)]
-    for attempt in range(2):
-        more_flags = ["--resume"] if attempt else []
-        process = subprocess.Popen(
-            [*map(str, command), *more_flags], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-        )
-        for line in process.stdout:
-            if line.startswith(("0005 00002", "0013 00001")[attempt]):
-                break
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    folder = run_folder(tmp_path / "parts")
-    assert not (folder / "epoch_model_020.pdparams").exists()
-    assert train.main(["--resume", str(folder)]) == 0
-
-    for epoch in (10, 20):
-        assert_same_weights(weights_of(folder, epoch), weights_of(expected, epoch))
-    for name in ("metrics.csv", "validation/A_log_Tiny.csv"):
-        lines = [
-            [line for line in (one / name).read_text().splitlines() if "speed" not in line]
-            for one in (folder, expected)
-        ]
-        assert lines[0] == lines[1]
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(folders, tmp_path):
-    command = [
-        sys.executable,
-        ROOT / "train.py",
-        *flags(folders, tmp_path, "--n_epoch", 100_000, "--n_snapshot", 99_999),
-    ]
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    while not process.stdout.readline().startswith("0003"):
-        pass
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f"--resume {run_folder(tmp_path)}" in err
-    state = checkpoint.read_state(run_folder(tmp_path) / train.STATE)
-    assert json.loads(state["@options"])["where"]["step"] >= 8
-
-
-def test_resume_refuses_to_become_another_run(folders, tmp_path):
-    folder = trained(folders, tmp_path, "--max_steps", 2)
-    result = run_script("train.py", "--resume", folder, "--n_feature", 5)
-    assert_user_error(result, "--n_feature", "2")
-    assert train.main(["--resume", str(folder), "--max_steps", "4"]) == 0
-    state = checkpoint.read_state(folder / train.STATE)
-    assert json.loads(state["@options"])["where"]["step"] == 4
-
-
-CRAFTED = {
-    "no JSON": "[" * 200_000,
-    "a list of options": json.dumps({"training": [1], "where": {}}),
-    "a size of the wrong type": {"training": {"patchsize": "sixty"}},
-    "a huge network": {"training": {"n_feature": 100_000}},
-    "an unknown network": {"training": {"arch": "nope"}},
-    "no length": {"training": {"n_epoch": 0}},
-    "a negative step": {"where": {"step": -5}},
-    "a step that is text": {"where": {"step": "x"}},
-}
-
-
-@pytest.mark.parametrize("what", CRAFTED)
-def test_a_crafted_state_is_one_line(folders, tmp_path, what, capsys):
-    folder = trained(folders, tmp_path, "--max_steps", 2)
-    state = checkpoint.read_state(folder / train.STATE)
-    about = json.loads(state["@options"])
-    change = CRAFTED[what]
-    if isinstance(change, dict):
-        for part, values in change.items():
-            about[part] |= values
-    state["@options"] = change if isinstance(change, str) else json.dumps(about)
-    checkpoint.write_state(folder / train.STATE, state)
-    with pytest.raises((train.UserError, SystemExit)) as refusal:
-        train.main(["--resume", str(folder)])
-    assert refusal.type is train.UserError or refusal.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
-
-
-def test_a_state_without_the_optimizer_does_not_pass_for_exact(folders, tmp_path):
-    folder = trained(folders, tmp_path, "--max_steps", 2)
-    state = checkpoint.read_state(folder / train.STATE)
-    checkpoint.write_state(folder / train.STATE, {k: v for k, v in state.items() if not k.startswith("optimizer/")})
-    with pytest.raises(train.UserError, match="optimizer"):
-        train.main(["--resume", str(folder), "--max_steps", "4"])
-
-
 @pytest.mark.parametrize("method", ["noise2noise", "supervised"])
 def test_targets_train_and_leave_their_statistics(folders, tmp_path, method):
-    more = [
-        "--method",
-        method,
-        "--max_steps",
-        60,
-        "--lr",
-        3e-3,
-        "--n_snapshot",
-        5,
-        "--train_size",
-        6,
-        "--valid_size",
-        1,
-    ]
-    folder = trained(folders, tmp_path, *more, "--plot_stats")
+    more = ["--method", method, "--max_steps", 60, "--lr", 3e-3, "--n_snapshot", 5, "--train_size", 6]
+    folder = trained(folders, tmp_path, *more, "--valid_size", 1, "--plot_stats")
     stats = json.loads((folder / "stats.json").read_text())
     losses = stats["loss/full"]["value"]
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
@@ -224,74 +146,220 @@ KNOWN = ["--method", "recorrupted2recorrupted", "--known_noise", "poisson255"]
 
 @pytest.mark.parametrize("more", [[], KNOWN], ids=["neighbor2neighbor", "recorrupted2recorrupted"])
 def test_noisy_images_of_ones_own_train_for_the_time_asked_and_leave_a_best_model(folders, tmp_path, more):
-    flags_ = ["--noisetype", "none", "--val_dirs", "none", "--max_steps", 450, *more]
-    folder = trained(folders, tmp_path, *flags_)
+    # More than the published hundred epochs, of one step each.
+    length = ["--train_size", 2, "--max_steps", 110]
+    folder = trained(folders, tmp_path, "--noisetype", "none", "--val_dirs", "none", *length, *more)
     assert (folder / "best_model.pdparams").exists()
-    state = checkpoint.read_state(folder / train.STATE)
-    assert json.loads(state["@options"])["where"]["step"] == 450  # more than a hundred epochs of four steps
+    assert step_of(folder) == 110
     assert len(list(folder.glob("epoch_model_*.pdparams"))) == 10
 
 
-def test_a_second_process_does_not_work_in_the_same_run(folders, tmp_path):
-    folder = trained(folders, tmp_path, "--max_steps", 2)
-    with train.cli.only_process_in(folder):
-        result = run_script("train.py", "--resume", folder, "--max_steps", 4)
-    assert_user_error(result, folder, "another process")
+def test_all_neighbors_and_an_early_full_Lambda_train(folders, tmp_path):
+    more = ["--all_neighbors", "--max_steps", 8, "--reg_full", 0.5, "--val_dirs", "none"]
+    folder = trained(folders, tmp_path, *more)
+    assert values_of(folder, "schedule/Lambda") == pytest.approx([0.5, 1, 1.5, 2, 2, 2, 2, 2])
+    assert values_of(folder, "loss/rec") != values_of(trained(folders, tmp_path / "b", *more[1:]), "loss/rec")
 
 
-def test_a_run_of_adam_does_not_go_on_with_muon(folders, tmp_path):
-    folder = trained(folders, tmp_path, "--max_steps", 2)
-    assert_user_error(run_script("train.py", "--resume", folder, "--optimizer", "muon"), "--optimizer", "adam")
-
-
-def test_a_run_that_diverged_does_not_write_over_its_last_good_state(folders, tmp_path):
-    more = ["--lr", 1e30, "--max_steps", 30, "--log_iters", 1000, "--save_minutes", 0]
-    result = run_script("train.py", *flags(folders, tmp_path, *more))
-    assert_user_error(result, "not finite", "--lr")
-    state = checkpoint.read_state(run_folder(tmp_path) / train.STATE)
-    assert all(np.isfinite(array).all() for name, array in state.items() if name != "@options")
-
-
-def schedule(**options):
-    defaults = {
-        "n_epoch": None, "max_steps": None, "n_snapshot": None, "max_minutes": None,
-        "lr": 1.0, "gamma": 0.5, "lr_schedule": "step",
-        "warmup_steps": 0, "reg_start": 0.0,
-    }  # fmt: skip
-    return Schedule(SimpleNamespace(**{**defaults, **options}), steps_per_epoch=10)
-
-
-def test_the_published_schedule():
-    plan = schedule()
-    rates = [plan.learning_rate(epoch * 10, 0) for epoch in range(100)]
-    assert [epoch for epoch in range(1, 100) if rates[epoch] != rates[epoch - 1]] == [19, 39, 59, 79]
-    assert rates[-1] == 0.5**4
-    assert [plan.ramp(epoch * 10 + 9, 0) for epoch in (0, 49, 99)] == [0.01, 0.5, 1.0]
-
-
-def test_cosine_with_warm_up_ends_at_zero_by_steps_and_by_the_clock():
-    plan = schedule(lr_schedule="cosine", warmup_steps=100)
-    assert plan.learning_rate(0, 0) == pytest.approx(0.01)
-    assert plan.learning_rate(500, 0) == pytest.approx(0.5)
-    assert plan.learning_rate(999, 0) < 1e-5
-    plan = schedule(lr_schedule="cosine", max_minutes=10)
-    assert plan.learning_rate(1, 300) == pytest.approx(0.5)
-    assert plan.progress(1, 600) == 1
-    assert plan.ramp(1, 300) == pytest.approx(0.5)
-
-
-def test_the_regulariser_can_start_late():
-    plan = schedule(max_steps=100, reg_start=0.5)
-    assert plan.ramp(49, 0) == 0
-    assert plan.ramp(50, 0) == pytest.approx(0.51)
-
-
-def test_max_minutes_ends_in_time(folders, tmp_path):
+def test_max_minutes_ends_in_time_and_is_told_in_minutes(folders, tmp_path, capsys):
     start = time.perf_counter()
-    folder = trained(folders, tmp_path, "--max_minutes", 0.05, "--lr_schedule", "cosine")
-    assert 3 <= time.perf_counter() - start < 20
-    state = checkpoint.read_state(folder / train.STATE)
-    assert json.loads(state["@options"])["where"]["seconds"] >= 3
+    folder = trained(folders, tmp_path, "--max_minutes", 0.02, "--lr_schedule", "cosine", "--val_dirs", "none")
+    assert 1.2 <= time.perf_counter() - start < 15
+    assert state_of(folder)[1]["where"]["seconds"] >= 1.2
+    assert "4 steps per epoch, 0.02 minutes; " in capsys.readouterr().out
+
+
+def test_the_method_and_the_training_are_parameters(folders, tmp_path):
+    options, stopped = parse_options(get_parser(), flags(folders, tmp_path, "--max_steps", 3, "--val_dirs", "none"))
+    before = dict(vars(options))
+
+    class Method:
+        def __init__(self):
+            self.calls = 0
+
+        def __getattr__(self, name):
+            return getattr(usual, name)
+
+        def __call__(self, *batch, ramp):
+            self.calls += 1
+            return usual(*batch, ramp=ramp)
+
+    class Slow(Training):
+        def train_on(self, method, batch, rate, ramp):
+            return super().train_on(method, batch, rate / 2, ramp)
+
+    usual, method = train.build_method(options), Method()
+    slow, finished = train.train(options, stopped, method, Slow)
+    assert finished
+    assert method.calls == 3
+    half = trained(folders, tmp_path / "b", "--max_steps", 3, "--lr", 1.5e-4, "--val_dirs", "none")
+    for name, array in state_of(half)[0].items():
+        assert np.array_equal(array, state_of(Path(slow))[0][name]), name
+    assert vars(options) == before  # nobody writes into them
+
+
+# --- Stopped, and gone on with ------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def dying_at(step):
+    """A training that ends without warning."""
+
+    class Dying(Training):
+        def train_on(self, *arguments):
+            if self.step == step:
+                raise Killed
+            return super().train_on(*arguments)
+
+    return Dying
+
+
+def killed(arguments, step):
+    with pytest.raises(Killed):
+        train.train(*parse_options(get_parser(), arguments), training_class=dying_at(step))
+
+
+def assert_same_run(folder, expected, epochs):
+    for epoch in epochs:
+        assert_same_weights(weights_of(folder, epoch), weights_of(expected, epoch))
+    for name in ("metrics.csv", "validation/A_log_Tiny.csv"):
+        lines = [
+            [line for line in (parent / name).read_text().splitlines() if "speed" not in line]
+            for parent in (folder, expected)
+        ]
+        assert lines[0] == lines[1]
+
+
+VARIANTS: list[tuple] = [
+    ("--method", "noise2noise", "--noisetype", "impulse0.2", "--n_feature", 3),
+    ("--ema", 0, "--noise_protocol", "frozen", "--augment", "--clip_grad", 1),
+    ("--optimizer", "muon", "--lr", 1e-3, "--n_feature", 16),
+    ("--method", "recorrupted2recorrupted", "--noisetype", "gauss5_50", "--augment"),
+]
+LENGTH = ["--n_epoch", 4, "--n_snapshot", 2, "--save_minutes", 0, "--val_images", 1]
+
+
+@pytest.mark.parametrize("more", VARIANTS)
+def test_killed_and_resumed_equals_never_killed_to_the_bit(folders, tmp_path, more):
+    expected = trained(folders, tmp_path / "whole", *LENGTH, *more)
+    killed(flags(folders, tmp_path / "parts", *LENGTH, *more), 5)
+    folder = run_folder(tmp_path / "parts")
+    killed(["--resume", folder], 10)
+    assert not (folder / "epoch_model_004.pdparams").exists()
+    assert train.main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, expected, (2, 4))
+
+
+def test_a_process_killed_anywhere_resumes_to_the_bit(folders, tmp_path):
+    expected = trained(folders, tmp_path / "whole", *LENGTH)
+    command = [sys.executable, ROOT / "train.py", *flags(folders, tmp_path / "parts", *LENGTH)]
+    process = subprocess.Popen(map(str, command), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    for line in process.stdout:
+        if line.startswith("0002 00001"):
+            break
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    folder = run_folder(tmp_path / "parts")
+    assert not (folder / "epoch_model_004.pdparams").exists()
+    assert train.main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, expected, (2, 4))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(folders, tmp_path, monkeypatch, capsys):
+    class Interrupted(Training):
+        def train_on(self, *arguments):
+            if self.step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().train_on(*arguments)
+
+    arguments = flags(folders, tmp_path, "--n_epoch", 100_000, "--n_snapshot", 99_999)
+    ended = train.train(*parse_options(get_parser(), arguments), training_class=Interrupted)
+    assert train.end(*ended) == 130
+    folder = run_folder(tmp_path)
+    assert f"--resume {folder}" in capsys.readouterr().err
+    assert step_of(folder) == 6
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resume_refuses_to_become_another_run(copy, capsys):
+    for more, word in (
+        (("--n_feature", 5), "with 2"), (("--optimizer", "muon"), "with adam"), (("--preset", "lite"), "with None"),
+    ):  # fmt: skip
+        message = refusal(capsys, "--resume", copy, *more)
+        assert message.startswith(f"{more[0]}: the run was started {word}")
+    assert step_of(copy) == 8
+    assert train.main(["--resume", str(copy), "--n_epoch", "3"]) == 0
+    assert step_of(copy) == 12
+
+
+CRAFTED = {
+    "no JSON": "[" * 200_000,
+    "a list of options": json.dumps({"training": [1], "where": {}}),
+    "a size of the wrong type": {"training": {"patchsize": "sixty"}},
+    "a huge network": {"training": {"n_feature": 100_000}},
+    "an unknown network": {"training": {"arch": "nope"}},
+    "no length": {"training": {"n_epoch": 0}},
+    "a call for help": {"training": {"help": True}},
+    "another run to resume": {"training": {"resume": "elsewhere"}},
+    "a negative step": {"where": {"step": -5}},
+    "a step that is text": {"where": {"step": "x"}},
+    "a step beyond all numbers": {"where": {"step": 10**30}},
+}
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_a_crafted_state_is_one_line(copy, what, capsys):
+    state, about = state_of(copy)
+    change = CRAFTED[what]
+    if isinstance(change, dict):
+        for part, values in change.items():
+            about[part] |= values
+    state["@options"] = change if isinstance(change, str) else json.dumps(about)
+    checkpoint.write_state(copy / STATE, state)
+    message = refusal(capsys, "--resume", copy, "--n_epoch", 3)
+    assert len(message.strip().splitlines()) == 1
+    assert STATE in message or "argument --" in message
+
+
+def test_a_state_without_the_optimizer_does_not_pass_for_exact(copy):
+    state = checkpoint.read_state(copy / STATE)
+    checkpoint.write_state(copy / STATE, {k: v for k, v in state.items() if not k.startswith("optimizer/")})
+    with pytest.raises(UserError, match="optimizer"):
+        train.main(["--resume", str(copy), "--n_epoch", "3"])
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01\n" * 9, b"1,loss/rec," + b"0" * 200_000 + b"\n"])
+def test_metrics_that_are_no_table_are_named_and_kept(copy, content, capsys):
+    (copy / "metrics.csv").write_bytes(content)
+    assert "metrics.csv" in refusal(capsys, "--resume", copy, "--n_epoch", 3)
+    assert (copy / "metrics.csv").read_bytes() == content
+
+
+def test_a_second_process_does_not_work_in_the_same_run(copy, capsys):
+    with train.cli.only_process_in(copy):
+        assert "another process" in refusal(capsys, "--resume", copy, "--n_epoch", 3)
+
+
+def test_a_run_that_diverged_does_not_write_over_its_last_good_state(folders, tmp_path, capsys):
+    more = ["--lr", 1e30, "--max_steps", 30, "--log_iters", 1000, "--save_minutes", 0]
+    message = refusal(capsys, *flags(folders, tmp_path, *more))
+    assert "not finite" in message
+    assert "--lr" in message
+    state, _ = state_of(run_folder(tmp_path))
+    assert all(np.isfinite(array).all() for array in state.values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folders, tmp_path, capsys):
+    message = refusal(capsys, *flags(folders, tmp_path, "--lr", 1e30, "--max_steps", 30, "--save_minutes", 9))
+    assert "the loss is not finite at step" in message
+    assert "--lr 1e+30" in message
+
+
+# --- Several processes --------------------------------------------------------------------------------------
 
 
 def launch(folders, results, logs, *more, nodes=1):
@@ -304,12 +372,8 @@ def launch(folders, results, logs, *more, nodes=1):
     else:
         node = ["--master", f"127.0.0.1:{port}", "--nnodes", "2", "--nproc_per_node", "1"]
         commands = [[*command, logs / str(rank), *node, "--rank", rank, *script] for rank in (0, 1)]
-    processes = [
-        subprocess.Popen(
-            [str(part) for part in one], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
-        )
-        for one in commands
-    ]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": ENVIRONMENT}
+    processes = [subprocess.Popen([str(part) for part in command], **quiet) for command in commands]
     codes = [process.wait(timeout=180) for process in processes]
     text = "\n".join(path.read_text() for path in sorted(logs.rglob("workerlog.*")))
     assert codes == [0] * len(codes), text
@@ -324,22 +388,28 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path, nodes):
     double, text = launch(folders, tmp_path / "two", tmp_path / "logs", *length, "--batchsize", 2, nodes=nodes)
     assert text.count("0001 00000 Loss1=") == 1  # one log
 
-    def losses(folder):
-        rows = rows_of(folder / "metrics.csv")
-        return [float(row["value"]) for row in rows if row["name"] == "loss/full"]
-
-    np.testing.assert_allclose(losses(double), losses(single), rtol=2e-3)
+    losses = [values_of(folder, "loss/full") for folder in (double, single)]
+    np.testing.assert_allclose(*losses, rtol=2e-3)
     a, b = weights_of(single, 6), weights_of(double, 6)
     for name in a:
         if name != checkpoint.OPTIONS_KEY:
             np.testing.assert_allclose(a[name], b[name], atol=2e-3)
+    # Adam does not mind the scale of the gradients, so that equal weights do not tell a sum from a mean; its first
+    # moments, which are averages of the gradients, do.
+    a, b = (state_of(folder)[0] for folder in (single, double))
+    moments = [name for name in a if name.endswith("_moment1_0")]
+    assert moments
+    norms = [sum(float((state[name] ** 2).sum()) for name in moments) ** 0.5 for state in (a, b)]
+    assert norms[1] == pytest.approx(norms[0], rel=0.2)
     # What the ranks say of their weights at the end.
     sums = re.findall(r"weights of rank \d: ([0-9a-f]+)", text)
     assert len(sums) == 2
     assert len(set(sums)) == 1
-    scores = [(one / "validation" / "A_log_Tiny.csv").read_text().split(",") for one in (single, double)]
+    scores = [(folder / "validation" / "A_log_Tiny.csv").read_text().split(",") for folder in (single, double)]
     assert float(scores[0][1]) == pytest.approx(float(scores[1][1]), abs=0.05)
 
+
+# --- Mistakes -----------------------------------------------------------------------------------------------
 
 BAD: list[tuple[list, list]] = [
     (["--noisetype", "fog3"], ["--noisetype", "gaussA"]),
@@ -375,34 +445,40 @@ BAD: list[tuple[list, list]] = [
         ["--method", "recorrupted2recorrupted", "--noisetype", "none", "--known_noise", "gauss2"],
         ["--known_noise", "8 bits", "gauss2"],
     ),
+    (["--batchsize", 100_000_000], ["--batchsize", "100000000 patches", "of this size do"]),
+    (["--all_neighbors", "--method", "supervised"], ["--all_neighbors", "neighbor2neighbor"]),
+    (["--amp", "--optimizer", "muon"], ["--optimizer", "--amp"]),
+    (["--reg_full", 0], ["--reg_full"]),
+    (["--val_noisetype", "fog"], ["--val_noisetype", "fog"]),
     (["--known_noise", "gauss5", "--noisetype", "none"], ["--known_noise", "recorrupted2recorrupted"]),
     (["--method", "recorrupted2recorrupted", "--noisetype", "none", "--known_noise", "x"], ["--known_noise", "'x'"]),
 ]
 
 
 @pytest.mark.parametrize(("more", "words"), BAD, ids=[" ".join(map(str, more)) for more, _ in BAD])
-def test_mistakes_are_one_line(folders, tmp_path, more, words):
+def test_mistakes_are_one_line(folders, tmp_path, more, words, capsys):
     if more in (["--amp"], ["--device", "gpu"]) and paddle.device.is_compiled_with_cuda():
         pytest.skip("this Paddle has CUDA")
-    assert_user_error(run_script("train.py", *flags(folders, tmp_path / "r", *more)), *words)
+    message = refusal(capsys, *flags(folders, tmp_path / "r", *more))
+    assert len(message.strip().splitlines()) == 1
+    for word in words:
+        assert str(word) in message
     assert not (tmp_path / "r").exists()
 
 
-def test_an_empty_folder_and_a_broken_image_are_one_line(folders, tmp_path):
+def test_a_mistake_ends_the_process_with_code_2(folders, tmp_path):
+    result = run_script("train.py", *flags(folders, tmp_path, "--loss", "l1"))
+    assert_user_error(result, "--loss", "neighbor2neighbor")
+
+
+def test_an_empty_folder_and_a_broken_image_are_one_line(folders, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    result = run_script("train.py", *flags(folders, tmp_path / "r", "--data_dir", tmp_path / "empty"))
-    assert_user_error(result, "--data_dir")
+    assert "--data_dir" in refusal(capsys, *flags(folders, tmp_path / "r", "--data_dir", tmp_path / "empty"))
     save(tmp_path / "broken" / "b.png", scene(80, 80))
     (tmp_path / "broken" / "a.png").write_bytes((tmp_path / "broken" / "b.png").read_bytes()[:400])
-    result = run_script("train.py", *flags(folders, tmp_path / "r", "--data_dir", tmp_path / "broken"))
-    assert_user_error(result, "a.png")
+    assert "a.png" in refusal(capsys, *flags(folders, tmp_path / "r", "--data_dir", tmp_path / "broken"))
 
 
-def test_weights_of_other_channels_are_refused(folders, tmp_path, weights):
-    result = run_script("train.py", *flags(folders, tmp_path, "--n_channel", 1, "--pretrained", weights))
-    assert_user_error(result, weights)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(folders, tmp_path):
-    result = run_script("train.py", *flags(folders, tmp_path, "--lr", 1e30, "--max_steps", 30))
-    assert_user_error(result, "step", "--lr")
+def test_weights_of_other_channels_are_refused(folders, tmp_path, weights, capsys):
+    message = refusal(capsys, *flags(folders, tmp_path, "--n_channel", 1, "--n_feature", 5, "--pretrained", weights))
+    assert str(weights) in message

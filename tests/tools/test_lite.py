@@ -1,5 +1,7 @@
 """The light network, its operations, its preset and what is built on them."""
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -9,14 +11,18 @@ import paddle
 import pytest
 from test_engine import assert_same, choose, images, needs_bf16, needs_compiler
 
+import export_model
+import infer
 import lite
 import train
+import val
 from arch_unet import PlainOps, build_network
-from conftest import ENVIRONMENT, ROOT, noisy_scene, rows_of, run_script, save, scene
+from conftest import ENVIRONMENT, ROOT, noisy_scene, opened, rows_of, run_script, save, scene
+from denoising.files import images as image_files
 from denoising.files import pair_files
 from denoising.files.pair_files import TRAINING, VALIDATION
+from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
-from denoising.training import options
 
 
 def network(n_feature=16):
@@ -42,7 +48,7 @@ def write_pairs(folder, count=200, val_count=20, sigma=25):
         noise = np.random.default_rng(seed).normal(0, sigma, clean.shape)
         return np.clip(clean + noise + 0.5, 0, 255).astype(np.uint8)
 
-    clean, val_clean = (np.stack(list(patches(*one))) for one in ((count, 100), (val_count, 900)))
+    clean, val_clean = (np.stack(list(patches(*wanted))) for wanted in ((count, 100), (val_count, 900)))
     folder.mkdir(parents=True, exist_ok=True)
     pair_files.write(folder / "train.npz", TRAINING, (noisy(clean, 1), noisy(clean, 2)))
     pair_files.write(folder / "val.npz", VALIDATION, (noisy(val_clean, 3), val_clean))
@@ -141,61 +147,50 @@ def test_buffers_cannot_be_added_to_an_image():
 
 
 def test_it_exports_and_infers(tmp_path):
-    from denoising.inference import checkpoint
-
     built = network()
     weights = tmp_path / "lite.pdparams"
     checkpoint.save_network(weights, checkpoint.network_state(built), {**built.options, "noisetype": "gauss25"})
-    run_script("export_model.py", "--model_path", weights, "--save_dir", tmp_path / "export", ok=0)
+    assert not export_model.main(["--model_path", str(weights), "--save_dir", str(tmp_path / "export")])
     noisy = save(tmp_path / "noisy.png", noisy_scene(45, 67))
-    run_script(
-        "infer.py", "--use_gpu=False", "--model_file", tmp_path / "export/model.pdmodel",
-        "--params_file", tmp_path / "export/model.pdiparams", "--input_file", noisy,
-        "--save_dir", tmp_path / "inferred", ok=0,
-    )  # fmt: skip
-    assert list((tmp_path / "inferred").glob("*noisy*"))
+    flags = ["--use_gpu=False", "--model_file", tmp_path / "export/model.pdmodel"]
+    flags += ["--params_file", tmp_path / "export/model.pdiparams", "--input_file", noisy]
+    assert not infer.main([*map(str, flags), "--save_dir", str(tmp_path / "inferred")])
+    (found,) = (tmp_path / "inferred").glob("*.png")
+    wanted = image_files.from_01(Denoiser(built)(noisy_scene(45, 67).astype(np.float32) / 255), np.uint8)
+    assert np.abs(np.asarray(opened(found)).astype(int) - wanted).max() <= 1
+    assert np.abs(wanted.astype(int) - noisy_scene(45, 67)).max() > 20
 
 
 # --- The preset ---------------------------------------------------------------------------------------------
 
 
-def options_of(*flags):
-    return options.parse_options(options.get_parser(), [*map(str, flags)])
+def run(pairs, folder, *flags):
+    where = ["--data_dir", pairs / "train.npz", "--val_dirs", pairs / "val.npz", "--save_model_path", folder]
+    assert train.main([*map(str, ["--preset", "lite", "--n_feature", 16, *where, *flags])]) == 0
+    return max((folder / "lite").iterdir())
 
 
-def test_a_preset_gives_flags_that_may_still_be_given():
-    plain, preset = options_of(), options_of("--preset", "lite")
-    assert plain.arch == "unet"
-    assert all(getattr(preset, name) == value for name, value in options.PRESETS["lite"].items())
-    given = options_of("--lr", 0.5, "--preset", "lite", "--batchsize", 3)
-    assert (given.lr, given.batchsize, given.arch) == (0.5, 3, "unet_lite")
+@pytest.fixture(scope="module")
+def trained(pairs, tmp_path_factory):
+    """The run folder of a short training."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return run(pairs, tmp_path_factory.mktemp("runs"), "--max_steps", 80, "--n_snapshot", 4)
 
 
-def run(pairs, tmp_path, *flags):
-    where = ["--data_dir", pairs / "train.npz", "--val_dirs", pairs / "val.npz", "--save_model_path", tmp_path / "runs"]
-    flags = ["--preset", "lite", "--n_feature", 16, *where, *flags]
-    assert train.main([*map(str, flags)]) == 0
-    return max((tmp_path / "runs" / "lite").iterdir())
-
-
-def test_a_short_training_denoises(pairs, tmp_path):
-    folder = run(pairs, tmp_path, "--max_steps", 80)
-    scores = [float(row["value"]) for row in rows_of(folder / "metrics.csv") if row["name"] == "psnr/val"]
+def test_a_short_training_denoises(trained, pairs, capsys):
+    scores = [float(row["value"]) for row in rows_of(trained / "metrics.csv") if row["name"] == "psnr/val"]
     assert scores[-1] > 26.6  # 27.3 when this was written; noisy: 20.3, and 24.2 for the blur that it starts from
-    assert len(scores) == 10
-    result = run_script("val.py", "--model_path", folder / "best_model.pdparams", "--val_dirs", pairs / "val.npz", ok=0)
-    found = re.search(r"\[EVAL\] val: psnr:([\d.]+)", result.stdout)
+    assert len(scores) == 4
+    flags = ["--model_path", trained / "best_model.pdparams", "--val_dirs", pairs / "val.npz"]
+    assert val.main([*map(str, flags)]) == 0
+    found = re.search(r"\[EVAL\] val: psnr:([\d.]+)", capsys.readouterr().out)
     assert abs(float(found[1]) - max(scores)) < 0.01
 
 
 def test_a_resumed_training_ends_with_the_same_weights(pairs, tmp_path):
-    from denoising.inference import checkpoint
-
-    ends = []
-    for name, flags in (("whole", [6]), ("parts", [3])):
-        folder = run(
-            pairs, tmp_path / name, "--max_steps", *flags, "--n_epoch", 1, "--lr_schedule", "step", "--gamma", 1
-        )
+    ends, plan = [], ["--n_epoch", 1, "--lr_schedule", "step", "--gamma", 1, "--val_dirs", "none"]
+    for name, steps in (("whole", 6), ("parts", 3)):
+        folder = run(pairs, tmp_path / name, "--max_steps", steps, *plan)
         if name == "parts":
             assert train.main(["--resume", str(folder), "--max_steps", "6"]) == 0
         ends.append(checkpoint.read_state(folder / "last_state.pdparams"))
@@ -217,8 +212,8 @@ def test_the_courses_interface(pairs):
     denoised = model.predict(noisy)
     assert denoised.dtype == np.uint8
     assert denoised.shape == noisy.shape
-    one = model.predict(noisy[3:4])
-    assert np.abs(one[0].astype(int) - denoised[3]).max() <= 1
+    alone = model.predict(noisy[3:4])
+    assert np.abs(alone[0].astype(int) - denoised[3]).max() <= 1
     large = np.tile(noisy[:1], (1, 1, 16, 16))  # 512 x 512
     assert model.predict(large).shape == (1, 3, 512, 512)
     with pytest.raises(ValueError, match="1 channels"):
@@ -242,7 +237,7 @@ def test_the_weights_that_ship_denoise_in_the_kind_of_the_input():
     noisy = np.stack([noisy_scene(64, 48, seed=i, sigma=30).transpose(2, 0, 1) for i in range(3)])
     denoised = model.predict(noisy)
     assert type(denoised) is np.ndarray
-    before, after = (np.mean((one.astype(float) - clean) ** 2) for one in (noisy, denoised))
+    before, after = (np.mean((stack.astype(float) - clean) ** 2) for stack in (noisy, denoised))
     assert after < before / 6
     as_tensor = model.predict(noisy.view(Tensor))
     assert type(as_tensor) is Tensor

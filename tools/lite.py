@@ -16,8 +16,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from denoising.files import images, pair_files
-from denoising.inference.devices import fastest_precision
 from denoising.inference.denoiser import Denoiser
+from denoising.inference.devices import fastest_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "models" / "lite.pdparams"

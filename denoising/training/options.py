@@ -77,9 +77,7 @@ def get_parser(description=None):
     data.add_argument(
         "--val_dirs", default="./validation", help="folder of clean validation sets, a pair file, or none"
     )
-    data.add_argument(
-        "--train_size", type=number(int, 1), help="train on this many images only, the first ones by name"
-    )
+    data.add_argument("--train_size", type=number(int, 1), help="train only on this many images, the first by name")
     data.add_argument(
         "--noisetype", help=f"the noise that is added to the images (gauss25 unless there are pairs): {list_of_noise()}"
     )
@@ -217,7 +215,7 @@ def get_parser(description=None):
         "--val_images",
         "--valid_size",
         type=number(int, 1),
-        help="score this many images of each set only, the first ones by name",
+        help="score only this many images of each set",
     )
     output.add_argument(
         "--plot_stats", action="store_true", help="accepted and ignored: loss.png and psnr.png are always drawn"

@@ -111,7 +111,8 @@ class _EventFile:
         from tensorboardX import summary
 
         for tag, value in values.items():
-            self._write(step=step, summary=summary.scalar(tag, value))
+            self._write(step=step, summary=summary.scalar(tag, value), flush=False)
+        self._writer.flush()  # once for all of them: it waits for the disk
 
     def image(self, step, tag, image):
         from tensorboardX import summary
@@ -119,10 +120,11 @@ class _EventFile:
         image = image if image.ndim == 3 else image[..., None]
         self._write(step=step, summary=summary.image(tag, image, dataformats="HWC"))
 
-    def _write(self, **content):
+    def _write(self, flush=True, **content):
         event = self._pb.Event(wall_time=time.time(), **content)
         self._writer.write(event.SerializeToString())
-        self._writer.flush()
+        if flush:
+            self._writer.flush()
 
     def close(self):
         self._writer.close()

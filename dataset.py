@@ -282,12 +282,15 @@ class Batches:
         self.steps_per_epoch = max(1, len(dataset) // (batchsize * world_size))
         self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="loader")
 
-    def check_memory(self):
-        """Refuses batches that cannot even be loaded; what the network needs for them comes on top."""
-        sample = sum(array.nbytes for array in self.dataset.batch([(0, 0)]))
-        fitting = int(free_memory() // (sample * (self.ahead + 1)))  # one more is in use
+    def check_memory(self, bytes_per_pixel=0):
+        """Refuses batches that cannot fit; `bytes_per_pixel` is what the network takes of this memory at least."""
+        sample = self.dataset.batch([(0, 0)])
+        loaded = sum(array.nbytes for array in sample) * (self.ahead + 1)  # one more is in use
+        fitting = int(free_memory() // (loaded + bytes_per_pixel * sample[0][0, 0].size))
         if self.batchsize > max(fitting, 1):
-            raise UserError(f"--batchsize: {self.batchsize} patches do not fit into memory; {fitting} of this size do")
+            raise UserError(
+                f"--batchsize: {self.batchsize} patches do not fit into memory; at most {fitting} of this size do"
+            )
 
     def batch(self, step):
         """The arrays of a step, counted from 0 over all epochs: noisy [N, C, P, P], then what the method needs."""

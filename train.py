@@ -225,7 +225,6 @@ def train(options, stopped=None, method=None, training_class=Training):
     batches = dataset.Batches(
         patches, options.batchsize, options.seed, distributed.RANK, distributed.WORLD_SIZE, options.workers
     )
-    batches.check_memory()
     plan = Schedule(options, batches.steps_per_epoch)
 
     # The network, its optimizer, and where the run stands.
@@ -234,6 +233,8 @@ def train(options, stopped=None, method=None, training_class=Training):
         raise UserError(
             "--amp: on a CPU Paddle computes mixed precision in fp32 all the same; --precision bf16 is real"
         )
+    # On a CPU each feature takes several numbers for each pixel of a patch, whatever the network.
+    batches.check_memory(bytes_per_pixel=0 if devices.on_gpu() else 4 * options.n_feature)
     training = training_class(options, ops, patches.n_input)
     training.images = hashlib.sha256("\0".join(patches.names).encode(errors="surrogateescape")).hexdigest()
     if options.pretrained and not stopped:

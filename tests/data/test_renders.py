@@ -15,6 +15,7 @@ from denoising.imaging.noise import parse_noise
 from denoising.imaging.pixels import Picture
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
+from denoising.training.methods import Noise2Noise, Supervised
 
 RNG = np.random.default_rng(1)
 
@@ -133,10 +134,9 @@ def test_buffers_of_odd_content_are_refused(folder):
 # --- Learning and scoring -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("target", "kind"), [("noisy", "target"), ("clean", "clean")])
-def test_patches_of_input_and_target_lie_on_one_another(folder, target, kind):
-    options = {"target": target, "augment": True, "cache_bytes": 1 << 20}
-    training = TrainingRenders(folder, parse_noise("none"), 3, 16, 0, **options)
+@pytest.mark.parametrize(("method", "kind"), [(Noise2Noise(), "target"), (Supervised(), "clean")])
+def test_patches_of_input_and_target_lie_on_one_another(folder, method, kind):
+    training = TrainingRenders(folder, method, parse_noise("none"), 3, 16, 0, augment=True, cache_bytes=1 << 20)
     assert (len(training), training.n_input) == (3, 9)
     for index in range(3):
         noisy, wanted = training.sample(epoch=4, index=index)
@@ -223,7 +223,7 @@ def test_clean_targets_that_are_absent_are_asked_for(tmp_path):
     (tmp_path / "clean" / "a.exr").unlink()
     (tmp_path / "clean").rmdir()
     with pytest.raises(UserError, match="clean does not exist; tools/render_dataset.py --clean_targets makes them"):
-        TrainingRenders(tmp_path, parse_noise("none"), 3, 16, 0, target="clean")
+        TrainingRenders(tmp_path, Supervised(), parse_noise("none"), 3, 16, 0)
 
 
 def test_an_empty_network_blurs_the_light_and_keeps_the_texture():

@@ -13,7 +13,6 @@ import train
 import val
 from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
 from denoising.cli import UserError
-from denoising.data import pairs
 from denoising.files import pair_files
 from denoising.files.pair_files import TRAINING, VALIDATION
 
@@ -230,7 +229,7 @@ def test_pairs_of_a_file_are_cut_and_turned_alike(tmp_path):
     path, halves = pair_file(tmp_path)
     # A second half that tells where each of its pixels is from.
     pair_files.write(path, TRAINING, (halves[0], 255 - halves[0]))
-    data = pairs.PairFile(path, 3, 16, seed=1, augment=True)
+    data = dataset.PairFile(path, 3, 16, seed=1, augment=True)
     found = set()
     for epoch in range(40):
         (noisy,), (target,) = data.batch([(epoch, 5)])
@@ -243,20 +242,20 @@ def test_pairs_of_a_file_are_cut_and_turned_alike(tmp_path):
 def test_all_orientations_and_both_orders_come(tmp_path):
     image = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4)
     pair_files.write(tmp_path / "a.npz", TRAINING, (image, image + 100))
-    data = pairs.PairFile(tmp_path / "a.npz", 3, 4, seed=0, augment=True)
+    data = dataset.PairFile(tmp_path / "a.npz", 3, 4, seed=0, augment=True)
     seen = {tuple(np.round(255 * part[0]).astype(int).ravel()) for e in range(200) for part in data.batch([(e, 0)])[:1]}
     expected = {
         tuple((flip(np.rot90(image[0], turns, (1, 2))).astype(int) + add).ravel())
         for turns in range(4) for flip in (lambda a: a, lambda a: a[..., ::-1]) for add in (0, 100)
     }  # fmt: skip
     assert seen == expected
-    upright = pairs.PairFile(tmp_path / "a.npz", 3, 4, seed=0)
+    upright = dataset.PairFile(tmp_path / "a.npz", 3, 4, seed=0)
     assert {part[0, 0, 0, 0] for e in range(50) for part in upright.batch([(e, 0)])} == {0, np.float32(100 / 255)}
 
 
 def test_a_batch_of_a_file_is_a_function_of_its_number(tmp_path):
     path, _ = pair_file(tmp_path)
-    data = pairs.PairFile(path, 3, 16, seed=1, augment=True)
+    data = dataset.PairFile(path, 3, 16, seed=1, augment=True)
     whole = [dataset.Batches(data, 4, seed=5).batch(step) for step in range(6)]
     again = dataset.Batches(data, 4, seed=5, workers=1).starting_at(3)
     assert all((a == b).all() for step in (3, 4, 5) for a, b in zip(whole[step], next(again), strict=True))
@@ -268,14 +267,14 @@ def test_a_batch_of_a_file_is_a_function_of_its_number(tmp_path):
 
 def test_clean_targets_of_a_file_stay_targets(tmp_path):
     path, halves = pair_file(tmp_path, VALIDATION)
-    data = pairs.PairFile(path, 3, 256, seed=1, target="clean", size=7)
+    data = dataset.PairFile(path, 3, 256, seed=1, clean_targets=True, size=7)
     assert len(data) == 7
     for epoch in range(5):
         noisy, clean = data.batch([(epoch, 2)])
         assert noisy.shape == (1, 3, 20, 20)
         assert np.isin(np.round(255 * clean[0, 0, :, :1]), halves[1][2, 0]).all()
     with pytest.raises(UserError, match="--n_channel is 1"):
-        pairs.PairFile(path, 1, 256, seed=1, target="clean")
+        dataset.PairFile(path, 1, 256, seed=1, clean_targets=True)
 
 
 def test_a_file_scores_as_its_pictures_do(tmp_path, weights, capsys):

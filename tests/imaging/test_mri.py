@@ -24,7 +24,7 @@ from denoising.imaging import mri
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import Denoiser
-from denoising.training.methods import Regression
+from denoising.training.methods import Noise2Noise, Supervised
 
 SIZES = [(64, 64), (33, 47), (40, 31), (31, 40)]
 
@@ -481,7 +481,7 @@ def test_the_loss_is_of_what_has_its_known_frequencies():
     noise, rng = parse_noise("mri0.4"), np.random.default_rng(0)
     noisy, target = (noise.add(clean[0, 0], rng)[None, None] for _ in range(2))
     denoised = slice_of(32, 32, 3)
-    loss = Regression("noisy", noise=noise)(
+    loss = Noise2Noise(noise=noise)(
         lambda x: paddle.to_tensor(denoised[None, None]), paddle.to_tensor(noisy), paddle.to_tensor(target), ramp=0.0
     )[0]
     wanted = np.mean((noise.restore(noisy[0, 0], denoised) - target[0, 0]) ** 2)
@@ -490,8 +490,8 @@ def test_the_loss_is_of_what_has_its_known_frequencies():
 
 
 def test_source_and_target_are_two_samplings_of_one_translated_slice(slices):
-    patches = TrainingImages(slices / "train", parse_noise("mri0.3"), 1, 64, seed=0, target="noisy", translate=20)
-    plain = TrainingImages(slices / "train", parse_noise("none"), 1, 64, seed=0, target="clean")
+    patches = TrainingImages(slices / "train", Noise2Noise(), parse_noise("mri0.3"), 1, 64, seed=0, translate=20)
+    plain = TrainingImages(slices / "train", Supervised(), parse_noise("none"), 1, 64, seed=0)
     overlaps, shifts = [], set()
     for epoch in range(12):
         source, target = patches.sample(epoch, 0)

@@ -314,11 +314,14 @@ def test_crops_of_a_pair_file_reach_every_part_of_an_image(tmp_path):
 
 def test_batches_that_cannot_be_loaded_are_refused(folders, monkeypatch):
     monkeypatch.setattr(dataset, "free_memory", lambda: 64 << 20)
-    sample = sum(array.nbytes for array in images_of(folders).batch([(0, 0)]))
-    fitting = (64 << 20) // (5 * sample)
-    dataset.Batches(images_of(folders), fitting, seed=5).check_memory()
-    with pytest.raises(UserError, match=f"^--batchsize: {fitting + 1} patches do not fit into memory; {fitting} of"):
-        dataset.Batches(images_of(folders), fitting + 1, seed=5).check_memory()
+    patches = images_of(folders)
+    loaded = 5 * sum(array.nbytes for array in patches.batch([(0, 0)]))
+    for bytes_per_pixel in (0, 200):
+        fitting = (64 << 20) // (loaded + bytes_per_pixel * 64 * 64)
+        dataset.Batches(patches, fitting, seed=5).check_memory(bytes_per_pixel)
+        message = f"^--batchsize: {fitting + 1} patches do not fit into memory; at most {fitting} of this size do"
+        with pytest.raises(UserError, match=message):
+            dataset.Batches(patches, fitting + 1, seed=5).check_memory(bytes_per_pixel)
 
 
 def test_loading_needs_no_paddle():

@@ -7,10 +7,14 @@ Prints a table in Markdown. A recipe that already lies in --save_dir is not trai
 minutes, so that a busy machine changes no result; the seconds of a step are the fastest that were logged.
 """
 
-import argparse
 import csv
 import re
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising import cli
 from trainings import trained
 
 BASE = (
@@ -48,15 +52,13 @@ RECIPES = [
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = cli.Parser(__doc__)
     parser.add_argument("--data_dir", required=True, help="training images")
     parser.add_argument("--val_dirs", required=True, help="clean validation sets, as train.py takes them")
     parser.add_argument("--save_dir", required=True, help="where the runs are kept")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of the base recipe (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of the base recipe")
     parser.add_argument("--only", nargs="+", choices=[name for name, *_ in RECIPES], help="these recipes alone")
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="of all (default: %(default)s)")
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="of all")
     return parser
 
 
@@ -65,27 +67,30 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-def main():
-    options = get_parser().parse_args()
+def row_of(run_folder, meaning, batch):
+    rows = rows_of(run_folder)
+    psnr, ips, Lambdas = (
+        [float(row["value"]) for row in rows if row["name"].startswith(name)]
+        for name in ("psnr/", "speed/ips", "schedule/Lambda")
+    )
+    speeds = {False: [], True: []}  # without the regulariser, and with it
+    for speed, Lambda in zip(ips, Lambdas, strict=True):
+        speeds[Lambda > 0].append(speed)
+    seconds = " / ".join(f"{batch / max(found):.3f}" for found in speeds.values() if found)
+    return f"| {meaning} | {rows[-1]['step']} | {seconds} | {psnr[len(psnr) // 2 - 1]:.2f} | **{psnr[-1]:.2f}** |"
+
+
+def main(argv=None):
+    options = get_parser().parse_args(argv)
     print("| recipe | steps | s a step, then with the regulariser | PSNR at half time | PSNR |\n|---|---|---|---|---|")
     for name, meaning, flags, share in RECIPES:
         if options.only and name not in options.only:
             continue
         recipe = f"{BASE} --precision {options.precision} --max_steps {round(options.steps * share)} {flags}".split()
         recipe += ["--data_dir", options.data_dir, "--val_dirs", options.val_dirs]
-        rows = rows_of(trained(options.save_dir, name, *recipe))
-        psnr = [float(row["value"]) for row in rows if row["name"].startswith("psnr/")]
         batch = int(re.search(r".*--batchsize (\d+)", f"{BASE} {flags}")[1])
-        speeds = {False: [], True: []}  # without the regulariser, and with it
-        for one, Lambda in zip(
-            (row for row in rows if row["name"] == "speed/ips"),
-            (row for row in rows if row["name"] == "schedule/Lambda"), strict=True,
-        ):  # fmt: skip
-            speeds[float(Lambda["value"]) > 0].append(float(one["value"]))
-        seconds = " / ".join(f"{batch / max(found):.3f}" for found in speeds.values() if found)
-        steps = rows[-1]["step"]
-        print(f"| {meaning} | {steps} | {seconds} | {psnr[len(psnr) // 2 - 1]:.2f} | **{psnr[-1]:.2f}** |", flush=True)
+        print(row_of(trained(options.save_dir, name, *recipe), meaning, batch), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -45,20 +45,20 @@ def test_a_batch_is_a_function_of_its_number(folders):
 
 
 def test_two_processes_see_what_one_with_twice_the_batch_sees(folders):
-    one = first_batches(images_of(folders), 0, 5, batchsize=4)
+    single = first_batches(images_of(folders), 0, 5, batchsize=4)
     halves = [first_batches(images_of(folders), 0, 5, rank=rank, world_size=2) for rank in (0, 1)]
-    for whole, left, right in zip(one, *halves, strict=True):
+    for whole, left, right in zip(single, *halves, strict=True):
         assert same(whole, [np.concatenate(parts) for parts in zip(left, right, strict=True)])
 
 
 def test_every_image_once_per_epoch(folders):
     patches = images_of(folders)
-    seen = []
-    patches.sample = lambda epoch, index: (seen.append(index), (np.zeros(1), np.zeros(1)))[1]
+    used = []
+    patches.sample = lambda epoch, index: (used.append(index), (np.zeros(1), np.zeros(1)))[1]
     batches = dataset.Batches(patches, 2, seed=5)
     for step in range(batches.steps_per_epoch):
         batches.batch(step)
-    assert sorted(seen) == list(range(8))
+    assert sorted(used) == list(range(8))
 
 
 def test_fewer_images_than_a_batch_are_used_again_with_other_crops(folders, tmp_path):

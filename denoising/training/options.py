@@ -1,4 +1,4 @@
-"""The options of a training: its flags, what they refuse, and which of them a continuation may change."""
+"""The options of a training: its flags, and which of them may change when a run is gone on with."""
 
 import argparse
 import json
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from arch_unet import NETWORKS, NORMS
 from denoising import cli
-from denoising.cli import UserError, number, refuse
-from denoising.data import renders
-from denoising.files import pair_files
-from denoising.imaging.noise import list_of_noise, noise_of_flag
-from denoising.inference import checkpoint, devices, distributed
-from denoising.training.methods import LOSSES, METHODS, SINGLE, default_loss
+from denoising.cli import UserError, number
+from denoising.imaging.noise import list_of_noise
+from denoising.inference import checkpoint, devices
+from denoising.training.checks import checked
+from denoising.training.methods import LOSSES, METHODS
 from denoising.training.optimizers import KINDS as OPTIMIZERS
 from denoising.training.state import STATE
 
@@ -243,111 +242,6 @@ def get_parser(description=None):
     device.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
     device.add_argument("--to_static", action="store_true", help="run Paddle's own layers as a static graph")
     return parser
-
-
-# --- Checked ----------------------------------------------------------------------------------------------------
-
-
-def checked(options):
-    """Refuses what cannot work, before the first slow step.
-
-    Returns:
-        The options with those filled in that follow from others: noisetype, loss, engine.
-    """
-    refuse((not (options.data_dir or options.pair_dir), "--data_dir: the folder of training images is needed"))
-    pair_file = bool(options.data_dir) and pair_files.is_pair_file(options.data_dir)
-    pairs, single = pair_file or options.pair_dir is not None, options.method in SINGLE
-    buffers = bool(options.data_dir) and renders.is_folder(options.data_dir)
-    refuse(
-        (pair_file and single, "--method: a pair file is for noise2noise, one with clean images for supervised"),
-        (pair_file and options.pair_dir, "--pair_dir: a pair file has both halves of its pairs"),
-        (
-            pairs and single,
-            f"--pair_dir: {options.method} learns from single images; --method noise2noise takes pairs",
-        ),
-        (pairs and options.noisetype not in (None, "none"), "--noisetype: real pairs have their own noise"),
-        (
-            buffers and single,
-            "--method: renders have targets: noise2noise learns from target/, supervised from clean/",
-        ),
-        (buffers and pairs, "--pair_dir: renders have their targets beside them"),
-        (buffers and options.noisetype not in (None, "none"), "--noisetype: renders have their own noise"),
-        (
-            buffers and options.arch != "unet_n2n",
-            "--arch: renders come with buffers, nine channels in all: unet_n2n takes them",
-        ),
-        (buffers and options.n_channel != 3, "--n_channel: renders have 3"),
-        (
-            pairs and options.method == "supervised" and not options.data_dir,
-            "--data_dir: the noisy images are needed; --pair_dir has their clean ones",
-        ),
-        (options.loss and single, f"--loss: {options.method} has its own"),
-        (
-            options.all_neighbors and options.method != "neighbor2neighbor",
-            "--all_neighbors: it is for --method neighbor2neighbor",
-        ),
-        (
-            single and "mri" in (options.noisetype or ""),
-            "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise",
-        ),
-        (
-            options.known_noise and (options.method != "recorrupted2recorrupted" or options.noisetype != "none"),
-            "--known_noise: it is for --method recorrupted2recorrupted with --noisetype none",
-        ),
-        (
-            options.noisetype == "none" and not (pairs or single or buffers),
-            "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir",
-        ),
-        (
-            options.method == "neighbor2neighbor" and options.patchsize % 2,
-            f"--patchsize: {options.patchsize} is odd, and the sub-sampler halves it",
-        ),
-        (
-            options.norm != "none" and options.arch != "unet_n2n",
-            f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has",
-        ),
-        (
-            options.to_static and options.engine == "onednn",
-            "--to_static: the engine's operators have no static graph; --engine paddle has",
-        ),
-        (
-            options.amp and options.optimizer == "muon",
-            "--optimizer: muon does not know --amp's scaled gradients; use adam with --amp",
-        ),
-    )
-    noisetype = options.noisetype or ("none" if pairs or buffers else "gauss25")
-    noise = noise_of_flag("--noisetype", noisetype)
-    known_noise = noise_of_flag("--known_noise", options.known_noise)
-    noise_of_flag("--val_noisetype", options.val_noisetype)
-    if options.method == "recorrupted2recorrupted":
-        if noisetype == "none":
-            check_known_noise("--known_noise", known_noise, drawn_once=True)
-        else:
-            check_known_noise("--noisetype", noise, drawn_once=options.noise_protocol == "frozen")
-    if single and any(kind in noisetype for kind in ("text", "jpeg")):
-        cli.note(f"--noisetype: {noisetype} reaches over neighbours; only --method noise2noise removes it")
-    if options.parallel and distributed.WORLD_SIZE == 1:
-        cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
-    loss = options.loss
-    if not single:
-        loss = loss or ("hdr" if buffers else default_loss(options.method, noisetype))
-    engine = "paddle" if options.to_static else options.engine
-    return options.but(noisetype=noisetype, loss=loss, engine=engine)
-
-
-def check_known_noise(flag, noise, drawn_once):
-    """Refuses noise that Recorrupted-to-Recorrupted cannot remove, or whose strength nobody knows."""
-    method = "recorrupted2recorrupted"
-    refuse(
-        (
-            noise.recorruption_weight is None,
-            f"{flag}: {method} takes gauss25 or poisson30, of any numbers, not {noise.name}",
-        ),
-        (
-            drawn_once and noise.low != noise.high,
-            f"{flag}: {method} must know the strength: one number, not {noise.name}",
-        ),
-    )
 
 
 # --- Read, for a new run or for one that goes on ----------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""What the options of a training refuse, and what follows from them."""
+
+from denoising import cli
+from denoising.cli import refuse
+from denoising.data import renders
+from denoising.files import pair_files
+from denoising.imaging.noise import noise_of_flag
+from denoising.inference import distributed
+from denoising.training.methods import SINGLE, default_loss
+
+
+def checked(options):
+    """Refuses what cannot work, before the first slow step.
+
+    Returns:
+        The options with those filled in that follow from others: noisetype, loss, engine.
+    """
+    refuse((not (options.data_dir or options.pair_dir), "--data_dir: the folder of training images is needed"))
+    method, single = options.method, options.method in SINGLE
+    pair_file = bool(options.data_dir) and pair_files.is_pair_file(options.data_dir)
+    pairs = pair_file or options.pair_dir is not None
+    buffers = bool(options.data_dir) and renders.is_folder(options.data_dir)
+    adds_noise = options.noisetype not in (None, "none")
+    refuse(
+        # Where the images come from.
+        (pair_file and single, "--method: a pair file is for noise2noise, one with clean images for supervised"),
+        (pair_file and options.pair_dir, "--pair_dir: a pair file has both halves of its pairs"),
+        (pairs and single, f"--pair_dir: {method} learns from single images; --method noise2noise takes pairs"),
+        (pairs and adds_noise, "--noisetype: real pairs have their own noise"),
+        (pairs and method == "supervised" and not options.data_dir,
+         "--data_dir: the noisy images are needed; --pair_dir has their clean ones"),
+        (buffers and single, "--method: renders have targets: noise2noise learns from target/, supervised from clean/"),
+        (buffers and pairs, "--pair_dir: renders have their targets beside them"),
+        (buffers and adds_noise, "--noisetype: renders have their own noise"),
+        (buffers and options.arch != "unet_n2n",
+         "--arch: renders come with buffers, nine channels in all: unet_n2n takes them"),
+        (buffers and options.n_channel != 3, "--n_channel: renders have 3"),
+        # The method and its noise.
+        (options.loss and single, f"--loss: {method} has its own"),
+        (options.all_neighbors and method != "neighbor2neighbor",
+         "--all_neighbors: it is for --method neighbor2neighbor"),
+        (single and "mri" in (options.noisetype or ""),
+         "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise"),
+        (options.known_noise and (method != "recorrupted2recorrupted" or options.noisetype != "none"),
+         "--known_noise: it is for --method recorrupted2recorrupted with --noisetype none"),
+        (options.noisetype == "none" and not (pairs or single or buffers),
+         "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir"),
+        (method == "neighbor2neighbor" and options.patchsize % 2,
+         f"--patchsize: {options.patchsize} is odd, and the sub-sampler halves it"),
+        # The network and how it is computed.
+        (options.norm != "none" and options.arch != "unet_n2n",
+         f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has"),
+        (options.to_static and options.engine == "onednn",
+         "--to_static: the engine's operators have no static graph; --engine paddle has"),
+        (options.amp and options.optimizer == "muon",
+         "--optimizer: muon does not know --amp's scaled gradients; use adam with --amp"),
+    )  # fmt: skip
+    noisetype = options.noisetype or ("none" if pairs or buffers else "gauss25")
+    check_noise(options, noisetype)
+    if options.parallel and distributed.WORLD_SIZE == 1:
+        cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
+    loss = options.loss
+    if not single:
+        loss = loss or ("hdr" if buffers else default_loss(method, noisetype))
+    return options.but(noisetype=noisetype, loss=loss, engine="paddle" if options.to_static else options.engine)
+
+
+def check_noise(options, noisetype):
+    """Refuses noise that does not exist, or that the method cannot remove, or whose strength nobody knows."""
+    noise = noise_of_flag("--noisetype", noisetype)
+    known_noise = noise_of_flag("--known_noise", options.known_noise)
+    noise_of_flag("--val_noisetype", options.val_noisetype)
+    if options.method in SINGLE and any(kind in noisetype for kind in ("text", "jpeg")):
+        cli.note(f"--noisetype: {noisetype} reaches over neighbours; only --method noise2noise removes it")
+    if options.method != "recorrupted2recorrupted":
+        return
+    flag, noise = ("--known_noise", known_noise) if noisetype == "none" else ("--noisetype", noise)
+    drawn_once = noisetype == "none" or options.noise_protocol == "frozen"
+    refuse(
+        (noise.recorruption_weight is None,
+         f"{flag}: {options.method} takes gauss25 or poisson30, of any numbers, not {noise.name}"),
+        (drawn_once and noise.low != noise.high,
+         f"{flag}: {options.method} must know the strength: one number, not {noise.name}"),
+    )  # fmt: skip

@@ -1,28 +1,27 @@
-"""Exports trained weights for runtimes: Paddle Inference, ONNX Runtime, OpenVINO; and proves that it computes the same.
+"""Exports trained weights for Paddle Inference, ONNX Runtime or OpenVINO, and checks that the result computes the same.
 
     python export_model.py --model_path best_model.pdparams --save_dir ./output/
     python export_model.py --model_path best_model.pdparams --save_dir ./output/ --format onnx
 
-The first writes `model.pdmodel` and `model.pdiparams` (any batch, height and width), and `deploy.json`: their
-checksums, by which `infer.py` tells a broken or mixed pair, and the network's options. The second writes `model.onnx`,
-which has all of that in one file. The export is loaded into the real runtime (Paddle's without and with oneDNN, or
-each of ONNX Runtime and OpenVINO that is installed) and compared with the network on two odd sizes before anything is
-put in place; a difference above 1e-4 is a failure (exit 1).
+The first command writes `model.pdmodel` and `model.pdiparams`, which take any batch, height and width; and
+`deploy.json`, which holds the network's options and the checksums by which `infer.py` recognises a broken or mixed
+pair. The second writes `model.onnx`, which has all of that in one file. Before anything is put in place, the export is
+run by the real runtime (Paddle Inference without and with oneDNN, or ONNX Runtime and OpenVINO as far as they are
+installed) and compared with the network on two odd sizes. A difference above 1e-4 is a failure (exit code 1).
 
-Nothing is replaced unasked, with one exception: an intact export of the very same weights may be made
-again. `--format json` writes Paddle 3's own program format, `model.json`; `model.pdmodel` is read by
-both Paddle versions and is faster under oneDNN.
+Existing files are replaced only with --overwrite, but an intact export of the very same weights may always be made
+again. `--format json` writes Paddle 3's own program format, `model.json`; `model.pdmodel` is read by Paddle 2 and 3,
+and is faster with oneDNN.
 """
 
 import tempfile
-import warnings
 from pathlib import Path
 
 from denoising import cli
 from denoising.cli import UserError
 from denoising.export import writing
 from denoising.export.writing import PARAMS, PROGRAM
-from denoising.runtimes.paddle_inference import engine_options, open_engine
+from denoising.runtimes.choice import open_runtime, runtime_options
 
 TOLERANCE = 1e-4
 
@@ -30,10 +29,12 @@ TOLERANCE = 1e-4
 def get_parser():
     """The published flags under their published names, and ours."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--model_path", required=True, help="the .pdparams weights")
-    parser.add_argument("--save_dir", default="./output/", help="where the export goes; created if needed")
-    parser.add_argument("--format", choices=PROGRAM, default="pdmodel", help="of the program")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export of other weights")
+    add = parser.add_argument
+    add("--model_path", required=True, help="trained weights, a .pdparams file")
+    add("--save_dir", default="./output/", help="folder for the export; created if needed")
+    add("--format", choices=PROGRAM, default="pdmodel",
+        help="pdmodel and json are for Paddle Inference, onnx for ONNX Runtime and OpenVINO")  # fmt: skip
+    add("--overwrite", action="store_true", help="also replace an export of other weights")
     return parser
 
 
@@ -47,7 +48,6 @@ def main(argv=None):
     folder = Path(cli.writable_folder("--save_dir", options.save_dir))
 
     # Paddle takes seconds to import: the flags are checked by now.
-    warnings.filterwarnings("ignore", "No ccache found")
     import paddle
 
     if options.format == "json" and not hasattr(paddle.pir_utils, "OldIrGuard"):
@@ -64,8 +64,8 @@ def main(argv=None):
             "oneDNN off": {"enable_mkldnn": False}, "oneDNN on ": {"enable_mkldnn": True}}  # fmt: skip
         record["largest_difference"] = 0.0
         for name, way in ways.items():
-            engine = open_engine(engine_options(model_file=str(program), cpu_threads=1, **way))
-            difference = writing.largest_difference(network, engine)
+            settings = runtime_options(model_file=str(program), cpu_threads=1, **way)
+            difference = writing.largest_difference(network, open_runtime(settings, trusted=True))
             print(f"largest difference from the network, {name}: {difference:.2e}")
             # Also true for NaN.
             if not difference <= TOLERANCE:

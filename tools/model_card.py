@@ -10,8 +10,9 @@ throughput and memory of each runtime; which goals that reaches; how images beco
 `--images` are what 8 bits are calibrated on, as in tools/quantize_model.py; they must not be those of the validation
 set.
 
-Each row runs in a process of its own, one after the other. What a runtime would compute in another precision than asked
-is absent, with its reason. On two free cores: about six minutes, with --quick about two; --val_images 100 adds six.
+Each row is measured in a process of its own, one after the other. A row that the runtime would compute in another
+precision than asked is left out, and the card says why. On two free
+cores this takes about six minutes, with --quick about two; --val_images 100 adds six.
 """
 
 import datetime
@@ -36,7 +37,7 @@ from denoising.export import card_page, card_rows, writing
 from denoising.export.card_rows import Job, Row
 from denoising.export.onnx_graph import channels_in, multiplications, trace
 from denoising.export.quantization import METHODS
-from denoising.imaging.noise import list_of_noise, parse_noise
+from denoising.imaging.noise import list_of_noise, noise_of_flag, parse_noise
 
 ROWS = (
     Row("engine", "fp32"),
@@ -59,35 +60,38 @@ ROWS = (
 
 
 def get_parser():
-    """All flags."""
+    """The flags."""
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--model_path", "--model", dest="model_path", required=True, help="the .pdparams weights")
-    add("--save_dir", default="./docs/models", help="where the card goes; created if needed")
+    add("--model_path", "--model", dest="model_path", required=True, help="trained weights, a .pdparams file")
+    add("--save_dir", default="./docs/models", help="folder for the card; created if needed")
     add("--overwrite", action="store_true", help="replace an earlier card's section and JSON")
-    add("--quick", action="store_true", help="256 pixels, single images, few runs, four images scored")
+    add("--quick", action="store_true", help="only 256 pixels, single images, few runs, and four images to score")
     add(
         "--only",
         nargs="+",
         metavar="RUNTIME",
-        help="rows of these runtimes alone, e.g. OpenVINO or 'Paddle, oneDNN'; and the engine in fp32",
+        help="measure only these runtimes, e.g. OpenVINO or 'Paddle, oneDNN', and the engine in fp32",
     )
     add = parser.add_argument_group("calibration of 8 bits").add_argument
-    add("--images", help="folder of noisy images (of clean ones with --noise); without, rows of int8 are absent")
-    add("--noise", default="none", help=f"added to them: {list_of_noise()}")
-    add("--method", choices=METHODS, default="kl", help="how ranges are chosen")
+    add(
+        "--images",
+        help="folder of noisy images, or of clean ones if --noise is given; int8 needs them",
+    )
+    add("--noise", default="none", help=f"noise to add to them: {list_of_noise()}")
+    add("--method", choices=METHODS, default="kl", help="how the ranges of activations are chosen")
     add = parser.add_argument_group("quality").add_argument
-    add("--val_dirs", default="./validation", help="folder of clean validation sets, the first of which is taken")
-    add("--val_set", help="another one of them, by name")
-    add("--val_images", type=number(int, 1), default=10, help="of the set, from the first on")
-    add("--val_repeats", type=number(int, 1), default=1, help="with fresh noise")
-    add("--noisetype", help="what is added; what the network was trained on, unless given")
+    add("--val_dirs", default="./validation", help="folder of clean validation sets; the first one is used")
+    add("--val_set", help="name of the validation set to use instead of the first")
+    add("--val_images", type=number(int, 1), default=10, help="how many images of the set are scored")
+    add("--val_repeats", type=number(int, 1), default=1, help="how often each is scored, with fresh noise")
+    add("--noisetype", help="noise to score on; by default the noise that the network was trained on")
     add = parser.add_argument_group("speed").add_argument
-    add("--sizes", type=number(int, 32, 4096), nargs="+", default=[256, 512], help="sides of square images")
-    add("--batches", type=number(int, 1, 64), nargs="+", default=[1, 8], help="images at once")
-    add("--threads", type=number(int, 1, 256), nargs="+", help="1 and all cores, unless given")
-    add("--seconds", type=number(float, 0, 60), default=1.0, help="for each latency")
-    add("--full", action="store_true", help="batches of all sizes, not of the smallest alone")
+    add("--sizes", type=number(int, 32, 4096), nargs="+", default=[256, 512], help="sides of the square images to time")
+    add("--batches", type=number(int, 1, 64), nargs="+", default=[1, 8], help="numbers of images at once")
+    add("--threads", type=number(int, 1, 256), nargs="+", help="numbers of threads; 1 and all cores by default")
+    add("--seconds", type=number(float, 0, 60), default=1.0, help="how long each latency is measured")
+    add("--full", action="store_true", help="time batches of all sizes, not only of the smallest")
     return parser
 
 
@@ -145,8 +149,8 @@ def measured_on():
     """What was measured on, and how busy it was before."""
     from denoising.inference import devices
 
-    told = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-    flags = [flag for flag in told if flag in machine.cpu_flags()]
+    interesting = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    flags = [flag for flag in interesting if flag in machine.cpu_flags()]
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     return {
         "date": str(datetime.date.today()), "processor": machine.cpu_name(), "instructions": flags,
@@ -159,16 +163,13 @@ def choose_set(options, trained):
     from denoising.data.validation import find_validation_sets
 
     present, _ = find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
-    names = [one.name for one in present]
+    names = [validation_set.name for validation_set in present]
     name = options.val_set or names[0]
     if name not in names:
         raise UserError(f"--val_set: {options.val_dirs} has no {name}, but {', '.join(names)}")
     noisetype = options.noisetype or trained.get("noisetype", "gauss25")
-    for flag, text in (("noisetype", noisetype), ("noise", options.noise)):
-        try:
-            parse_noise(text)
-        except ValueError as error:
-            raise UserError(f"--{flag}: {error}") from None
+    noise_of_flag("--noisetype", noisetype)
+    noise_of_flag("--noise", options.noise)
     return options.val_dirs, name, noisetype, options.val_images, options.val_repeats
 
 

@@ -25,7 +25,7 @@ from denoising import cli
 from denoising.cli import UserError, number
 from denoising.inference import devices
 from denoising.inference.denoiser import Denoiser
-from denoising.runtimes import paddle_inference
+from denoising.runtimes import choice
 from denoising.serving.image_process import ImageProcesses
 
 IMAGE_PROCESSES = 2
@@ -38,7 +38,7 @@ def get_parser():
     add("--model_path", help="the .pdparams or .pth weights")
     add("--model_dir", help="or a folder of export_model.py")
     add("--model_file", help="or a program in it, .pdmodel, .json or .onnx")
-    add("--runtime", choices=paddle_inference.RUNTIMES, default="paddle", help="what runs an exported model")
+    add("--runtime", choices=choice.RUNTIMES, default="paddle", help="what runs an exported model")
     add = parser.add_argument_group("service").add_argument
     add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 or :: for all of this machine")
     add("--port", type=number(int, 0, 65535), default=8000, help="0 for any that is free")
@@ -57,9 +57,7 @@ def get_parser():
     add("--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given")
     devices.add_flags(parser)
     # The same flag for both kinds of model.
-    add(
-        "--precision", default="fp32", choices=paddle_inference.PRECISIONS, help="fp16 and int8 of exported models only"
-    )
+    add("--precision", default="fp32", choices=choice.PRECISIONS, help="fp16 and int8 of exported models only")
     return parser
 
 
@@ -75,22 +73,22 @@ def check_model(options):
     if options.engine != "auto":
         raise UserError("--engine: runs weights; what runs an exported model is --runtime")
     chosen = {name: getattr(options, name) for name in ("model_dir", "model_file", "runtime", "precision")}
-    chosen = paddle_inference.engine_options(**chosen, use_gpu=options.device == "gpu")
-    paddle_inference.find_model(chosen)
+    chosen = choice.runtime_options(**chosen, use_gpu=options.device == "gpu")
+    choice.find_model(chosen)
     return chosen
 
 
 class ExportedNetwork(DenoisingNetwork):
     """What a Denoiser takes for a network: an exported model in a runtime of its own."""
 
-    def __init__(self, engine):
-        super().__init__(n_channel=engine.channels)
-        self.engine = engine
+    def __init__(self, runtime):
+        super().__init__(n_channel=runtime.channels)
+        self.runtime = runtime
 
     def forward(self, x):
         import paddle
 
-        return paddle.to_tensor(self.engine(x.numpy()))
+        return paddle.to_tensor(self.runtime(x.numpy()))
 
 
 def load(options, exported):
@@ -100,10 +98,10 @@ def load(options, exported):
     import paddle
 
     paddle.set_device("cpu")
-    engine = paddle_inference.open_engine(exported)
-    cli.note(engine.describe())
-    denoiser = Denoiser(ExportedNetwork(engine), tile=options.tile)
-    denoiser.options = engine.record.get("options", {})
+    runtime = choice.open_runtime(exported)
+    cli.note(runtime.describe())
+    denoiser = Denoiser(ExportedNetwork(runtime), tile=options.tile)
+    denoiser.options = runtime.record.get("options", {})
     return denoiser
 
 

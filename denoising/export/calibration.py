@@ -5,25 +5,24 @@
 >>> Path("model_int8.onnx").write_bytes(made.data)
 """
 
-import contextlib
 import itertools
-import multiprocessing
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from denoising import cli
 from denoising.cli import UserError
-from denoising.export.onnx_graph import INPUT, multiplications, to_onnx, trace
+from denoising.export.onnx_file import to_onnx
+from denoising.export.onnx_graph import INPUT, multiplications, trace
+from denoising.export.paddle_quantization import write_pdmodel
 from denoising.export.quantization import fit, observe, search_floats, sources
-from denoising.export.writing import export
 from denoising.files import images
 from denoising.imaging.metrics import psnr
 from denoising.imaging.pixels import as_channels
-from denoising.runtimes import paddle_inference
+from denoising.runtimes import choice
 
 CALIBRATE, MEASURE = 16, 8  # crops
 SIDE = 192
@@ -47,7 +46,7 @@ class Quantised:
     decibels: float  # PSNR of its results against the float network's
     psnr_float: float | None  # of both against the clean crops, if there are any
     psnr: float | None
-    engine: str  # what measured it
+    measured_by: str  # one line on the runtime
 
 
 # --- Images -------------------------------------------------------------------------------------------------
@@ -84,7 +83,7 @@ def read_crops(flag, folder, noise, channels, seed=0, count=CALIBRATE + MEASURE)
 
 
 def quantise(network, record, crops, method, runtime, floats="auto", budget=0.01, kind="onnx", folder=None):
-    """Calibrates on the first crops and measures on the last.
+    """Calibrates on the first two thirds of the crops and measures on the others.
 
     Args:
         network: a trained one.
@@ -105,50 +104,60 @@ def quantise(network, record, crops, method, runtime, floats="auto", budget=0.01
     if unknown:
         raise UserError(f"--float_layers: there is no layer {min(unknown)}; there are {', '.join(costs)}")
     with tempfile.TemporaryDirectory(prefix="quantise-") as temporary:
-        path = Path(temporary) / "model.onnx"
+        opened = partial(_opened, Path(temporary) / "model.onnx", runtime)
+        histograms, expected = _run_float(network, nodes, record, chosen, held, opened)
+        stretched, scales = fit(nodes, histograms, method)
 
-        def opened(data, precision):
-            path.write_bytes(data)
-            options = paddle_inference.engine_options(runtime=runtime, precision=precision, model_file=str(path))
-            return paddle_inference.open_engine(options)
+        def opened_int8(layers):
+            int8 = replace(scales, floats=frozenset(layers))
+            return opened(to_onnx(stretched, network, record, int8), "int8")
 
-        names = [name for name in sources(nodes) if name != INPUT]
-        looking = opened(to_onnx(nodes, network, record, also=names), "fp32")
-        noisy = [crop.noisy for crop in chosen]
-        seen = observe(lambda x: {INPUT: x} | dict(zip(names, looking.every(x)[1:], strict=True)), noisy, nodes)
-        expected = [looking(crop.noisy) for crop in held]
-        stretched, eight = fit(nodes, seen, method)
-
-        def made_with(some):
-            return to_onnx(stretched, network, record, replace(eight, floats=frozenset(some)))
-
-        def measured(engine):
-            return _decibels(expected, [engine(crop.noisy) for crop in held])
-
-        gains = {}
+        data, gains = None, {}
         if kind == "pdmodel":
-            laid_out = [node.inputs[0] for node in nodes if node.kind == "blocks"]
-            floats = (*laid_out, [*costs][-1])
-            write_pdmodel(network, stretched, chosen, folder)
-            engine = paddle_inference.open_engine(
-                paddle_inference.engine_options(model_dir=str(folder), precision="int8")
-            )
+            floats = {*(node.inputs[0] for node in nodes if node.kind == "blocks"), [*costs][-1]}
+            write_pdmodel(network, stretched, [crop.noisy for crop in chosen], folder)
+            options = choice.runtime_options(model_dir=str(folder), precision="int8")
+            measuring = choice.open_runtime(options, trusted=True)
         else:
             if floats == "auto":
-                search = search_floats(costs, lambda some: measured(opened(made_with(some), "int8")), budget)
-                floats, gains = search
-            engine = opened(made_with(floats), "int8")
-        results = [engine(crop.noisy) for crop in held]
-        before, after = (_mean_psnr(held, each) for each in (expected, results))
-        return Quantised(
-            None if kind == "pdmodel" else path.read_bytes(),
-            tuple(name for name in costs if name in floats), gains, _decibels(expected, results), before, after,
-            engine.describe(),
-        )  # fmt: skip
+
+                def measure(layers):
+                    return decibels(expected, _denoised(opened_int8(layers), held))
+
+                floats, gains = search_floats(costs, measure, budget)
+            measuring = opened_int8(floats)
+            data = measuring.path.read_bytes()
+        results = _denoised(measuring, held)
+    return Quantised(
+        data, tuple(name for name in costs if name in floats), gains, decibels(expected, results),
+        _mean_psnr(held, expected), _mean_psnr(held, results), measuring.describe(),
+    )  # fmt: skip
 
 
-def _decibels(expected, results):
-    """PSNR of all results together."""
+def _opened(path, runtime, data, precision):
+    """An ONNX file's bytes, written to a path and opened."""
+    path.write_bytes(data)
+    options = choice.runtime_options(runtime=runtime, precision=precision, model_file=str(path))
+    return choice.open_runtime(options, trusted=True)
+
+
+def _run_float(network, nodes, record, chosen, held, opened):
+    """What the float network does: histograms of its tensors on some crops, and its results on others."""
+    names = [name for name in sources(nodes) if name != INPUT]
+    runtime = opened(to_onnx(nodes, network, record, also=names), "fp32")
+
+    def run(x):
+        return {INPUT: x} | dict(zip(names, runtime.every(x)[1:], strict=True))
+
+    return observe(run, [crop.noisy for crop in chosen], nodes), _denoised(runtime, held)
+
+
+def _denoised(runtime, crops):
+    return [runtime(crop.noisy) for crop in crops]
+
+
+def decibels(expected, results):
+    """PSNR of all results together against those expected, where white is 1."""
     errors = [np.square(a.astype(np.float64) - b).ravel() for a, b in zip(expected, results, strict=True)]
     return float(-10 * np.log10(np.concatenate(errors).mean() + 1e-30))
 
@@ -159,76 +168,6 @@ def _mean_psnr(held, results):
         return None
     scores = []
     for crop, result in zip(held, results, strict=True):
-        clean, image = (images.from_01(each, np.uint8) for each in (crop.clean, result[0].transpose(1, 2, 0)))
+        clean, image = (images.from_01(picture, np.uint8) for picture in (crop.clean, result[0].transpose(1, 2, 0)))
         scores.append(psnr(clean, image, 255))
     return float(np.mean(scores))
-
-
-# --- Paddle's own -------------------------------------------------------------------------------------------
-
-
-def write_pdmodel(network, nodes, crops, folder):
-    """Writes an 8-bit model.pdmodel by Paddle's own quantisation of the stretched network.
-
-    Its transposed convolutions stay in float, as Paddle's 8-bit ones fail, and so does the last layer. How ranges are
-    chosen makes no difference here: Paddle knows only ranges that are symmetric, and those are wide enough for all.
-    """
-    if any(node.kind == "norm" for node in nodes) or network.options.get("norm", "none") != "none":
-        raise UserError("--format: networks with normalisation are quantised as onnx only")
-    saved = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    with tempfile.TemporaryDirectory(prefix="quantise-") as temporary:
-        try:
-            _set_weights(network, nodes)
-            program = export(network, Path(temporary), "pdmodel")
-        finally:
-            network.set_state_dict(saved)
-        # Static graphs and what else a process has loaded get into each other's way: it has one of its own.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context, initializer=cli.start_worker) as pool:
-            pool.submit(_quantise_program, program, [crop.noisy for crop in crops], str(folder)).result()
-
-
-def _quantise_program(program, crops, folder):
-    """Paddle's quantisation of a float .pdmodel, all of whose convolutions but the last become 8-bit."""
-    import paddle
-    from paddle.base import core
-    from paddle.static.quantization import PostTrainingQuantization
-
-    description = core.ProgramDesc(program.read_bytes())
-    block = description.block(0)  # lives as long as that
-    operators = [block.op(index) for index in range(block.op_size())]
-    last = [op.input("Input")[0] for op in operators if op.type() == "conv2d"][-1]
-    (entry,) = [op.output("Out")[0] for op in operators if op.type() == "feed"]
-    guard = paddle.pir_utils.OldIrGuard() if hasattr(paddle.pir_utils, "OldIrGuard") else contextlib.nullcontext()
-    scope = paddle.static.Scope()
-    # It talks on both streams and draws bars.
-    with paddle_inference.captured(), guard, paddle.static.scope_guard(scope):
-        paddle.enable_static()
-        quantiser = PostTrainingQuantization(
-            executor=paddle.static.Executor(paddle.CPUPlace()), scope=scope,
-            model_dir=str(program.parent), model_filename=program.name, params_filename="model.pdiparams",
-            data_loader=lambda: ({entry: crop} for crop in crops),
-            batch_size=1, batch_nums=len(crops), algo="abs_max", onnx_format=True,
-            quantizable_op_type=["conv2d"], skip_tensor_list=[last],
-            weight_quantize_type="channel_wise_abs_max", activation_quantize_type="range_abs_max",
-        )  # fmt: skip
-        quantiser.quantize()
-        quantiser.save_quantized_model(folder, model_filename=program.name, params_filename="model.pdiparams")
-        paddle.disable_static()
-
-
-def _set_weights(network, nodes):
-    """Puts the nodes' weights back into the network's layers: what `trace` has done, undone."""
-    layers = dict(network.named_sublayers())
-    unshuffled = {node.name for node in nodes if node.kind == "unshuffle"}
-    for node in nodes:
-        if node.kind == "conv":
-            layer, weight, bias = layers[node.name], node.weight, node.bias
-            if node.inputs[0] in unshuffled:
-                weight = weight.reshape(len(bias), 4, -1, *weight.shape[2:]).swapaxes(1, 2).reshape(weight.shape)
-            if list(layer.weight.shape) != list(weight.shape):
-                # Four blocks of a 1x1 convolution were a transposed one.
-                bias = bias[: len(bias) // 4]
-                weight = weight.reshape(2, 2, len(bias), -1).transpose(3, 2, 0, 1)
-            layer.weight.set_value(np.ascontiguousarray(weight))
-            layer.bias.set_value(np.ascontiguousarray(bias))

@@ -15,7 +15,7 @@ import numpy as np
 
 from denoising import machine
 from denoising.cli import UserError
-from denoising.runtimes import paddle_inference
+from denoising.runtimes import choice
 
 LONG = 3.0  # seconds, after which one run is enough
 
@@ -26,7 +26,7 @@ class Row:
 
     runtime: str  # as the card names it
     precision: str
-    file: str = ""  # of an export; without, the network itself runs in the engine for training
+    file: str = ""  # of an export; without, the network itself runs on the project's engine
     flags: dict = field(default_factory=dict)
     single: bool = False  # too slow for batches
 
@@ -45,8 +45,8 @@ class Job:
     lacking: str = ""  # why there are no 8-bit files
 
 
-class NetworkEngine:
-    """The network itself, as val.py and predict.py run it."""
+class NetworkRuntime:
+    """The network itself, called like a runtime: as val.py and predict.py run it."""
 
     def __init__(self, model_path, precision):
         from denoising.engine import operators
@@ -73,19 +73,19 @@ def measure(row, threads, first, score, job):
         job: what all rows share.
     """
     try:
-        engine = open_row(row, threads, job)
-        facts = {"engine": engine.describe(), "latency": []}
+        runtime = open_row(row, threads, job)
+        facts = {"engine": runtime.describe(), "latency": []}
         channels = channels_of(job)
         if first:
-            facts |= difference(engine, Path(job.folder) / "reference.npz")
+            facts |= difference(runtime, Path(job.folder) / "reference.npz")
             # The largest image alone, before anything else takes memory.
-            engine(np.full((1, channels, job.sizes[-1], job.sizes[-1]), 0.5, np.float32))
+            runtime(np.full((1, channels, job.sizes[-1], job.sizes[-1]), 0.5, np.float32))
             facts["peak_mib"] = machine.used_memory("VmHWM") / 2**20
         for size in job.sizes:
             some = job.full or (size == job.sizes[0] and not row.single)
             for batch in job.batches if some else job.batches[:1]:
-                facts["latency"].append(latency(engine, batch, channels, size, threads, job.seconds))
-        return facts | (scores(engine, job) if score else {})
+                facts["latency"].append(latency(runtime, batch, channels, size, threads, job.seconds))
+        return facts | (scores(runtime, job) if score else {})
     except UserError as error:
         return {
             "absent": str(error)
@@ -96,11 +96,11 @@ def measure(row, threads, first, score, job):
 
 
 def open_row(row, threads, job):
-    """The engine of a row."""
+    """The runtime of a row."""
     if not row.file:
-        return NetworkEngine(job.model_path, row.precision)
+        return NetworkRuntime(job.model_path, row.precision)
     options = {"cpu_threads": threads, "precision": row.precision, "model_file": os.path.join(job.folder, row.file)}
-    return paddle_inference.open_engine(paddle_inference.engine_options(**options, **row.flags))
+    return choice.open_runtime(choice.runtime_options(**options, **row.flags))
 
 
 def channels_of(job):
@@ -109,22 +109,22 @@ def channels_of(job):
         return file["noisy"].shape[1]
 
 
-def difference(engine, path):
-    """Of the results from the network's own."""
+def difference(runtime, path):
+    """How far the results are from the network's own."""
     with np.load(path) as file:
         noisy, expected = file["noisy"], file["denoised"]
-    error = np.abs(engine(noisy).astype(np.float64) - expected)
+    error = np.abs(runtime(noisy).astype(np.float64) - expected)
     decibels = float(-10 * np.log10(np.mean(error**2))) if error.any() else None
     return {"largest_difference": float(error.max()), "psnr_to_network": decibels}
 
 
-def latency(engine, batch, channels, size, threads, seconds):
+def latency(runtime, batch, channels, size, threads, seconds):
     """Median and 90th percentile of some runs after a first one, which counts only if it takes long."""
     x = np.random.default_rng(0).random((batch, channels, size, size), dtype=np.float32)
 
     def timed():
         start = time.perf_counter()
-        engine(x)
+        runtime(x)
         return time.perf_counter() - start
 
     first = timed()
@@ -139,17 +139,17 @@ def latency(engine, batch, channels, size, threads, seconds):
 
 
 class _Scored:
-    """An engine as `evaluate` takes denoisers."""
+    """A runtime as `evaluate` takes denoisers."""
 
-    def __init__(self, engine, network):
-        self.engine, self.network, self.n_channel = engine, network, network.options["n_channel"]
+    def __init__(self, runtime, network):
+        self.runtime, self.network, self.n_channel = runtime, network, network.options["n_channel"]
 
     def __call__(self, hwc):
         nchw = np.ascontiguousarray(hwc.transpose(2, 0, 1)[None], np.float32)
-        return self.engine(nchw)[0].transpose(1, 2, 0)
+        return self.runtime(nchw)[0].transpose(1, 2, 0)
 
 
-def scores(engine, job):
+def scores(runtime, job):
     """PSNR and SSIM as val.py has them."""
     # They import Paddle, which would have counted as the runtime's memory before.
     from denoising.data.validation import find_validation_sets
@@ -158,7 +158,7 @@ def scores(engine, job):
     from denoising.inference.evaluation import evaluate
 
     folder, name, noisetype, limit, repeats = job.scored
-    (one,) = [each for each in find_validation_sets(folder)[0] if each.name == name]
-    denoiser = _Scored(engine, load_network(job.model_path)[0])
-    result = evaluate(denoiser, one, parse_noise(noisetype), repeats, limit)
-    return {each: result.mean(each) for each in ("psnr", "ssim", "psnr_noisy", "ssim_noisy")}
+    (validation_set,) = [found for found in find_validation_sets(folder)[0] if found.name == name]
+    denoiser = _Scored(runtime, load_network(job.model_path)[0])
+    result = evaluate(denoiser, validation_set, parse_noise(noisetype), repeats, limit)
+    return {measure: result.mean(measure) for measure in ("psnr", "ssim", "psnr_noisy", "ssim_noisy")}

@@ -1,7 +1,7 @@
 """Post-training quantisation to 8 bits: what range each tensor gets, and which layers are better left in float.
 
->>> seen = observe(run, images, nodes)       # one histogram for each channel of each tensor
->>> nodes, scales = fit(nodes, seen, "kl")   # weights with equal ranges, and the scale of each tensor
+>>> histograms = observe(run, images, nodes)       # for each channel of each tensor
+>>> nodes, scales = fit(nodes, histograms, "kl")   # weights with equal ranges, and the scale of each tensor
 
 A tensor has one scale for all its channels, whose ranges differ by orders of magnitude: most channels would be left
 with a few of the 256 steps. But leaky ReLU, pooling, upsampling and concatenation commute with positive factors, so
@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from denoising.export.onnx_graph import INPUT, MOVES, Eight, groups
+from denoising.cli import UserError
+from denoising.export.onnx_graph import INPUT, MOVES, Int8Scales, groups
 
 METHODS = ("kl", "mse", "percentile", "absmax")
 BINS = 4096
@@ -23,14 +24,15 @@ INSIDE = 0.9999  # of a channel's numbers are within the range to which it is st
 TAIL = 1e-5  # of a tensor's numbers are clipped at either end by "percentile"
 # Where zero may lie among the 256 steps: from tensors that are nearly positive to symmetric ones.
 ZEROS = (43, 64, 85, 102, 115, 128)
+LIMIT = 1e6  # of activations, where an image's white is 1; no weights that denoise come near it
 FRACTIONS = np.linspace(0.2, 1.0, 81)  # of the largest number, tried as thresholds
 
 
 @dataclass
-class Seen:
-    """Histograms of the channels of one tensor, each over -most .. most of its own."""
+class Histograms:
+    """One of each channel of a tensor, over -largest .. largest of that channel."""
 
-    most: np.ndarray  # [C]
+    largest: np.ndarray  # [C], the largest magnitude
     counts: np.ndarray  # [C, BINS]
 
 
@@ -61,19 +63,23 @@ def observe(run, images, nodes):
         nodes: of the network.
     """
     names = sources(nodes)
-    most = {}
+    largest = {}
     for x in images:
         for name, y in run(x).items():
-            most[name] = np.maximum(most.get(name, 0), np.abs(y).max((0, 2, 3)))
-    seen = {name: Seen(np.maximum(most[name], 1e-12), np.zeros((len(most[name]), BINS))) for name in names}
+            largest[name] = np.maximum(largest.get(name, 0), np.abs(y).max((0, 2, 3)))
+    for name, magnitudes in largest.items():
+        if not magnitudes.max() < LIMIT:  # also true for NaN
+            raise UserError(f"--model_path: activations grow to {magnitudes.max():.3g} in {name}: no image comes out")
+    found = {name: Histograms(np.maximum(largest[name], 1e-12), np.zeros((len(largest[name]), BINS))) for name in names}
     for x in images:
         for name, y in run(x).items():
-            one = seen[name]
-            place = y * (BINS / 2 / one.most)[:, None, None].astype(np.float32) + np.float32(BINS / 2)
+            histograms = found[name]
+            place = y * (BINS / 2 / histograms.largest)[:, None, None].astype(np.float32) + np.float32(BINS / 2)
             place = np.clip(place.astype(np.int32), 0, BINS - 1)
-            place += np.arange(0, one.counts.size, BINS, dtype=np.int32)[:, None, None]
-            one.counts += np.bincount(place.ravel(), minlength=one.counts.size).reshape(one.counts.shape)
-    return seen
+            counts = histograms.counts
+            place += np.arange(0, counts.size, BINS, dtype=np.int32)[:, None, None]
+            counts += np.bincount(place.ravel(), minlength=counts.size).reshape(counts.shape)
+    return found
 
 
 # --- Thresholds ---------------------------------------------------------------------------------------------
@@ -132,8 +138,8 @@ def _divergence(share, fraction, down, zero):
     mean = np.add.reduceat(inside, edges) / np.maximum(np.add.reduceat(there, edges), 1)
     in_steps = np.where(there, mean[step_of], 0)
     in_steps /= max(in_steps.sum(), 1e-30)
-    some = clipped > 0
-    return float(np.sum(clipped[some] * np.log(clipped[some] / np.maximum(in_steps[some], 1e-10))))
+    filled = clipped > 0
+    return float(np.sum(clipped[filled] * np.log(clipped[filled] / np.maximum(in_steps[filled], 1e-10))))
 
 
 def _percentiles(share, tail):
@@ -149,16 +155,16 @@ def _percentiles(share, tail):
 # --- Fitting ------------------------------------------------------------------------------------------------
 
 
-def fit(nodes, seen, method):
+def fit(nodes, histograms, method):
     """Stretches all channels to equal ranges and finds the scales.
 
     Args:
         nodes: of the network.
-        seen: of `observe`.
+        histograms: of `observe`.
         method: how the range of a tensor is chosen: one of METHODS.
 
     Returns:
-        Nodes that compute the same in float, and an Eight without float layers.
+        Nodes that compute the same in float, and Int8Scales without float layers.
     """
     made_by = sources(nodes)
     # What is added to something else or normalised, and what comes out, keeps its unit.
@@ -167,31 +173,32 @@ def fit(nodes, seen, method):
     for node in nodes:
         if node.name not in origin:
             origin[node.name] = set().union(*(origin.get(name, set()) for name in node.inputs))
-    fixed = {name for each in fixed for name in origin[each]} | {name for name, node in made_by.items() if not node}
+    fixed = {name for moved in fixed for name in origin[moved]} | {name for name, node in made_by.items() if not node}
 
     factors, scales, before = {}, {}, {}
     for group in groups(nodes):
         members = [name for name in group if name in made_by]
-        shares = {name: seen[name].counts / seen[name].counts.sum(1, keepdims=True) for name in members}
-        found = [_fit_group(members, shares, seen, fixed, method, zero) for zero in ZEROS]
-        _, zero, threshold, stretched = min(found, key=lambda each: each[0])
+        counts = {name: histograms[name].counts for name in members}
+        shares = {name: count / count.sum(1, keepdims=True) for name, count in counts.items()}
+        candidates = [_fit_group(members, shares, histograms, fixed, method, zero) for zero in ZEROS]
+        _, zero, threshold, stretched = min(candidates, key=lambda candidate: candidate[0])
         factors |= stretched
         scales |= dict.fromkeys(group, (threshold / (255 - zero), zero))
         for name in members:
             node = made_by[name]
             if node and node.slope != 1.0:
-                x = _middles(BINS) * (seen[name].most * factors[name])[:, None]
+                x = _middles(BINS) * (histograms[name].largest * factors[name])[:, None]
                 before[node.name] = _before_activation(x, shares[name], threshold, node.slope)
-    return _stretched(nodes, factors), Eight(scales, before, frozenset())
+    return _stretched(nodes, factors), Int8Scales(scales, before, frozenset())
 
 
-def _fit_group(members, shares, seen, fixed, method, zero):
+def _fit_group(members, shares, histograms, fixed, method, zero):
     """For tensors of one scale with zero at a given step: cost, zero, threshold, and each channel's factor."""
     down = zero / (255 - zero)
     factors = {}
     for name in members:
         low, high = _percentiles(shares[name], 1 - INSIDE)
-        reach = np.maximum(high, -low / down) * seen[name].most
+        reach = np.maximum(high, -low / down) * histograms[name].largest
         factors[name] = 1 / np.maximum(reach, 1e-4 * reach.max())
     given = [factors[name].min() for name in members if name in fixed]
     if given:
@@ -199,12 +206,12 @@ def _fit_group(members, shares, seen, fixed, method, zero):
     factors |= {name: np.ones_like(factors[name]) for name in members if name in fixed}
 
     # One histogram of all channels as they are stretched.
-    most = {name: seen[name].most * factors[name] for name in members}
-    widest = max(each.max() for each in most.values())
+    largest = {name: histograms[name].largest * factors[name] for name in members}
+    widest = max(magnitudes.max() for magnitudes in largest.values())
     counts = np.zeros(BINS)
     for name in members:
-        x = _middles(BINS) * most[name][:, None]
-        counts += np.histogram(x, BINS, (-widest, widest), weights=seen[name].counts)[0]
+        x = _middles(BINS) * largest[name][:, None]
+        counts += np.histogram(x, BINS, (-widest, widest), weights=histograms[name].counts)[0]
     within = 1 / min(given) if given else 1.0  # to what all but the outermost numbers of each channel were stretched
     fraction, cost = thresholds(counts, method, zero, within / widest)
     return cost, zero, float(fraction * widest), factors
@@ -225,32 +232,32 @@ def _before_activation(x, share, threshold, slope):
 
 def _stretched(nodes, factors):
     """The same network with every source's channels multiplied by their factors."""
-    of, changed = {INPUT: factors[INPUT]}, []
+    by_tensor, stretched = {INPUT: factors[INPUT]}, []
     laid_out = {node.inputs[0]: node for node in nodes if node.kind in ("blocks", "shuffle")}
     for node in nodes:
-        taken = [of[name] for name in node.inputs]
+        taken = [by_tensor[name] for name in node.inputs]
         if node.kind in ("conv", "norm"):
             own = factors.get(node.name)
             if own is None:
                 after = laid_out[node.name]
                 parts = factors[after.name]
                 own = np.tile(parts, 4) if after.kind == "blocks" else np.repeat(parts, 4)
-            of[node.name] = own
+            by_tensor[node.name] = own
             if node.kind == "conv":
                 weight = node.weight * own[:, None, None, None] / taken[0][:, None, None]
             else:
                 weight = node.weight * own
             node = replace(node, weight=weight.astype(np.float32), bias=(node.bias * own).astype(np.float32))
         elif node.kind == "concat":
-            of[node.name] = np.concatenate(taken)
+            by_tensor[node.name] = np.concatenate(taken)
         elif node.kind in ("blocks", "shuffle"):
-            of[node.name] = taken[0][: node.channels] if node.kind == "blocks" else taken[0][::4]
+            by_tensor[node.name] = taken[0][: node.channels] if node.kind == "blocks" else taken[0][::4]
         elif node.kind == "unshuffle":
-            of[node.name] = np.tile(taken[0], 4)
+            by_tensor[node.name] = np.tile(taken[0], 4)
         else:
-            of[node.name] = taken[0]
-        changed.append(node)
-    return changed
+            by_tensor[node.name] = taken[0]
+        stretched.append(node)
+    return stretched
 
 
 # --- Float layers -------------------------------------------------------------------------------------------
@@ -269,11 +276,11 @@ def search_floats(costs, measure, budget):
     Returns:
         The names, and for each layer that was tried alone what it gained in dB.
     """
-    most = budget * sum(costs.values())
+    allowed = budget * sum(costs.values())
     floats, best = set(), measure(set())
-    gains = {name: measure({name}) - best for name in costs if costs[name] <= most}
+    gains = {name: measure({name}) - best for name in costs if costs[name] <= allowed}
     for name in sorted(gains, key=gains.get, reverse=True):
-        if gains[name] < LEAST_GAIN or sum(costs[each] for each in floats | {name}) > most:
+        if gains[name] < LEAST_GAIN or sum(costs[layer] for layer in floats | {name}) > allowed:
             continue
         result = measure(floats | {name})
         if result >= best + LEAST_GAIN:

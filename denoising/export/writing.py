@@ -2,7 +2,7 @@
 
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     program = write(network, Path(folder), "onnx", record_of(network, options))
-...     print(largest_difference(network, open_engine(engine_options(runtime="openvino", model_file=program))))
+...     print(largest_difference(network, open_runtime(runtime_options(runtime="openvino", model_file=program))))
 """
 
 import contextlib
@@ -17,9 +17,10 @@ import numpy as np
 
 from denoising import cli
 from denoising.cli import UserError
-from denoising.export.onnx_graph import channels_in, to_onnx, trace
+from denoising.export.onnx_file import to_onnx
+from denoising.export.onnx_graph import channels_in, trace
+from denoising.runtimes.choice import ONNX_RUNTIMES
 from denoising.runtimes.onnx_runtimes import read_onnx
-from denoising.runtimes.paddle_inference import ONNX_ENGINES
 
 PROGRAM = {"pdmodel": "model.pdmodel", "json": "model.json", "onnx": "model.onnx"}
 PARAMS, FACTS = "model.pdiparams", "deploy.json"
@@ -27,7 +28,7 @@ SIZES = ((1, 37, 53), (2, 67, 45))  # batch, height, width: odd, and larger than
 
 
 def load_exportable(path):
-    """Loads a network for a runtime; renders' networks do more with their result than runtimes are told."""
+    """Loads a network to export; networks for renders are refused, whose results are not yet images."""
     import paddle
 
     from denoising.inference.checkpoint import load_network
@@ -40,7 +41,7 @@ def load_exportable(path):
 
 
 def record_of(network, options):
-    """What a file for runtimes tells about itself: whose weights these are, and how they were trained."""
+    """The facts that travel with an export: whose weights these are, and how they were trained."""
     import paddle
 
     return {
@@ -68,8 +69,8 @@ def write_record(folder, record):
 
 
 def installed_runtimes():
-    """Those that run .onnx files here."""
-    return [name for name in ONNX_ENGINES if importlib.util.find_spec(name)]
+    """The names of the installed runtimes for .onnx files."""
+    return [name for name in ONNX_RUNTIMES if importlib.util.find_spec(name)]
 
 
 # --- Paddle's files -----------------------------------------------------------------------------------------
@@ -141,16 +142,16 @@ def noisy_pictures(batch, channels, height, width):
     return (picture + rng.normal(0, 25 / 255, picture.shape)).astype(np.float32)
 
 
-def largest_difference(network, engine):
-    """Compares an engine with the network on noisy pictures of odd sizes."""
+def largest_difference(network, runtime):
+    """Compares a runtime with the network on noisy pictures of odd sizes."""
     import paddle
 
     worst = 0.0
     for batch, height, width in SIZES:
-        x = noisy_pictures(batch, engine.channels, height, width)
+        x = noisy_pictures(batch, runtime.channels, height, width)
         with paddle.no_grad():
             expected = network(paddle.to_tensor(x)).numpy()
-        result = engine(x)
+        result = runtime(x)
         if result.shape != expected.shape:
             return float("inf")
         # np.maximum hands NaN on, which max() may drop.
@@ -175,7 +176,7 @@ def file_digest(path):
 
 
 def check_replaceable(folder, kind, source, overwrite, name=None):
-    """Refuses to replace what is not an intact export of the same weights, unless asked.
+    """Refuses to replace anything but an intact export of the same weights, unless asked.
 
     Args:
         folder: where the export goes.
@@ -185,7 +186,7 @@ def check_replaceable(folder, kind, source, overwrite, name=None):
         name: of the file, where it is not PROGRAM's.
     """
     ours = [name or PROGRAM["onnx"]] if kind == "onnx" else [PROGRAM["pdmodel"], PROGRAM["json"], PARAMS, FACTS]
-    existing = [folder / each for each in ours if (folder / each).exists()]
+    existing = [folder / file for file in ours if (folder / file).exists()]
     if not existing or overwrite:
         return
     try:
@@ -193,7 +194,7 @@ def check_replaceable(folder, kind, source, overwrite, name=None):
             same = read_onnx(existing[0])[1]["weights"] == source
         else:
             record = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            intact = all(file_digest(folder / each) == digest for each, digest in record["files"].items())
+            intact = all(file_digest(folder / file) == digest for file, digest in record["files"].items())
             same = intact and record["weights"] == source
     except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
         same = False
@@ -202,7 +203,7 @@ def check_replaceable(folder, kind, source, overwrite, name=None):
 
 
 def put_in_place(temporary, folder, program):
-    """Moves the files so that no program ever stands beside weights which are not its own, even if killed."""
+    """Moves the files so that no program ever stands beside foreign weights, even if the process is killed."""
     if program.endswith(".onnx"):
         os.replace(temporary / program, folder / program)
         return
@@ -216,7 +217,7 @@ def put_in_place(temporary, folder, program):
 
 @contextlib.contextmanager
 def full_disk_named(folder):
-    """Errors while writing, most of which name no file, as one line."""
+    """Turns errors while writing, most of which name no file, into one line that names the folder."""
     try:
         yield
     except OSError as error:

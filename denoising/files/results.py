@@ -16,7 +16,8 @@ def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False):
         paths: of the images.
         root: the folder below which they were found, or the one image itself.
         save_dir: where results go.
-        keep_format: keeps each image's own format; else it is PNG, which holds 8 and 16 bits.
+        keep_format: keeps each image's own format; else it is PNG, which holds 8 and 16 bits. None where the script
+            has no such flag to recommend.
         overwrite: results that exist are replaced.
 
     Raises:
@@ -29,7 +30,7 @@ def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False):
         keep = keep_format or path.suffix.lower() in OWN_FORMAT
         target = Path(save_dir) / folder / f"{path.stem}_denoise{path.suffix if keep else '.png'}"
         if target in owner:  # a.jpg and a.png: the suffix tells them apart
-            helps = "" if keep_format else "; --keep_format helps"
+            helps = "; --keep_format helps" if keep_format is False else ""
             raise UserError(f"{flag}: {owner[target]} and {path} would both become {target}{helps}")
         if os.path.realpath(target) in sources:
             raise UserError(f"--save_dir: {target}, the result of {path}, is itself an image to denoise")

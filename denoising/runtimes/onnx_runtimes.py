@@ -1,7 +1,7 @@
-"""Engines for .onnx files, ONNX Runtime and OpenVINO: what is asked for is what runs, or it is refused.
+"""ONNX Runtime and OpenVINO, the runtimes for .onnx files; the settings that they ignore are refused.
 
->>> engine = OpenVinoEngine(Path("model.onnx"), options)
->>> denoised = engine(noisy)  # NCHW float32
+>>> runtime = OpenVino(Path("model.onnx"), options)
+>>> denoised = runtime(noisy)  # NCHW float32
 
 Each is an optional package of its own, and is imported only when it is asked for. Neither needs Paddle or onnx.
 """
@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from denoising import machine
-from denoising.cli import UserError
+from denoising.cli import UserError, refuse
+from denoising.runtimes import trial
 
 
-class OnnxEngine:
+class OnnxFileRuntime:
     """What both have in common: NCHW float32 in and out.
 
     `facts` tells how it really runs, `channels` what it takes, `name` whose weights it has.
@@ -30,14 +31,16 @@ class OnnxEngine:
     runtime = package = ""
     bytes_each = 0  # of memory, for each pixel and channel of the widest layer
 
-    def __init__(self, path, options):
+    def __init__(self, path, options, trusted=False):
         library = _import(self.package, self.runtime)
         data, self.record = read_onnx(path)
         self.name = self.record.get("options", {}).get("arch", Path(path).stem)
         self.path, self.options = path, options
         self._refuse(library)
         self._check_kind()
-        with tempfile.TemporaryDirectory(prefix="engine-") as self.scratch:
+        if not trusted and not self.record:
+            trial.run(type(self), path, options)
+        with tempfile.TemporaryDirectory(prefix="runtime-") as self.scratch:
             self._start(library, data)
 
     def _start(self, library, data):
@@ -93,26 +96,24 @@ class OnnxEngine:
 
     def _refuse(self, library):
         options = self.options
-        refusals = {
-            "--use_gpu: this runtime is for CPUs here": options.use_gpu,
-            "--use_tensorrt: is for Paddle on GPUs": options.use_tensorrt,
-            "--enable_mkldnn: is Paddle's": options.enable_mkldnn,
-            "--use_openvino: is Paddle's; --runtime=openvino is OpenVINO itself": options.use_openvino,
-        }
-        for message, refused in refusals.items():
-            if refused:
-                raise UserError(message)
+        refuse(
+            (options.use_gpu, "--use_gpu: this runtime is for CPUs here"),
+            (options.use_tensorrt, "--use_tensorrt: is for Paddle on GPUs"),
+            (options.enable_mkldnn, "--enable_mkldnn: is Paddle's"),
+            (options.use_openvino, "--use_openvino: is Paddle's; --runtime=openvino is OpenVINO itself"),
+        )
 
     def _check_kind(self):
         """Whether file, precision and processor go together, as far as the file tells."""
-        made = self.record.get("precision")
-        if made == "int8" and self.options.precision != "int8":
-            raise UserError(f"--precision: {self.path} holds 8-bit weights: --precision=int8")
-        if made == "fp32" and self.options.precision == "int8":
-            raise UserError(f"--precision: {self.path} holds float weights; tools/quantize_model.py makes 8-bit ones")
-        if self.options.precision == "int8" and not _adds_bytes_exactly():
+        made, asked = self.record.get("precision"), self.options.precision
+        refuse(
+            (made == "int8" and asked != "int8", f"--precision: {self.path} holds 8-bit weights: --precision=int8"),
+            (made == "fp32" and asked == "int8",
+             f"--precision: {self.path} holds float weights; tools/quantize_model.py makes 8-bit ones"),
             # Older instructions add pairs of products in 16 bits, which overflow.
-            raise UserError("--precision: int8 needs a CPU with VNNI instructions, others would overflow")
+            (asked == "int8" and not _adds_bytes_exactly(),
+             "--precision: int8 needs a CPU with VNNI instructions, others would overflow"),
+        )  # fmt: skip
 
     def _verify(self):
         """Compares what is asked with what the library executes."""
@@ -141,7 +142,7 @@ class OnnxEngine:
         return self.bytes_each * batch * height * width * self.record.get("widest", 0)
 
 
-class OnnxRuntimeEngine(OnnxEngine):
+class OnnxRuntime(OnnxFileRuntime):
     """Microsoft's."""
 
     runtime = package = "onnxruntime"
@@ -187,7 +188,7 @@ class OnnxRuntimeEngine(OnnxEngine):
         return collections.Counter(kinds[name] for name in ran if name in kinds)
 
 
-class OpenVinoEngine(OnnxEngine):
+class OpenVino(OnnxFileRuntime):
     """Intel's, for any x86-64 or ARM processor."""
 
     runtime = package = "openvino"
@@ -230,7 +231,7 @@ class OpenVinoEngine(OnnxEngine):
     def _convolutions(self):
         operations = self.compiled.get_runtime_model().get_ops()
         facts = [{key: str(value.astype(str)) for key, value in op.get_rt_info().items()} for op in operations]
-        ran = [each["runtimePrecision"] for each in facts if each["layerType"] == "Convolution"]
+        ran = [fact["runtimePrecision"] for fact in facts if fact["layerType"] == "Convolution"]
         return collections.Counter(self.names.get(name, name) for name in ran)
 
 

@@ -1,11 +1,11 @@
-"""Runtimes that execute an exported model: what is asked for is what runs, or it is refused.
+"""Paddle Inference, the runtime for model.pdmodel and model.json; the settings that it ignores are refused.
 
->>> options = engine_options(runtime="openvino", precision="int8", model_file="model_int8.onnx")
->>> engine = open_engine(options)
->>> denoised = engine(noisy)  # NCHW float32; engine.facts tells how it really runs
+>>> runtime = PaddleInference(Path("model.pdmodel"), Path("model.pdiparams"), options)
+>>> denoised = runtime(noisy)  # NCHW float32
+
+Paddle is imported only when a model is opened.
 """
 
-import argparse
 import contextlib
 import ctypes
 import hashlib
@@ -16,126 +16,28 @@ import re
 import struct
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
 
-from denoising import cli, machine
-from denoising.cli import UserError, boolean, number
-from denoising.runtimes.onnx_runtimes import OnnxRuntimeEngine, OpenVinoEngine, fields
+from denoising.cli import UserError, refuse
+from denoising.runtimes import trial
+from denoising.runtimes.onnx_runtimes import fields
 
-# Paddle's C++ side logs each pass over the graph; errors remain.
+# Paddle's C++ code logs each pass over the graph; only its errors are wanted.
 os.environ.setdefault("GLOG_minloglevel", "2")
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-ONNX_ENGINES = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
-RUNTIMES = ("paddle", *ONNX_ENGINES)
 
-
-# --- Flags --------------------------------------------------------------------------------------------------
-
-
-def add_flags(parser):
-    """The flags of a model and of what runs it: the published ones, and ours."""
-    add = parser.add_argument_group("model").add_argument
-    add("--model_dir", help="folder of model.pdmodel (or model.json) and model.pdiparams, or model.onnx")
-    add("--model_file", help="the program, .pdmodel or .json; or an .onnx file")
-    add("--params_file", help="its weights; MODEL.pdiparams unless given")
-    add = parser.add_argument_group("engine").add_argument
-    add("--runtime", choices=RUNTIMES, default="paddle", help="Paddle Inference, or what runs .onnx files")
-    add("--use_gpu", type=boolean, default=False, help="run on the GPU")
-    add("--gpu_mem", type=number(int, 1), default=500, help="MB taken on the GPU at first")
-    add("--enable_mkldnn", type=boolean, help="Paddle's oneDNN; on for CPUs unless given")
-    add("--cpu_threads", type=number(int, 1), help="all cores of this process unless given")
-    add("--precision", choices=PRECISIONS, default="fp32")
-    add("--ir_optim", type=boolean, default=True, help="let the runtime fuse operators")
-    add("--use_tensorrt", type=boolean, default=False, help="run on TensorRT")
-    add("--use_openvino", type=boolean, default=False, help="the OpenVINO that Paddle 3 carries, instead of oneDNN")
-
-
-def check_flags(options):
-    """Refuses what would not run as asked, and fills in what follows from the rest."""
-    if options.enable_mkldnn is None:
-        options.enable_mkldnn = options.runtime == "paddle" and not options.use_gpu and not options.use_openvino
-    if options.cpu_threads is None:
-        options.cpu_threads = machine.cores()
-    fp16 = "is not certified on GPUs yet" if options.use_gpu else "is computed on GPUs only"
-    paddle, precision = options.runtime == "paddle", options.precision
-    refusals = {
-        "--use_tensorrt: needs --use_gpu=True": options.use_tensorrt and not options.use_gpu,
-        "--enable_mkldnn: oneDNN is for CPUs": options.enable_mkldnn and options.use_gpu,
-        "--use_openvino: OpenVINO is for CPUs": options.use_openvino and options.use_gpu,
-        "--use_openvino: give either this or --enable_mkldnn=True": options.use_openvino and options.enable_mkldnn,
-        "--use_openvino: always optimises: leave --ir_optim": options.use_openvino and not options.ir_optim,
-        "--precision: bf16 is computed by oneDNN: add --enable_mkldnn=True":
-            paddle and precision == "bf16" and not (options.enable_mkldnn or options.use_openvino),
-        f"--precision: fp16 {fp16}": paddle and precision == "fp16",
-        "--precision: int8 is computed by oneDNN: add --enable_mkldnn=True":
-            paddle and precision == "int8" and not options.enable_mkldnn,
-    }  # fmt: skip
-    for message, refused in refusals.items():
-        if refused:
-            raise UserError(message)
-
-
-def engine_options(**changes):
-    """The flags' defaults with changes, checked."""
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    options = parser.parse_args([])
-    vars(options).update(changes)
-    check_flags(options)
-    return options
-
-
-def find_model(options):
-    """The paths of program and weights; an .onnx file has both in one."""
-    program, params = options.model_file, options.params_file
-    onnx = options.runtime != "paddle"
-    if options.model_dir and not program:
-        cli.existing_folder("--model_dir", options.model_dir)
-        names = ("model.pdmodel", "model.json")
-        if onnx:
-            names = ("model_int8.onnx",) if options.precision == "int8" else ("model.onnx",)
-        paths = [os.path.join(options.model_dir, name) for name in names]
-        program = next(filter(os.path.isfile, paths), paths[0])
-    if not program:
-        raise UserError("--model_file: which model? export_model.py writes one")
-    cli.existing_file("--model_file", program)
-    suffix = Path(program).suffix
-    if onnx:
-        if suffix != ".onnx":
-            raise UserError(f"--model_file: {program} is no .onnx file, which --runtime={options.runtime} runs")
-        return Path(program), None
-    if suffix == ".onnx":
-        raise UserError(f"--model_file: {program} is run by --runtime=openvino or onnxruntime")
-    if suffix not in (".pdmodel", ".json"):
-        raise UserError(f"--model_file: {program} is neither .pdmodel nor .json")
-    params = params or str(Path(program).with_suffix(".pdiparams"))
-    return Path(program), Path(cli.existing_file("--params_file", params))
-
-
-def open_engine(options):
-    """The engine that the flags name, ready to run: checked, and found to compute as asked."""
-    program, params = find_model(options)
-    if options.runtime == "paddle":
-        return PaddleEngine(program, params, options)
-    return ONNX_ENGINES[options.runtime](program, options)
-
-
-# --- Paddle -------------------------------------------------------------------------------------------------
-
-
-class PaddleEngine:
+class PaddleInference:
     """Paddle Inference: NCHW float32 in and out.
 
     `facts` tells how it really runs, `channels` what it takes, `name` whose weights it has.
     """
 
-    def __init__(self, program, params, options):
+    runtime = "paddle"
+
+    def __init__(self, program, params, options, trusted=False):
         # Paddle takes seconds to import: paths and flags are checked by now.
-        warnings.filterwarnings("ignore", "No ccache found")
         import paddle
         from paddle import inference
 
@@ -143,23 +45,35 @@ class PaddleEngine:
         self.name = self.record.get("options", {}).get("arch", program.stem)
         self.folder = Path(paddle.__file__).parent
         _check_device(paddle, inference, options)
+        if not trusted and not self.record:
+            trial.run(PaddleInference, program, params, options)
         self.channels, quantised = check_model(program, params)
-        if quantised != (options.precision == "int8"):
-            state = "holds 8-bit weights: --precision=int8" if quantised else (
-                "holds float weights: tools/quantize_model.py makes 8-bit ones")  # fmt: skip
-            raise UserError(f"--precision: {program} {state}")
+        refuse(
+            (quantised and options.precision != "int8",
+             f"--precision: {program} holds 8-bit weights: --precision=int8"),
+            (not quantised and options.precision == "int8",
+             f"--precision: {program} holds float weights; tools/quantize_model.py makes 8-bit ones"),
+        )  # fmt: skip
         config = inference.Config(str(program), str(params))
-        with captured():
-            configure(config, program, options)
+        with captured(), tempfile.TemporaryDirectory(prefix="runtime-") as cache:
+            configure(config, program, options, cache)
             try:
                 self.predictor = inference.create_predictor(config)
             except PADDLE_ERRORS as error:
                 raise UserError(f"--model_file: {program}, {params}: {_sentence(error)}") from None
         self.entry = self.predictor.get_input_handle(self.predictor.get_input_names()[0])
         self.exit = self.predictor.get_output_handle(self.predictor.get_output_names()[0])
-        self.facts = {
-            "runtime": "paddle",
-            "version": paddle.__version__,
+        self.facts = self._facts(paddle.__version__, config, program, options)
+        if options.use_openvino:
+            self._verify_openvino(options)
+        else:
+            self._verify_settings(options)
+            self._verify_convolutions(options)
+
+    def _facts(self, version, config, program, options):
+        return {
+            "runtime": self.runtime,
+            "version": version,
             "precision": options.precision,
             "runtime_device": "gpu" if config.use_gpu() else "cpu",
             "ir_optim": config.ir_optim(),
@@ -168,10 +82,6 @@ class PaddleEngine:
             "enable_mkldnn": config.mkldnn_enabled(),
             "cpu_math_library_num_threads": config.cpu_math_library_num_threads(),
         }
-        if options.use_openvino:
-            self._verify_openvino(options)
-        else:
-            self._verify(options)
 
     def __call__(self, nchw):
         """Runs one batch."""
@@ -183,8 +93,8 @@ class PaddleEngine:
             size = "x".join(map(str, nchw.shape))
             raise UserError(f"Paddle cannot run a batch of {size}: {_sentence(error)}") from None
 
-    def _verify(self, options):
-        """Compares what is asked with the configuration, and with what oneDNN executes."""
+    def _verify_settings(self, options):
+        """Compares what is asked with Paddle's configuration."""
         asked = {
             ("use_gpu", "runtime_device"): "gpu" if options.use_gpu else "cpu",
             ("enable_mkldnn", "enable_mkldnn"): options.enable_mkldnn,
@@ -195,31 +105,32 @@ class PaddleEngine:
         for (flag, key), value in asked.items():
             if self.facts[key] != value:
                 raise UserError(f"--{flag}: asked for {value}, Paddle takes {self.facts[key]}")
-        done = self._convolutions()
-        if done is None:
+
+    def _verify_convolutions(self, options):
+        """Compares what is asked with what oneDNN executes."""
+        executed = self._convolutions()
+        if executed is None:
             if options.precision != "fp32":
                 raise UserError(f"--precision: oneDNN's library is not there to confirm {options.precision}")
             return
-        self.facts["convolutions_by_onednn"] = len(done)
-        if bool(done) != options.enable_mkldnn:
-            raise UserError(
-                f"--enable_mkldnn: asked for {options.enable_mkldnn}, but oneDNN runs {len(done)} "
-                f"convolutions with --ir_optim={options.ir_optim}"
-            )
-        low = sum("bf16" in line for line in done)
-        bytes_ = sum("s8" in line for line in done)
-        self.facts["convolutions"] = {"bf16": low, "fp32": len(done) - low - bytes_, "int8": bytes_}
-        # The last layer stays in float.
-        if options.precision == "int8" and bytes_ < len(done) - 1:
-            raise UserError(f"--precision: oneDNN runs {bytes_} of {len(done)} convolutions in int8 on this CPU")
-        if options.precision == "bf16" and low < len(done):
-            raise UserError(
-                f"--precision: only {low} of {len(done)} convolutions would run in bf16, the rest "
-                "silently in fp32; on a CPU that knows bf16, a model.pdmodel of export_model.py runs all"
-            )
+        total = len(executed)
+        bf16, int8 = (sum(kind in line for line in executed) for kind in ("bf16", "s8"))
+        self.facts["convolutions_by_onednn"] = total
+        refuse(
+            (bool(total) != options.enable_mkldnn,
+             f"--enable_mkldnn: asked for {options.enable_mkldnn}, but oneDNN runs {total} convolutions with "
+             f"--ir_optim={options.ir_optim}"),
+            # The last layer stays in float.
+            (options.precision == "int8" and int8 < total - 1,
+             f"--precision: oneDNN runs {int8} of {total} convolutions in int8 on this CPU"),
+            (options.precision == "bf16" and bf16 < total,
+             f"--precision: only {bf16} of {total} convolutions would run in bf16, the rest silently in fp32; on a CPU "
+             "that knows bf16, a model.pdmodel of export_model.py runs all"),
+        )  # fmt: skip
+        self.facts["convolutions"] = {"bf16": bf16, "fp32": total - bf16 - int8, "int8": int8}
 
     def _verify_openvino(self, options):
-        """Paddle tells little of what its OpenVINO does; whether that was loaded, and in what the results are."""
+        """Paddle tells little of what its OpenVINO does: whether it is loaded, and the precision of its results."""
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
             loaded = any("openvino_intel_cpu_plugin" in line for line in file)
         x = np.random.default_rng(0).random((1, self.channels, 32, 32), dtype=np.float32)
@@ -262,15 +173,15 @@ class PaddleEngine:
         """Roughly the memory of a run, measured per pixel and channel of the widest layer."""
         batch, _, height, width = nchw_shape
         # Without oneDNN each convolution unfolds an image into a matrix of patches.
-        each = 12 * batch + (0 if self.facts["enable_mkldnn"] else 40)
-        return each * height * width * self.record.get("widest", 0)
+        values = 12 * batch + (0 if self.facts["enable_mkldnn"] else 40)
+        return values * height * width * self.record.get("widest", 0)
 
 
 PADDLE_ERRORS = (RuntimeError, ValueError, OSError, SystemError, MemoryError)
 
 
-def configure(config, program, options):
-    """Writes the options into a paddle.inference.Config."""
+def configure(config, program, options, cache):
+    """Writes the options into a paddle.inference.Config; `cache` is a folder that lasts until the model is loaded."""
     config.disable_glog_info()
     config.switch_ir_optim(options.ir_optim)
     if options.use_gpu:
@@ -281,6 +192,7 @@ def configure(config, program, options):
     if options.use_openvino:
         from paddle.inference import PrecisionType
 
+        config.set_optim_cache_dir(cache)  # else it makes a folder of its own where the user works
         config.enable_openvino_engine(PrecisionType.Bfloat16 if options.precision == "bf16" else PrecisionType.Float32)
         return
     # oneDNN is on unless it is switched off.
@@ -305,10 +217,11 @@ def configure(config, program, options):
 
 def _check_device(paddle, inference, options):
     """Paddle itself would log a line and run on the CPU."""
-    if options.use_gpu and not paddle.device.is_compiled_with_cuda():
-        raise UserError("--use_gpu: this Paddle is built for CPUs only")
-    if options.use_gpu and paddle.device.cuda.device_count() == 0:
-        raise UserError("--use_gpu: there is no GPU")
+    without_cuda = not paddle.device.is_compiled_with_cuda()
+    refuse(
+        (options.use_gpu and without_cuda, "--use_gpu: this Paddle is built for CPUs only"),
+        (options.use_gpu and not without_cuda and paddle.device.cuda.device_count() == 0, "--use_gpu: there is no GPU"),
+    )
     if options.use_tensorrt:
         built = inference.get_trt_compile_version() != (0, 0, 0)
         state = "is not certified yet" if built else "is missing: this Paddle is built without it"
@@ -316,7 +229,7 @@ def _check_device(paddle, inference, options):
 
 
 def check_model(program, params):
-    """Finds broken files, over which the C++ side would abort or not even stumble.
+    """Finds broken files, over which Paddle's C++ code would abort, or which it would take as they are.
 
     Returns:
         How many channels the program takes, and whether it has 8-bit weights.
@@ -365,6 +278,8 @@ def _read_pdmodel(data):
     from paddle.base import core
 
     description = core.ProgramDesc(data)
+    if description.num_blocks() == 0:  # to ask for the first of none would crash
+        raise ValueError
     block = description.block(0)
     feeds = [block.op(i) for i in range(block.op_size()) if block.op(i).type() == "feed"]
     (shape,) = [block.find_var(op.output("Out")[0].encode()).shape() for op in feeds]

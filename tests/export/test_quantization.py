@@ -10,10 +10,10 @@ import infer
 import quantize_model
 from conftest import assert_user_error, broken_copies, noisy_scene, run_script, save, scene
 from denoising import cli, machine
-from denoising.export import quantization, writing
+from denoising.export import onnx_file, onnx_graph, quantization, writing
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
-from denoising.runtimes import onnx_runtimes, paddle_inference
+from denoising.runtimes import choice, onnx_runtimes
 
 paddle = pytest.importorskip("paddle")
 onnx = pytest.importorskip("onnx")
@@ -58,7 +58,7 @@ def nchw(height, width, channels, seed=0):
 def opened(data, folder, runtime, precision="fp32"):
     path = folder / f"{precision}.onnx"
     path.write_bytes(data)
-    return paddle_inference.open_engine(paddle_inference.engine_options(
+    return choice.open_runtime(choice.runtime_options(
         runtime=runtime, precision=precision, model_file=str(path), cpu_threads=1))  # fmt: skip
 
 
@@ -76,21 +76,22 @@ def test_an_onnx_file_computes_what_the_network_computes(kind, runtime, tmp_path
     network = network_of(kind)
     record = writing.record_of(network, network.options)
     data = writing.write(network, tmp_path, "onnx", record).read_bytes()
-    engine = opened(data, tmp_path, runtime)
-    assert engine.channels == writing.channels_in(network)
-    assert engine.facts["convolutions"] == {"fp32": sum("conv" in n.op_type.lower() for n in graph_of(data).graph.node)}
+    exported = opened(data, tmp_path, runtime)
+    assert exported.channels == writing.channels_in(network)
+    assert exported.facts["convolutions"] == {
+        "fp32": sum("conv" in n.op_type.lower() for n in graph_of(data).graph.node)
+    }
     for batch, height, width in ((1, 1, 1), (2, 33, 57), (1, 64, 32), (3, 97, 2)):
-        x = np.concatenate([nchw(height, width, engine.channels, seed) for seed in range(batch)])
+        x = np.concatenate([nchw(height, width, exported.channels, seed) for seed in range(batch)])
         with paddle.no_grad():
             expected = network(paddle.to_tensor(x)).numpy()
         # The deepest tensors of small images have a few pixels, by whose deviation a normalisation divides.
         tolerance = 1e-3 if kind == "n2n, instance" else 2e-5
-        np.testing.assert_allclose(engine(x), expected, atol=tolerance * max(1, np.abs(expected).max()))
+        np.testing.assert_allclose(exported(x), expected, atol=tolerance * max(1, np.abs(expected).max()))
     assert expected.std() > 0.01
 
 
 def test_the_multiplications_are_counted():
-    from denoising.export import onnx_graph
     from denoising.inference.checkpoint import load_network
 
     def total(kind):
@@ -143,10 +144,10 @@ def test_a_wrong_slope_is_a_failed_export(weights, tmp_path, monkeypatch, capsys
 def test_bf16_is_computed_in_bf16_and_centred(tmp_path):
     network = network_of("unet")
     data = writing.write(network, tmp_path, "onnx", {}).read_bytes()
-    engines = {precision: opened(data, tmp_path, "openvino", precision) for precision in ("fp32", "bf16")}
-    assert engines["bf16"].facts["convolutions"] == {"bf16": 25}
+    runtimes = {precision: opened(data, tmp_path, "openvino", precision) for precision in ("fp32", "bf16")}
+    assert runtimes["bf16"].facts["convolutions"] == {"bf16": 25}
     x = nchw(64, 64, 3)
-    results = {precision: engine(x) for precision, engine in engines.items()}
+    results = {precision: runtime(x) for precision, runtime in runtimes.items()}
     assert 1e-4 < np.abs(results["fp32"] - results["bf16"]).max() < 0.1
     # The last layer's result is rounded around 0.5, where bfloat16 has a bit more than around 1.
     assert (np.ascontiguousarray(results["bf16"]).view(np.uint32) & 0xFFFF).any()
@@ -155,12 +156,12 @@ def test_bf16_is_computed_in_bf16_and_centred(tmp_path):
 # --- 8 bits: laws -------------------------------------------------------------------------------------------
 
 
-def seen_by(network, nodes, crops, folder):
+def histograms_of(network, nodes, crops, folder):
     names = [name for name in quantization.sources(nodes) if name != "noisy"]
     data = writing.to_onnx(nodes, network, {}, also=names)
-    engine = opened(data, folder, RUNTIMES[0])
+    runtime = opened(data, folder, RUNTIMES[0])
     return quantization.observe(
-        lambda x: {"noisy": x} | dict(zip(names, engine.every(x)[1:], strict=True)), crops, nodes
+        lambda x: {"noisy": x} | dict(zip(names, runtime.every(x)[1:], strict=True)), crops, nodes
     )
 
 
@@ -170,17 +171,17 @@ def test_stretched_channels_compute_the_same(kind, tmp_path):
     network = network_of(kind)
     nodes = writing.trace(network)
     crops = [nchw(64, 64, writing.channels_in(network), seed) for seed in range(2)]
-    stretched, eight = quantization.fit(nodes, seen_by(network, nodes, crops, tmp_path), "kl")
-    engine = opened(writing.to_onnx(stretched, network, {}), tmp_path, RUNTIMES[0])
+    stretched, int8 = quantization.fit(nodes, histograms_of(network, nodes, crops, tmp_path), "kl")
+    runtime = opened(writing.to_onnx(stretched, network, {}), tmp_path, RUNTIMES[0])
     with paddle.no_grad():
         expected = network(paddle.to_tensor(crops[0])).numpy()
-    assert np.abs(engine(crops[0]) - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(runtime(crops[0]) - expected).max() < 1e-4 * np.abs(expected).max()
     # Something was stretched, and what is moved has one scale.
     weights = zip(nodes, stretched, strict=True)
     assert any(a.weight is not None and not np.allclose(a.weight, b.weight, rtol=0.1) for a, b in weights)
     for node in stretched:
         if node.kind in ("pool", "concat", "blocks", "double", "unshuffle"):
-            assert {eight.scales[name] for name in node.inputs} == {eight.scales[node.name]}
+            assert {int8.scales[name] for name in node.inputs} == {int8.scales[node.name]}
 
 
 def counts_of(values):
@@ -270,17 +271,17 @@ def test_int8_is_computed_in_int8(runtime, int8_folder, weights, tmp_path):
     kernels = [node for node in model.graph.node if node.op_type == "Conv"]
     assert sum(node.input[1].endswith("/weight") for node in kernels) == 24
     assert sum(kind == onnx.TensorProto.INT8 and name.endswith(".weight") for name, kind in types.items()) == 24
-    engine = opened(data, tmp_path, runtime, "int8")
-    done = engine.facts["convolutions"]
+    exported = opened(data, tmp_path, runtime, "int8")
+    done = exported.facts["convolutions"]
     # ONNX Runtime computes the one before the float layer in float, too.
     assert done["int8"] >= 23
     assert done["int8"] + done["fp32"] == 25
-    assert engine.record["int8_convolutions"] <= done["int8"]
+    assert exported.record["int8_convolutions"] <= done["int8"]
     network, _ = load_network(weights)
     x = nchw(61, 85, 3)
     with paddle.no_grad():
         expected = network(paddle.to_tensor(x)).numpy()
-    error = np.sqrt(np.mean((engine(x) - expected) ** 2))
+    error = np.sqrt(np.mean((exported(x) - expected) ** 2))
     # Four channels hide little of 25 layers' rounding.
     assert 1e-4 < error < 0.2 * expected.std()
 
@@ -292,17 +293,16 @@ def test_a_runtime_that_falls_back_to_float_is_refused(runtime, weights, tmp_pat
     """A file that says to be 8-bit, of which most is float."""
     from dataclasses import replace
 
-    from denoising.export import onnx_graph
     from denoising.inference.checkpoint import load_network
 
     network, _ = load_network(weights)
     nodes = writing.trace(network)
-    stretched, eight = quantization.fit(nodes, seen_by(network, nodes, [nchw(64, 64, 3)], tmp_path), "absmax")
+    stretched, int8 = quantization.fit(nodes, histograms_of(network, nodes, [nchw(64, 64, 3)], tmp_path), "absmax")
     names = [node.name for node in nodes if node.kind == "conv"]
-    data = writing.to_onnx(stretched, network, {}, replace(eight, floats=frozenset(names[2:])))
+    data = writing.to_onnx(stretched, network, {}, replace(int8, floats=frozenset(names[2:])))
     model = graph_of(data)
     del model.metadata_props[:]
-    data = onnx_graph.sealed(model.SerializeToString(), {"precision": "int8", "int8_convolutions": 24})
+    data = onnx_file.sealed(model.SerializeToString(), {"precision": "int8", "int8_convolutions": 24})
     with pytest.raises(cli.UserError, match=rf"--precision: {runtime} runs \d of 25 convolutions in int8"):
         opened(data, tmp_path, runtime, "int8")
     # A float file without our record is no 8-bit one either.
@@ -311,7 +311,7 @@ def test_a_runtime_that_falls_back_to_float_is_refused(runtime, weights, tmp_pat
     del model.metadata_props[:]
     with pytest.raises(cli.UserError, match=rf"--precision: {runtime} runs 0 of 25 convolutions in int8"):
         opened(model.SerializeToString(), tmp_path, runtime, "int8")
-    model = graph_of(writing.to_onnx(stretched, network, {}, eight))
+    model = graph_of(writing.to_onnx(stretched, network, {}, int8))
     del model.metadata_props[:]
     with pytest.raises(cli.UserError, match="holds 8-bit weights: --precision=int8"):
         opened(model.SerializeToString(), tmp_path, runtime)
@@ -388,16 +388,14 @@ def test_paddles_own_openvino_runs_as_asked(weights, tmp_path, capsys):
     network, options = load_network(weights)
     writing.write(network, tmp_path, "pdmodel", {})
     for precision in ("fp32", "bf16"):
-        options = paddle_inference.engine_options(
-            model_dir=str(tmp_path), use_openvino=True, precision=precision, cpu_threads=1
-        )
+        options = choice.runtime_options(model_dir=str(tmp_path), use_openvino=True, precision=precision, cpu_threads=1)
         if precision == "bf16" and "avx512_bf16" not in machine.cpu_flags():
             with pytest.raises(cli.UserError, match="--precision: Paddle's OpenVINO does not compute in bf16"):
-                paddle_inference.open_engine(options)
+                choice.open_runtime(options)
             continue
-        engine = paddle_inference.open_engine(options)
-        assert "its OpenVINO" in engine.describe()
-        difference = writing.largest_difference(network, engine)
+        runtime = choice.open_runtime(options)
+        assert "its OpenVINO" in runtime.describe()
+        difference = writing.largest_difference(network, runtime)
         assert difference < 1e-5 if precision == "fp32" else 1e-5 < difference < 0.1
 
 
@@ -417,7 +415,7 @@ def test_changed_files_are_refused_in_one_line(weights, tmp_path):
             continue
         path.write_bytes(damaged)
         with pytest.raises(cli.UserError, match="--model_file: "):
-            paddle_inference.open_engine(paddle_inference.engine_options(runtime=RUNTIMES[0], model_file=str(path)))
+            choice.open_runtime(choice.runtime_options(runtime=RUNTIMES[0], model_file=str(path)))
 
 
 @needs_runtime
@@ -428,8 +426,8 @@ def test_files_of_others_run_or_are_refused_in_one_line(runtime, weights, tmp_pa
     network, _ = load_network(weights)
     model = graph_of(writing.to_onnx(writing.trace(network), network, {}))
     del model.metadata_props[:]
-    engine = opened(model.SerializeToString(), tmp_path, runtime)
-    assert writing.largest_difference(network, engine) < 1e-5
+    exported = opened(model.SerializeToString(), tmp_path, runtime)
+    assert writing.largest_difference(network, exported) < 1e-5
     for tensor in model.graph.initializer:
         if tensor.name == "enc_conv1.weight":
             tensor.ClearField("raw_data")  # weights that are not there

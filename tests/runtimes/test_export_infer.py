@@ -71,13 +71,13 @@ def test_export_computes_what_the_network_computes(kind, exports, weights, capsy
     options = infer.get_parser().parse_args(["--random_input", "1,3,8,8", "--enable_mkldnn", "False"])
     infer.check_options(options)
     program = exports / kind / export_model.PROGRAM[kind]
-    engine = paddle_inference.PaddleEngine(program, exports / kind / "model.pdiparams", options)
-    assert engine.channels == 3
+    runtime = paddle_inference.PaddleInference(program, exports / kind / "model.pdiparams", options)
+    assert runtime.channels == 3
     for height, width in ((1, 1), (33, 57), (64, 32), (97, 2)):
         x = np.random.default_rng(0).random((2, 3, height, width), dtype=np.float32)
         expected = network(paddle.to_tensor(x)).numpy()
         assert expected.std() > 0.01
-        np.testing.assert_allclose(engine(x), expected, atol=1e-5)
+        np.testing.assert_allclose(runtime(x), expected, atol=1e-5)
 
 
 def test_export_prints_the_difference_and_repeats_itself(weights, tmp_path, capsys):
@@ -181,7 +181,7 @@ def test_export_says_one_line_to_a_user(weights, tmp_path):
         assert len(result.stderr.splitlines()) == 1, result.stderr
 
 
-# --- The engine does what is asked --------------------------------------------------------------------------
+# --- The runtime does what is asked -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -328,7 +328,7 @@ def test_results_are_not_replaced_unasked(exports, pictures, tmp_path, capsys):
 def test_two_inputs_of_one_result_are_refused(exports, tmp_path):
     for name in ("a.png", "a.bmp"):
         save(tmp_path / "in" / name, scene(20, 20))
-    with pytest.raises(cli.UserError, match="--input_file: .* would be one "):
+    with pytest.raises(cli.UserError, match="--input_file: .*a.bmp and .*a.png would both become .*a_denoise.png$"):
         infer.main(["--model_dir", exports / "pdmodel", "-i", tmp_path / "in", "--save_dir", tmp_path / "out"])
 
 
@@ -456,7 +456,7 @@ def test_bad_input_is_one_line_to_a_user(exports, model, pictures, tmp_path):
     ):
         result = run_script("infer.py", *flags, cwd=tmp_path)
         assert_user_error(result, *words)
-        # Beside the mistake at most the line that tells how the engine runs: nothing of Paddle's own.
+        # Beside the mistake at most the line that tells how the runtime runs: nothing of Paddle's own.
         assert len(result.stderr.splitlines()) <= 2, result.stderr
         assert result.stdout == ""
 

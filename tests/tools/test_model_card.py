@@ -53,11 +53,11 @@ def test_one_command_writes_the_card_beside_what_the_page_says(weights, folders,
     )
     assert first["psnr"] == pytest.approx(json.loads(said.stdout)["sets"][0]["psnr"], abs=1e-3)
     if onnx_runtimes._adds_bytes_exactly():
-        eight = rows[runtime, "int8"]
-        assert "int8" in eight["engine"]
-        assert eight["largest_difference"] > 1e-4
-        assert eight["psnr"] != first["psnr"]
-        assert eight["psnr"] == pytest.approx(first["psnr"], abs=2)
+        int8 = rows[runtime, "int8"]
+        assert "int8" in int8["engine"]
+        assert int8["largest_difference"] > 1e-4
+        assert int8["psnr"] != first["psnr"]
+        assert int8["psnr"] == pytest.approx(first["psnr"], abs=2)
         assert card["files"]["model_int8.onnx"] < card["files"]["model.onnx"]
     assert card["flops_256"] == 2 * card["multiplications_256"] > 0
     # No path of this machine is told.
@@ -85,8 +85,8 @@ def save_text(path, text):
 def job(weights, tmp_path):
     """A folder with a reference, and without any export."""
     x = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
-    engine = card_rows.NetworkEngine(str(weights), "fp32")
-    np.savez(tmp_path / "reference.npz", noisy=x, denoised=engine(x))
+    runtime = card_rows.NetworkRuntime(str(weights), "fp32")
+    np.savez(tmp_path / "reference.npz", noisy=x, denoised=runtime(x))
     return Job(str(tmp_path), str(weights), (32,), (1,), False, 0.0, ("none", "Tiny", "gauss25", 1, 1), "why not")
 
 

@@ -255,7 +255,7 @@ if __name__ == "__main__":
 
 def _by_auto_log(log):
     """Returns AutoLog's lines, or None, and who reports and why."""
-    ours = "benchmark_log.py"
+    ours = "autolog.py"
     if importlib.util.find_spec("auto_log") is None:
         return None, f"{ours} (auto_log is not installed)"
     facts = {

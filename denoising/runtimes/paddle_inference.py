@@ -192,6 +192,8 @@ def configure(config, program, options, cache):
     if options.use_openvino:
         from paddle.inference import PrecisionType
 
+        if not hasattr(config, "enable_openvino_engine"):
+            raise UserError("--use_openvino: this Paddle carries no OpenVINO")
         config.set_optim_cache_dir(cache)  # else it makes a folder of its own where the user works
         config.enable_openvino_engine(PrecisionType.Bfloat16 if options.precision == "bf16" else PrecisionType.Float32)
         return

@@ -47,7 +47,7 @@ def test_report_has_autologs_keys_in_its_lines(capsys):
         r"INFO:  preprocess_time\(ms\): [\d.]+, inference_time\(ms\): [\d.]+, postprocess_time\(ms\): [\d.]+\n", text
     )
     assert re.search(r"INFO:  cpu_rss\(MB\): [\d.]+, gpu_rss\(MB\): None, gpu_util: None%\n", text)
-    assert capsys.readouterr().err == "benchmark report by benchmark_log.py (auto_log is not installed)\n"
+    assert capsys.readouterr().err == "benchmark report by autolog.py (auto_log is not installed)\n"
 
 
 def test_means_and_percentiles():
@@ -155,5 +155,5 @@ def test_a_broken_auto_log_is_replaced(how, tmp_path, monkeypatch, capsys):
     text = reported(timed())
     assert "root INFO:  data_num: 6\n" in text
     error = capsys.readouterr().err
-    assert "by benchmark_log.py (auto_log is installed but does not work: " in error
+    assert "by autolog.py (auto_log is installed but does not work: " in error
     assert reason in error

@@ -1,0 +1,150 @@
+"""Scales and zero points to the last step: against computations of their own, which a fault of 1 in 256 would miss."""
+
+import math
+
+import numpy as np
+import pytest
+
+import quantize_model
+from conftest import noisy_scene, save
+from denoising import cli
+from denoising.export import onnx_file, quantization, writing
+from denoising.export.onnx_graph import INPUT, Int8Scales, Node
+from denoising.export.quantization import BINS, Histograms
+
+onnx = pytest.importorskip("onnx")
+
+
+class Network:
+    """What to_onnx asks of a network of one grey convolution."""
+
+    multiple = 1
+    options = {"n_channel": 1}  # noqa: RUF012
+
+
+def histogram_of(values):
+    """Of one channel, as `observe` counts."""
+    largest = np.abs(values).max()
+    return Histograms(np.array([largest]), np.histogram(values, BINS, (-largest, largest))[0][None].astype(float))
+
+
+def simulated(values, scale, zero):
+    """Through 8 bits and back."""
+    return (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
+
+
+@pytest.mark.parametrize(
+    ("low", "scale", "zero"),
+    [
+        # 1 is the step 255; below zero there are as many steps as the lowest number takes, or the next offer.
+        (0.0, 1 / (255 - 43), 43),
+        (-1.0, 1 / (255 - 128), 128),
+        (-0.5, 1 / (255 - 85), 85),
+    ],
+)
+def test_the_largest_numbers_are_the_outermost_steps(low, scale, zero):
+    values = np.linspace(low, 1.0, 100_001)
+    nodes = [Node("conv", "last", (INPUT,), 1, weight=np.ones((1, 1, 1, 1), np.float32), bias=np.zeros(1, np.float32))]
+    histograms = {INPUT: histogram_of(values), "last": histogram_of(3 * values)}
+    stretched, int8 = quantization.fit(nodes, histograms, "absmax")
+    assert int8.scales[INPUT] == (pytest.approx(scale, rel=1e-3), zero)
+    assert int8.scales["last"] == (pytest.approx(3 * scale, rel=1e-3), zero)
+    np.testing.assert_array_equal(stretched[0].weight, nodes[0].weight)
+    # No other offer of a zero rounds these numbers better.
+    errors = {}
+    for offer in quantization.ZEROS:
+        step = max(1 / (255 - offer), -low / offer)
+        errors[offer] = np.mean((simulated(values, step, offer) - values) ** 2)
+    assert min(errors, key=errors.get) == zero
+
+
+def test_rounding_costs_a_twelfth_of_a_squared_step():
+    counts = np.ones(BINS)
+    for zero in (128, 64):
+        fraction, error = quantization.thresholds(counts, "absmax", zero)
+        assert fraction == pytest.approx(max(1, (255 - zero) / zero), rel=1e-6)
+        # Of the evenly spread numbers from -1 to 1, whose mean square is a third.
+        assert error == pytest.approx((fraction / (255 - zero)) ** 2 / 12 / (1 / 3), rel=1e-4)
+
+
+def test_divergence_is_that_of_its_definition():
+    share = np.random.default_rng(0).gamma(0.3, size=BINS)
+    share[::7] = 0
+    share /= share.sum()
+    fraction, zero = 0.6, 100
+    down = zero / (255 - zero)
+    start, stop = int((1 - down * fraction) / 2 * BINS), math.ceil((1 + fraction) / 2 * BINS)
+    bins = share[start:stop].tolist()
+    steps = [[] for _ in range(256)]
+    for place in range(len(bins)):  # the step i starts at the bin i * n // 256
+        steps[next(i for i in reversed(range(256)) if i * len(bins) // 256 <= place)].append(place)
+    rounded = [0.0] * len(bins)
+    for places in steps:
+        filled = [place for place in places if bins[place] > 0]
+        for place in filled:
+            rounded[place] = sum(bins[place] for place in places) / len(filled)
+    total = sum(rounded)
+    clipped = list(bins)
+    clipped[0] += share[:start].sum()
+    clipped[-1] += share[stop:].sum()
+    expected = sum(p * math.log(p / max(q / total, 1e-10)) for p, q in zip(clipped, rounded, strict=True) if p > 0)
+    assert quantization._divergence(share, fraction, down, zero) == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_an_activation_gets_is_rounded_as_well_as_can_be():
+    rng = np.random.default_rng(2)
+    before = rng.normal(0.2, 0.5, 20_000)
+    after = np.where(before > 0, before, 0.2 * before)
+    threshold = float(after.max())
+    x = ((np.arange(BINS) + 0.5) / BINS * 2 - 1)[None] * threshold
+    share = np.histogram(after, BINS, (-threshold, threshold))[0][None] / after.size
+    step, zero = quantization._before_activation(x, share, threshold, 0.2)
+    assert step * (255 - zero) == pytest.approx(threshold, rel=1e-12)
+
+    def error(step, zero):
+        rounded = simulated(before, step, zero)
+        return np.mean((np.where(rounded > 0, rounded, 0.2 * rounded) - after) ** 2)
+
+    best = min(error(threshold / (255 - offer), offer) for offer in range(30, 226, 5))
+    assert error(step, zero) <= 1.03 * best
+
+
+def test_the_file_holds_weights_and_scales_to_the_step():
+    rng = np.random.default_rng(1)
+    weight, bias = rng.normal(size=(1, 1, 3, 3)).astype(np.float32), np.float32([0.3])
+    node = Node("conv", "last", (INPUT,), 1, weight=weight, bias=bias)
+    scales = {INPUT: (0.0047, 43), "last": (0.006, 64)}
+    data = onnx_file.to_onnx([node], Network, {}, Int8Scales(scales, {}, frozenset()))
+    graph = onnx.load_from_string(data).graph
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    largest = float(np.abs(weight).max())
+    assert held["last.weight.scale"].tolist() == [pytest.approx(largest / 127, rel=1e-6)]
+    assert held["last.weight"].dtype == np.int8
+    exact = weight.astype(np.float64) * 127 / largest
+    assert np.abs(held["last.weight"] - exact).max() <= 0.5001
+    assert np.abs(held["last.weight"]).max() == 127
+    # The bias counts in products of a step of the image and one of the weights; the result is centred on mid-grey.
+    unit = largest / 127 * 0.0047
+    assert held["last.bias.scale"].tolist() == [pytest.approx(unit, rel=1e-6)]
+    assert held["last.bias"].tolist() == [round((float(bias[0]) - 0.5) / unit)]
+    for kind in ("QuantizeLinear", "DequantizeLinear"):
+        (inputs,) = [n.input for n in graph.node if n.op_type == kind and n.input[0] in (f"{INPUT}/u8", "noisy") or
+                     n.op_type == kind and n.output[0] == f"{INPUT}/u8"]  # fmt: skip
+        assert held[inputs[1]] == np.float32(0.0047)
+        assert (held[inputs[2]].dtype, held[inputs[2]]) == (np.uint8, 43)
+
+
+@pytest.mark.skipif(not writing.installed_runtimes(), reason="neither onnxruntime nor openvino is installed")
+@pytest.mark.parametrize("factor", [1e3, 1e20, 1e38])
+def test_weights_that_overflow_are_refused(factor, weights, tmp_path):
+    from denoising.inference.checkpoint import load_network, network_state, save_network
+
+    network, options = load_network(weights)
+    for tensor in network.parameters():
+        tensor.set_value(np.clip(tensor.numpy().astype(np.float64) * factor, -3e38, 3e38).astype(np.float32))
+    save_network(tmp_path / "huge.pdparams", network_state(network), options)
+    picture = save(tmp_path / "noisy" / "0.png", noisy_scene(90, 130))
+    flags = ["--model_path", tmp_path / "huge.pdparams", "--images", picture, "--save_dir", tmp_path / "out"]
+    with pytest.raises(cli.UserError, match=r"--model_path: activations grow to \S+ in enc_conv"):
+        quantize_model.main([*flags, "--crops", 3])
+    assert list((tmp_path / "out").iterdir()) == []

@@ -100,7 +100,7 @@ def open_row(row, threads, job):
     if not row.file:
         return NetworkRuntime(job.model_path, row.precision)
     options = {"cpu_threads": threads, "precision": row.precision, "model_file": os.path.join(job.folder, row.file)}
-    return choice.open_runtime(choice.runtime_options(**options, **row.flags))
+    return choice.open_runtime(choice.runtime_options(**options, **row.flags), trusted=True)
 
 
 def channels_of(job):

@@ -52,7 +52,7 @@ class PaddleInference:
             (quantised and options.precision != "int8",
              f"--precision: {program} holds 8-bit weights: --precision=int8"),
             (not quantised and options.precision == "int8",
-             f"--precision: {program} holds float weights; tools/quantize_model.py makes 8-bit ones"),
+             f"--precision: {program} holds float weights: tools/quantize_model.py makes 8-bit ones"),
         )  # fmt: skip
         config = inference.Config(str(program), str(params))
         with captured(), tempfile.TemporaryDirectory(prefix="runtime-") as cache:

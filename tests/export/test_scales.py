@@ -19,7 +19,7 @@ class Network:
     """What to_onnx asks of a network of one grey convolution."""
 
     multiple = 1
-    options = {"n_channel": 1}  # noqa: RUF012
+    options = {"n_channel": 1}
 
 
 def histogram_of(values):

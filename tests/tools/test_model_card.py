@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import model_card
-from conftest import assert_user_error, noisy_scene, run_script, save
+import val
+from conftest import noisy_scene, save
 from denoising import cli
 from denoising.export import card_page, card_rows, writing
 from denoising.export.card_rows import Job, Row
@@ -48,10 +49,8 @@ def test_one_command_writes_the_card_beside_what_the_page_says(weights, folders,
         assert row["peak_mib"] > 20
     # What computes the same is scored once; the score is that of val.py.
     assert "psnr" not in same
-    said = run_script(
-        "val.py", "--model_path", weights, "--val_dirs", folders / "val", "--val_repeats", 1, "--json", ok=0
-    )
-    assert first["psnr"] == pytest.approx(json.loads(said.stdout)["sets"][0]["psnr"], abs=1e-3)
+    assert val.main(["--model_path", weights, "--val_dirs", folders / "val", "--val_repeats", 1, "--json"]) == 0
+    assert first["psnr"] == pytest.approx(json.loads(capsys.readouterr().out)["sets"][0]["psnr"], abs=1e-3)
     if onnx_runtimes._adds_bytes_exactly():
         int8 = rows[runtime, "int8"]
         assert "int8" in int8["engine"]
@@ -214,8 +213,11 @@ def test_mistakes_are_one_line(flags, words, weights, folders, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_flag_without_sense_is_refused(weights):
-    assert_user_error(run_script("tools/model_card.py", "--model_path", weights, "--batches", 0), "--batches")
+def test_a_flag_without_sense_is_refused(weights, capsys):
+    with pytest.raises(SystemExit) as ended:
+        model_card.main(["--model_path", weights, "--batches", 0])
+    assert ended.value.code == 2
+    assert "--batches" in capsys.readouterr().err
 
 
 def test_a_page_that_is_a_folder_is_refused(weights, folders, tmp_path):

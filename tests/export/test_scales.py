@@ -58,6 +58,46 @@ def test_the_largest_numbers_are_the_outermost_steps(low, scale, zero):
     assert min(errors, key=errors.get) == zero
 
 
+def test_channels_are_stretched_until_their_outermost_numbers_meet():
+    high, low = np.linspace(-0.01, 1.0, 200_001), np.linspace(-3.0, 0.1, 200_001)
+    both = [histogram_of(values) for values in (high, low)]
+    histograms = {
+        INPUT: histogram_of(high),
+        "first": Histograms(*(np.concatenate([getattr(h, name) for h in both]) for name in ("largest", "counts"))),
+        "last": histogram_of(high),
+    }
+    first = Node("conv", "first", (INPUT,), 2, weight=np.ones((2, 1, 1, 1), np.float32), bias=np.ones(2, np.float32))
+    last = Node("conv", "last", ("first",), 1, weight=np.ones((1, 2, 1, 1), np.float32), bias=np.ones(1, np.float32))
+    stretched, int8 = quantization.fit([first, last], histograms, "absmax")
+    scale, zero = int8.scales["first"]
+    factors = stretched[0].weight.ravel()
+    # The first channel ends at the last step, the second at the first; but for the ten-thousandth that may be outside.
+    assert factors[0] / factors[1] == pytest.approx(3.0 * (255 - zero) / zero, rel=1e-3)
+    assert factors[0] / scale == pytest.approx(255 - zero, rel=2e-3)
+    np.testing.assert_allclose(stretched[1].weight.ravel(), 1 / factors, rtol=1e-6)
+    np.testing.assert_array_equal(stretched[0].bias, factors)
+
+
+def test_each_channel_is_counted_over_its_own_range():
+    images = [np.random.default_rng(seed).normal(size=(1, 2, 30, 40)).astype(np.float32) for seed in range(3)]
+    images[1][0, 1] *= 50
+    nodes = [Node("conv", "last", (INPUT,), 1, weight=np.ones((1, 2, 1, 1), np.float32), bias=np.zeros(1, np.float32))]
+    found = quantization.observe(lambda x: {INPUT: x, "last": x[:, :1]}, images, nodes)
+    assert sorted(found) == ["last", INPUT]
+    for channel in range(2):
+        values = np.concatenate([image[0, channel].ravel() for image in images])
+        largest = np.abs(values).max()
+        assert found[INPUT].largest[channel] == largest
+        counts = np.histogram(values, BINS, (-largest, largest))[0]
+        # Rounding may put a number at an edge into the bin beside it.
+        assert np.abs(found[INPUT].counts[channel] - counts).sum() <= 4
+        assert found[INPUT].counts[channel].sum() == len(values)
+
+
+def test_bins_are_known_by_their_middles():
+    np.testing.assert_array_equal(quantization._middles(4), [-0.75, -0.25, 0.25, 0.75])
+
+
 def test_rounding_costs_a_twelfth_of_a_squared_step():
     counts = np.ones(BINS)
     for zero in (128, 64):

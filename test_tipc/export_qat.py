@@ -11,8 +11,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-import paddle
-
 from denoising import cli
 from denoising.export import writing
 from denoising.export.calibration import decibels
@@ -34,6 +32,8 @@ def get_parser():
 def main(argv=None):
     """Quantises in a temporary folder, compares, and puts the files in place."""
     options = get_parser().parse_args(argv)
+    import paddle  # takes seconds: the flags are checked by now
+
     network, about = load_network(cli.existing_file("--model_path", options.model_path))
     ranges = about.get("ranges")
     if not ranges:

@@ -222,7 +222,7 @@ def make_files(network, trained, options, rows, folder):
 
 
 def run_rows(wanted, counts, job):
-    """Measures rows, each with each number of threads in a new process; a crash is told and costs only its row."""
+    """Measures rows, each with each number of threads in a new process; a crash is noted and costs only its row."""
     rows = []
     with cli.progress(total=len(wanted) * len(counts), unit="row") as bar:
         for row in wanted:
@@ -246,7 +246,7 @@ def measured(row, threads, first, score, job):
     if row.file and not (Path(job.folder) / row.file).exists():
         reason = job.lacking if row.precision == "int8" else "it takes onnxruntime or openvino"
         return {"absent": f"there is no {row.file}: {reason}"}
-    # The engine is told by its environment, and takes all cores unless it is; runtimes are told by a flag. Paddle's
+    # The engine takes its threads from the environment, and all cores by default; runtimes have a flag. Paddle's
     # import has set the variable to 1 in this process.
     os.environ.pop("OMP_NUM_THREADS", None)
     if not row.file and threads != machine.cores():

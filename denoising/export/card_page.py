@@ -59,15 +59,15 @@ def section(card):
 
 def head(card):
     """What was measured, where, and what it costs."""
-    told, network, gflop = card["machine"], card["network"], card["flops_256"] / 1e9
+    about, network, gflop = card["machine"], card["network"], card["flops_256"] / 1e9
     return [
         "## Deployment",
         "",
         f"    {card['command']}",
         "",
-        f"{told['date']}, {told['processor']}, {told['cores']} cores ({', '.join(told['instructions'])}), load "
-        f"{told['load_before']} before the start; python {told['python']}, paddle {told['paddle']}, commit "
-        f"{told['commit'][:12]}. Measured in {card['minutes']} minutes. All figures are in "
+        f"{about['date']}, {about['processor']}, {about['cores']} cores ({', '.join(about['instructions'])}), load "
+        f"{about['load_before']} before the start; python {about['python']}, paddle {about['paddle']}, commit "
+        f"{about['commit'][:12]}. Measured in {card['minutes']} minutes. All figures are in "
         f"[{card['name']}.json]({card['name']}.json); what they mean is in [deployment.md](../deployment.md).",
         "",
         f"Network: {', '.join(f'{key} {value}' for key, value in network.items())}; {card['parameters']:,} parameters; "
@@ -81,7 +81,7 @@ def head(card):
 def table(heads, rows):
     """Lines of a table."""
     cells = [heads, ["---"] * len(heads), *rows]
-    return [f"| {' | '.join(map(str, each))} |" for each in cells]
+    return [f"| {' | '.join(map(str, line))} |" for line in cells]
 
 
 def quality(card, rows):
@@ -126,7 +126,7 @@ def size_of(card, row):
 
 def columns(rows, single):
     """The (size, batch, threads) that were measured, of single images or of batches; with their headings."""
-    found = {(each["size"], each["batch"], each["threads"]) for row in rows for each in row["latency"]}
+    found = {key for row in rows for key in by_column(row)}
     found = sorted(key for key in found if (key[1] == 1) == single)
     heads = []
     for size, batch, threads in found:
@@ -137,20 +137,20 @@ def columns(rows, single):
 
 def by_column(row):
     """A row's latencies by (size, batch, threads)."""
-    return {(each["size"], each["batch"], each["threads"]): each for each in row["latency"]}
+    return {(timing["size"], timing["batch"], timing["threads"]): timing for timing in row["latency"]}
 
 
 def speed(rows):
     """Latencies and memory, and how many times as fast as the fastest in fp32."""
     keys, heads = columns(rows, single=True)
     floats = [by_column(row) for row in rows if row["precision"] == "fp32"]
-    fastest = {key: min(each[key]["median_ms"] for each in floats if key in each) for key in keys}
+    fastest = {key: min(row[key]["median_ms"] for row in floats if key in row) for key in keys}
     lines = []
     for row in rows:
         found = by_column(row)
         times = [f"{found[key]['median_ms']:.1f} ({found[key]['p90_ms']:.1f})" if key in found else "" for key in keys]
         ratios = [fastest[key] / found[key]["median_ms"] for key in keys if key in found]
-        ratio = " to ".join(f"{each:.2f}" for each in sorted({min(ratios), max(ratios)}))
+        ratio = " to ".join(f"{extreme:.2f}" for extreme in sorted({min(ratios), max(ratios)}))
         lines.append((row["precision"], row["runtime"], *times, ratio, f"{row['peak_mib']:.0f}"))
     return [
         "### Speed and memory", "",
@@ -200,7 +200,7 @@ def _goals_at(rows, key):
         found = [pair for pair in times if pair[1]["precision"] == "fp32" and (pair[1]["runtime"] in OTHERS) == others]
         return min(found, key=lambda pair: pair[0], default=(None, None))
 
-    def told(time, row):
+    def phrase(time, row):
         return f"{time:.1f} ms ({row['runtime']})"
 
     where = f"{key[0]}x{key[0]}, {key[2]} thread{'s' if key[2] > 1 else ''}"
@@ -209,7 +209,7 @@ def _goals_at(rows, key):
         ratio = ours / theirs
         verdict = "yes" if ratio <= 1 else "the same within 3 %" if ratio <= SAME else f"no, {ratio:.2f} times as long"
         yield {"goal": f"fp32 not slower than ONNX Runtime and OpenVINO, {where}",
-               "measured": f"{told(ours, row)} against {told(theirs, other)}", "verdict": verdict}  # fmt: skip
+               "measured": f"{phrase(ours, row)} against {phrase(theirs, other)}", "verdict": verdict}  # fmt: skip
     reference = next((row["psnr"] for row in rows if "psnr" in row and row["precision"] == "fp32"), None)
     for precision, (wanted, decibels) in FASTER.items():
         found = [
@@ -220,12 +220,12 @@ def _goals_at(rows, key):
         if not (ours and found):
             continue
         # The fastest of those that lose little; if all lose more, the fastest.
-        worse, time, row = min(found, key=lambda each: each[:2])
+        worse, time, row = min(found, key=lambda candidate: candidate[:2])
         ratio = ours / time
         loss = f", {row['psnr'] - reference:+.3f} dB" if "psnr" in row and reference is not None else ""
         verdict = "yes" if ratio >= wanted else "the same within 3 %" if ratio * SAME >= wanted else "no"
         yield {"goal": f"{precision} {wanted:g} times as fast as our fp32, losing less than {decibels:g} dB, {where}",
-               "measured": f"{told(time, row)}, {ratio:.2f} times as fast{loss}",
+               "measured": f"{phrase(time, row)}, {ratio:.2f} times as fast{loss}",
                "verdict": "no" if worse else verdict}  # fmt: skip
 
 

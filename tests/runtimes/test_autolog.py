@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from denoising import machine
 from denoising.runtimes import autolog
 from denoising.runtimes.autolog import REPORT_KEYS, BenchmarkLog, Times
 
@@ -76,7 +77,8 @@ def test_peak_memory_is_the_peak():
     block[::4096] = b"1" * len(block[::4096])
     del block
     peak = float(re.search(r"cpu_rss\(MB\): ([\d.]+)", reported(log))[1])
-    assert peak > 200
+    # What is in use now does not count, nor does it matter what the process took before.
+    assert peak > machine.used_memory("VmRSS") / 2**20 + 150
 
 
 @pytest.mark.parametrize("script", ["echo 4321, 87", "exit 9", "echo '[N/A], [N/A]'"])

@@ -55,11 +55,11 @@ def nchw(height, width, channels, seed=0):
     return (np.concatenate(pictures, 2)[..., :channels] / 255).astype(np.float32).transpose(2, 0, 1)[None]
 
 
-def opened(data, folder, runtime, precision="fp32"):
+def opened(data, folder, runtime, precision="fp32", trusted=True):
     path = folder / f"{precision}.onnx"
     path.write_bytes(data)
-    return choice.open_runtime(choice.runtime_options(
-        runtime=runtime, precision=precision, model_file=str(path), cpu_threads=1))  # fmt: skip
+    options = choice.runtime_options(runtime=runtime, precision=precision, model_file=str(path), cpu_threads=1)
+    return choice.open_runtime(options, trusted)
 
 
 def graph_of(data):
@@ -337,6 +337,7 @@ def test_infer_runs_what_quantize_writes(int8_folder, noisy_folder, tmp_path, ca
 
 @needs_openvino
 @needs_vnni
+@pytest.mark.slow
 def test_weights_that_ship_lose_little(tmp_path, capsys):
     """Calibrated on pictures of scikit-image, scored on others, which ship in validation/."""
     from skimage import data
@@ -391,9 +392,9 @@ def test_paddles_own_openvino_runs_as_asked(weights, tmp_path, capsys):
         options = choice.runtime_options(model_dir=str(tmp_path), use_openvino=True, precision=precision, cpu_threads=1)
         if precision == "bf16" and "avx512_bf16" not in machine.cpu_flags():
             with pytest.raises(cli.UserError, match="--precision: Paddle's OpenVINO does not compute in bf16"):
-                choice.open_runtime(options)
+                choice.open_runtime(options, trusted=True)
             continue
-        runtime = choice.open_runtime(options)
+        runtime = choice.open_runtime(options, trusted=True)
         assert "its OpenVINO" in runtime.describe()
         difference = writing.largest_difference(network, runtime)
         assert difference < 1e-5 if precision == "fp32" else 1e-5 < difference < 0.1
@@ -440,7 +441,7 @@ def test_files_of_others_run_or_are_refused_in_one_line(runtime, weights, tmp_pa
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [tensor], [out])
     small = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
     with pytest.raises(cli.UserError, match="takes no images"):
-        opened(small.SerializeToString(), tmp_path, runtime)
+        opened(small.SerializeToString(), tmp_path, runtime, trusted=False)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import model_card
-import val
 from conftest import noisy_scene, save
 from denoising import cli
 from denoising.export import card_page, card_rows, writing
@@ -49,6 +48,8 @@ def test_one_command_writes_the_card_beside_what_the_page_says(weights, folders,
         assert row["peak_mib"] > 20
     # What computes the same is scored once; the score is that of val.py.
     assert "psnr" not in same
+    import val  # here, so that the processes of rows need not import it
+
     assert val.main(["--model_path", weights, "--val_dirs", folders / "val", "--val_repeats", 1, "--json"]) == 0
     assert first["psnr"] == pytest.approx(json.loads(capsys.readouterr().out)["sets"][0]["psnr"], abs=1e-3)
     if onnx_runtimes._adds_bytes_exactly():

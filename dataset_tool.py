@@ -39,17 +39,18 @@ import json
 import os
 import zipfile
 
+import cv2
 import numpy as np
 
 from denoising import cli, machine
 from denoising.cli import UserError, number
-from denoising.data import raw_frames
+from denoising.data import raw_frames, validation
 from denoising.data.conversion import convert, image_pieces, plan_names
-from denoising.data.targets import FolderTarget, ZipTarget, place_validation_set
+from denoising.data.targets import FolderTarget, ZipTarget, put
 from denoising.files import images, pair_files
-from denoising.files.archives import OWN_FOLDER, VALIDATION_SETS, Skip, list_entries
+from denoising.files.archives import OWN_FOLDER, Skip, list_entries
 from denoising.imaging.metrics import psnr
-from denoising.imaging.noise import list_of_noise, parse_noise
+from denoising.imaging.noise import list_of_noise, noise_of_flag
 
 BATCH = 16  # files per task: the cost of handing over is spread, and a crash loses little
 
@@ -62,7 +63,7 @@ def get_parser():
     data.add_argument("--save_dir", required=True, help="new folder, own earlier one, or a .zip")
     data.add_argument(
         "--validation_set",
-        choices=list(VALIDATION_SETS),
+        choices=sorted(validation.PUBLISHED_SETS),
         help="unpack this set from its owner's archive into SAVE_DIR, as it is",
     )
     data.add_argument("--pairs", type=number(int, 1), help="write pair files: so many noisy pairs, and")
@@ -121,11 +122,17 @@ def work(batch, options, folder):
                 if folder is None:
                     blobs.append((name, data))
                 else:
-                    images.write_bytes(os.path.join(folder, name), data)
+                    put(folder, name, data)
         except Skip as skip:
             record |= {"skipped": skip.reason, "detail": skip.detail}
         done.append((record, blobs))
     return done
+
+
+def start_worker():
+    """The first thing that a process of the pool does: the cores belong to the processes, not to OpenCV's threads."""
+    cli.start_worker()
+    cv2.setNumThreads(1)
 
 
 def run_batches(batches, options, folder):
@@ -134,7 +141,7 @@ def run_batches(batches, options, folder):
         yield from (work(batch, options, folder) for batch in batches)
         return
     waiting = collections.deque()
-    pool = concurrent.futures.ProcessPoolExecutor(min(options.workers, len(batches)), initializer=cli.start_worker)
+    pool = concurrent.futures.ProcessPoolExecutor(min(options.workers, len(batches)), initializer=start_worker)
     try:
         for batch in batches:
             waiting.append(pool.submit(work, batch, options, folder))
@@ -214,14 +221,14 @@ def print_summary(summary, records, fresh, save_dir):
 def complain_of_nothing(records, options):
     """Says why there is nothing to write, and what to do about it."""
     reasons = collections.Counter(record["skipped"] for record in records.values())
-    told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(4))
+    summary = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(4))
     larger = sum(count for reason, count in reasons.items() if reason.startswith("larger"))
     hint = ""
     if larger:
         hint = f": --crop {options.max_size} cuts large ones into pieces, --max_size takes them whole"
     elif any(reason.startswith("smaller") for reason in reasons):
         hint = ": --min_size takes smaller ones"
-    raise UserError(f"--input_dir: nothing usable in {options.input_dir} ({told}){hint}")
+    raise UserError(f"--input_dir: nothing usable in {options.input_dir} ({summary}){hint}")
 
 
 # --- Main -----------------------------------------------------------------------------------------
@@ -230,10 +237,12 @@ def complain_of_nothing(records, options):
 def main(argv=None):
     """Lists, plans, converts, reports."""
     options = get_parser().parse_args(argv)
-    if not os.path.exists(options.input_dir):
-        raise UserError(f"--input_dir: {options.input_dir} does not exist")
+    cli.refuse(
+        (not os.path.exists(options.input_dir), f"--input_dir: {options.input_dir} does not exist"),
+        (not options.save_dir, "--save_dir: is empty, the name of a folder or .zip is wanted"),
+    )
     if options.validation_set:
-        place_validation_set(options.validation_set, options.input_dir, options.save_dir, options.overwrite)
+        validation.place(options.validation_set, options.input_dir, options.save_dir, options.overwrite)
         return 0
     check_options(options)
     if options.pairs:
@@ -258,28 +267,28 @@ def main(argv=None):
 
 def check_options(options):
     """Refuses what cannot work before anything is read."""
-    if options.min_size > options.max_size:
-        raise UserError(f"--min_size: {options.min_size} is more than --max_size {options.max_size}")
-    try:
-        parse_noise(options.noise)
-    except ValueError as error:
-        raise UserError(f"--noise: {error}") from None
-    if options.val_dir and not options.pairs:
-        raise UserError("--val_dir: belongs to --pairs")
+    noise_of_flag("--noise", options.noise)
+    noisy, save_dir = options.noise != "none", options.save_dir
+    a_file = os.path.isfile(save_dir) and not save_dir.lower().endswith(".zip")
+    same = os.path.realpath(options.input_dir) == os.path.realpath(save_dir)
+    cli.refuse(
+        (options.min_size > options.max_size, f"--min_size: {options.min_size} is more than --max_size"),
+        (options.val_dir and not options.pairs, "--val_dir: belongs to --pairs"),
+        (noisy and options.format in ("jpeg", "copy"),
+         f"--format: {options.format} cannot hold noise; keep writes NPY, png 8-bit PNG"),
+        (a_file, f"--save_dir: {save_dir} is a file, a folder or .zip is wanted"),
+        (same, "--save_dir: is the same folder as --input_dir"),
+    )  # fmt: skip
     if options.pairs:
-        if options.noise == "none":
-            raise UserError("--pairs: two corruptions of each patch are wanted; --noise names their kind")
-        for name in ("min_size", "max_size", "format"):
-            if getattr(options, name) != get_parser().get_default(name):
-                raise UserError(f"--{name}: has no meaning with --pairs, whose patches are 8-bit and of side --crop")
-        if options.save_dir.lower().endswith((".zip", *pair_files.SUFFIXES)):
-            raise UserError(f"--save_dir: {options.save_dir} is a file; --pairs writes two into a folder")
-    if options.noise != "none" and options.format in ("jpeg", "copy"):
-        raise UserError(f"--format: {options.format} cannot hold noise; keep writes NPY, png 8-bit PNG")
-    if os.path.isfile(options.save_dir) and not options.save_dir.lower().endswith(".zip"):
-        raise UserError(f"--save_dir: {options.save_dir} is a file, a folder or .zip is wanted")
-    if os.path.realpath(options.input_dir) == os.path.realpath(options.save_dir):
-        raise UserError("--save_dir: is the same folder as --input_dir")
+        defaults = get_parser()
+        changed = [n for n in ("min_size", "max_size", "format") if getattr(options, n) != defaults.get_default(n)]
+        cli.refuse(
+            (not noisy, "--pairs: two corruptions of each patch are wanted; --noise names their kind"),
+            (changed,
+             f"--{''.join(changed[:1])}: has no meaning with --pairs, whose patches are 8-bit and of side --crop"),
+            (save_dir.lower().endswith((".zip", *pair_files.SUFFIXES)),
+             f"--save_dir: {save_dir} is a file; --pairs writes two into a folder"),
+        )  # fmt: skip
 
 
 def make(target, entries, stems, options):
@@ -307,7 +316,7 @@ def make(target, entries, stems, options):
 
 def make_pairs(options):
     """Cuts patches out of clean images, of which some are held out, and writes both pair files."""
-    side, noise = options.crop or 32, parse_noise(options.noise)
+    side, noise = options.crop or 32, noise_of_flag("--noise", options.noise)
     train, val = (os.path.join(options.save_dir, name) for name in ("train.npz", "val.npz"))
     for path in (train, val):
         if os.path.exists(path) and not options.overwrite:

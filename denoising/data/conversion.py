@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import itertools
+import os
 import re
 from pathlib import PurePosixPath
 
@@ -15,6 +16,7 @@ from denoising.files.archives import Skip
 from denoising.imaging.noise import parse_noise
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
+LARGE_FILE = 1 << 20  # bytes: a smaller one is as quickly read as opened twice
 
 
 # --- Names ----------------------------------------------------------------------------------------
@@ -46,14 +48,15 @@ def plan_names(names, options):
 
 
 def _stem(name):
-    path = PurePosixPath(name)
-    camera = raw_frames.camera(name) if path.suffix.lower() == ".mat" else None
+    stem, suffix = os.path.splitext(os.path.basename(name))
     # SIDD tells the camera, and with it the Bayer phase, by the folder alone.
-    return f"{path.parent.name}__{path.stem}" if camera and not raw_frames.camera(path.name) else path.stem
+    if suffix.lower() == ".mat" and raw_frames.camera(name) and not raw_frames.camera(stem + suffix):
+        return f"{PurePosixPath(name).parent.name}__{stem}"
+    return stem
 
 
 def _possible_suffixes(name, options):
-    suffix = PurePosixPath(name).suffix.lower()
+    suffix = os.path.splitext(name)[1].lower()
     if suffix == ".mat" or (options.noise != "none" and options.format != "png"):
         return (".npy",)
     if suffix in JPEG_SUFFIXES and options.format in ("keep", "copy"):
@@ -62,7 +65,7 @@ def _possible_suffixes(name, options):
 
 
 def _output_suffix(name, dtype, options):
-    suffix = PurePosixPath(name).suffix
+    suffix = os.path.splitext(name)[1]
     if dtype == np.float32:
         return ".npy"
     if dtype == np.uint8 and suffix.lower() in JPEG_SUFFIXES and options.format in ("keep", "copy"):
@@ -86,13 +89,13 @@ def convert(entry, stem, options):
     try:
         yield from _convert(entry, stem, options)
     except UserError as error:
-        # The file's name is told already.
-        told = str(error).removeprefix(f"{entry.container}: ").removeprefix(f"{entry.name}: ")
-        raise Skip("unreadable", told) from error
+        # The list of skipped files has the name in a column of its own.
+        detail = str(error).removeprefix(f"{entry.container}: ").removeprefix(f"{entry.name}: ")
+        raise Skip("unreadable", detail) from error
 
 
 def _convert(entry, stem, options):
-    suffix = PurePosixPath(entry.name).suffix.lower()
+    suffix = os.path.splitext(entry.name)[1].lower()
     if suffix == ".mat":
         pieces = _crops(raw_frames.read_frame(entry), raw_frames.crop_starts, raw_frames.CROP)
     elif suffix in images.IMAGE_SUFFIXES:
@@ -117,11 +120,15 @@ def _convert(entry, stem, options):
 
 def image_pieces(entry, options):
     """Yields (mark, HWC pixels, the file's bytes if they can serve as they are) of the sizes that are asked for."""
-    # The header alone tells the size of most files that are left out: on disk, no more is read.
-    data = None if entry.place is None else entry.read()
-    _check_size(images.image_size(entry.container if data is None else entry.name, data), options)
-    data = entry.read() if data is None else data
-    picture = images.read_image(entry.name, data)
+
+    def accept(height, width):
+        _check_size((height, width), options)
+
+    # Of a large file on disk no more is read than its header, if that tells that it is left out.
+    if entry.place is None and entry.size > LARGE_FILE:
+        accept(*images.image_size(entry.container))
+    data = entry.read()
+    picture = images.read_image(entry.name, data, accept)
     for index, page in enumerate(picture.pages):
         mark = f"_p{index + 1:03d}" if len(picture.pages) > 1 else ""
         try:
@@ -150,7 +157,7 @@ def _usable_as_it_is(name, picture, options):
     A PNG is the same before and after; a JPEG is not, and the published training set is made of
     re-encoded ones, so copying JPEG has to be asked for.
     """
-    is_jpeg = PurePosixPath(name).suffix.lower() in JPEG_SUFFIXES
+    is_jpeg = os.path.splitext(name)[1].lower() in JPEG_SUFFIXES
     if not picture.plain or options.format == "jpeg":
         return False
     if picture.format == "JPEG":

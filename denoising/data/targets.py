@@ -1,15 +1,32 @@
-"""Where many images are written: a folder that can be resumed, a zip file, the place of a validation set."""
+"""Where many images are written: a folder that can be resumed, or a zip file."""
 
+import contextlib
 import json
 import os
-import re
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from denoising import cli
 from denoising.cli import UserError
-from denoising.files import images
-from denoising.files.archives import MAX_SET_BYTES, OWN_FOLDER, VALIDATION_SETS, list_entries
+from denoising.files.archives import OWN_FOLDER
+
+TEMPORARY = ".tmp"  # how the names of images end that are not whole yet
+
+
+def put(folder, name, data):
+    """Writes an image into a FolderTarget's folder, whole or not at all.
+
+    Until it is whole, it lies in the tool's own folder: what a kill leaves there is nobody else's.
+    """
+    temporary = os.path.join(folder, OWN_FOLDER, f"{os.getpid()}{TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, os.path.join(folder, name))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise UserError(f"--save_dir: {os.path.join(folder, name)}: {error.strerror or error}") from None
 
 
 class FolderTarget:
@@ -31,9 +48,8 @@ class FolderTarget:
         if not overwrite:
             self._refuse_foreign(earlier, other, records, wanted)
         cli.writable_folder("--save_dir", self.own)
-        for leftover in os.listdir(folder):
-            if re.fullmatch(r"\..+\.\d+\.tmp(\.\w+)?", leftover):
-                os.unlink(os.path.join(folder, leftover))
+        for leftover in Path(self.own).glob(f"*{TEMPORARY}*"):
+            leftover.unlink()
         self.records = {}
         for name, record in records.items():
             if not overwrite and not other and self._up_to_date(record, wanted.get(name)):
@@ -44,16 +60,15 @@ class FolderTarget:
         self._write_manifest()
 
     def _refuse_foreign(self, earlier, other, records, wanted):
-        why = None
         gone = [name for name, record in records.items() if name not in wanted and record["files"]]
-        if earlier is None and os.path.isdir(self.folder) and set(os.listdir(self.folder)) - {OWN_FOLDER}:
-            why = "is not empty and not made by this tool; --overwrite uses it all the same"
-        elif other and any(record["files"] for record in records.values()):
-            why = f"has another {', '.join(other)}; --overwrite starts anew"
-        elif gone:
-            why = f"holds images whose source is gone ({len(gone)}, first {gone[0]}); --overwrite starts anew"
-        if why:
-            raise UserError(f"--save_dir: {self.folder} {why}")
+        strangers = earlier is None and os.path.isdir(self.folder) and set(os.listdir(self.folder)) - {OWN_FOLDER}
+        has_images = any(record["files"] for record in records.values())
+        where = f"--save_dir: {self.folder}"
+        cli.refuse(
+            (strangers, f"{where} is not empty and not made by this tool; --overwrite uses it all the same"),
+            (other and has_images, f"{where} has another {', '.join(other)}; --overwrite starts anew"),
+            (gone, f"{where} holds images whose source is gone ({len(gone)}, {gone[:1]}); --overwrite starts anew"),
+        )
 
     def _read_manifest(self):
         settings, records = None, {}
@@ -66,7 +81,7 @@ class FolderTarget:
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError):
-            pass  # The last line was cut short by a crash: what it told of is made again.
+            pass  # A crash cut the last line short: the images that it listed are made again.
         except OSError as error:
             raise UserError(f"--save_dir: {self.manifest}: {error.strerror}") from None
         return settings, records
@@ -124,32 +139,3 @@ class ZipTarget:
         self.archive.writestr(
             zipfile.ZipInfo(name.encode("utf-8", "backslashreplace").decode(), (1980, 1, 1, 0, 0, 0)), data
         )
-
-
-# --- Validation sets ------------------------------------------------------------------------------
-
-
-def place_validation_set(name, source, save_dir, overwrite):
-    """Copies a validation set's images, byte for byte, to where val.py looks for them."""
-    folder, count, pattern = VALIDATION_SETS[name]
-    entries = [
-        entry
-        for entry in list_entries(source, compressed=True)
-        if entry.size <= MAX_SET_BYTES and entry.name.lower().endswith(images.IMAGE_SUFFIXES)
-    ]
-    chosen = [entry for entry in entries if re.search(pattern, entry.name)]
-    # A folder or archive of the test images alone has no folder "test".
-    chosen = chosen or [entry for entry in entries if not re.search(r"(^|/)train/", entry.name)]
-    if not chosen:
-        raise UserError(f"--input_dir: no image of {name} in {source}")
-    folder = cli.writable_folder("--save_dir", os.path.join(save_dir, folder))
-    for entry in cli.progress(chosen, unit="image"):
-        data = entry.read()
-        images.read_image(entry.name, data)
-        target = os.path.join(folder, PurePosixPath(entry.name).name)
-        if os.path.exists(target) and images.read_bytes(target) != data and not overwrite:
-            raise UserError(f"--save_dir: {target} is there with other content; --overwrite replaces it")
-        images.write_bytes(target, data)
-    print(f"{len(chosen)} images in {folder}")
-    if len(chosen) != count:
-        cli.note(f"{name} has {count} images, this is not the set as it was published")

@@ -1,6 +1,7 @@
 """Validation sets: the published ones by their names, and any other folder of clean images, pairs or renders."""
 
 import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from denoising import cli
 from denoising.cli import UserError
 from denoising.data import renders
 from denoising.files import images, pair_files
+from denoising.files.archives import MAX_SMALL_BYTES, list_entries
 from denoising.imaging.pixels import as_channels
 
 
@@ -62,7 +64,7 @@ class ValidationPairs(ValidationSet):
 
 
 class ValidationPairFile(ValidationSet):
-    """A file of noisy and clean images (pair_files.py); `folder` is its path."""
+    """A file of noisy and clean images (files/pair_files.py); `folder` is its path."""
 
     own_noise = True
 
@@ -106,11 +108,61 @@ class ValidationRenders(ValidationSet):
         return renders.as_picture("render", light)
 
 
-PUBLISHED_SETS = (
-    ValidationSet("Kodak", "Kodak", 10, "the 24 PNG files of the Kodak Lossless True Color Image Suite"),
-    ValidationSet("BSD300", "BSD300/test", 3, "the Berkeley Segmentation Dataset, BSDS300-images.tgz, images/test"),
-    ValidationSet("Set14", "Set14", 20, "the Set14 archive of the super-resolution literature"),
-)
+@dataclass(frozen=True)
+class Published:
+    """A validation set of the literature, and what its owner's archive holds of it."""
+
+    name: str
+    folder: str  # below --val_dirs
+    repeats: int  # in the published protocol
+    count: int  # of its images
+    members: str  # a pattern: which of an archive's files belong to it
+    origin: str
+
+
+PUBLISHED_SETS = {
+    published.name: published
+    for published in (
+        Published(
+            "Kodak", "Kodak", 10, 24, r"(^|/)[^/]+$",
+            "the 24 PNG files of the Kodak Lossless True Color Image Suite",
+        ),
+        Published(
+            "BSD300", "BSD300/test", 3, 100, r"(^|/)test/[^/]+$",
+            "the Berkeley Segmentation Dataset, BSDS300-images.tgz, images/test",
+        ),
+        Published(
+            "Set14", "Set14", 20, 14, r"(^|/)(image_SRF_2/[^/]*_HR[^/]*|(?!.*_SRF_)[^/]+)$",
+            "the Set14 archive of the super-resolution literature",
+        ),
+    )
+}  # fmt: skip
+
+
+def place(name, source, save_dir, overwrite):
+    """Copies the images of a published set, byte for byte, to where `find_validation_sets` looks for them."""
+    published = PUBLISHED_SETS[name]
+    entries = [
+        entry
+        for entry in list_entries(source, compressed=True)
+        if entry.size <= MAX_SMALL_BYTES and entry.name.lower().endswith(images.IMAGE_SUFFIXES)
+    ]
+    chosen = [entry for entry in entries if re.search(published.members, entry.name)]
+    # A folder or archive of the test images alone has no folder "test".
+    chosen = chosen or [entry for entry in entries if not re.search(r"(^|/)train/", entry.name)]
+    if not chosen:
+        raise UserError(f"--input_dir: no image of {name} in {source}")
+    folder = cli.writable_folder("--save_dir", os.path.join(save_dir, published.folder))
+    for entry in cli.progress(chosen, unit="image"):
+        data = entry.read()
+        images.read_image(entry.name, data)
+        target = os.path.join(folder, os.path.basename(entry.name))
+        if os.path.exists(target) and images.read_bytes(target) != data and not overwrite:
+            raise UserError(f"--save_dir: {target} is there with other content; --overwrite replaces it")
+        images.write_bytes(target, data)
+    print(f"{len(chosen)} images in {folder}")
+    if len(chosen) != published.count:
+        cli.note(f"{name} has {published.count} images: this is not the set as it was published")
 
 
 def find_validation_sets(val_dirs):
@@ -123,20 +175,20 @@ def find_validation_sets(val_dirs):
         The sets that are there, and those published ones that are not.
     """
     if pair_files.is_pair_file(val_dirs):
-        one = ValidationPairFile(os.path.splitext(os.path.basename(val_dirs))[0], str(val_dirs))
-        one.paths()  # a file that cannot be read is told now
-        return [one], []
+        pairs = ValidationPairFile(os.path.splitext(os.path.basename(val_dirs))[0], str(val_dirs))
+        pairs.paths()  # refuses a file that cannot be read before anything slow begins
+        return [pairs], []
     kind = _kind_of(cli.existing_folder("--val_dirs", val_dirs))
     if kind is not ValidationSet:
         return [kind(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs))], []
     present, absent = [], []
-    for published in PUBLISHED_SETS:
+    for published in PUBLISHED_SETS.values():
         folder = os.path.join(val_dirs, published.folder)
         if published.name == "Kodak" and not os.path.isdir(folder):
             folder = os.path.join(val_dirs, "Kodak24")  # as its archives often name it
         found = ValidationSet(published.name, folder, published.repeats, published.origin)
         (present if os.path.isdir(folder) else absent).append(found)
-    taken = {"Kodak24", *(published.folder.split("/")[0] for published in PUBLISHED_SETS)}
+    taken = {"Kodak24", *(published.folder.split("/")[0] for published in PUBLISHED_SETS.values())}
     for entry in sorted(os.scandir(val_dirs), key=lambda entry: entry.name):
         if entry.is_dir() and entry.name not in taken and not entry.name.startswith("."):
             try:

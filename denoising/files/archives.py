@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -13,14 +14,8 @@ from denoising.files import images
 
 OWN_FOLDER = ".dataset_tool"  # hidden, so that no glob over the images meets it
 MAX_ENTRY_BYTES = 1 << 29  # of one file in an archive
-MAX_SET_BYTES = 1 << 24  # of one image of a validation set
+MAX_SMALL_BYTES = 1 << 24  # of one image in a compressed tar, which is held in memory
 BROKEN = (OSError, ValueError, OverflowError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
-# Where a set goes, how many images it has, and which of an archive's files belong to it.
-VALIDATION_SETS = {
-    "BSD300": ("BSD300/test", 100, r"(^|/)test/[^/]+$"),
-    "Kodak": ("Kodak", 24, r"(^|/)[^/]+$"),
-    "Set14": ("Set14", 14, r"(^|/)(image_SRF_2/[^/]*_HR[^/]*|(?!.*_SRF_)[^/]+)$"),
-}
 
 
 class Skip(Exception):
@@ -96,13 +91,28 @@ def list_entries(path, leave_out=None, compressed=False):
 
 
 def _folder_entries(path, leave_out):
-    outside = os.path.join(os.path.realpath(leave_out), "") if leave_out else None
+    left_out = os.path.realpath(leave_out) if leave_out else None
+    inside: dict = {}  # whether a folder is left out, asked once for all of its files
     entries = []
     for file in images.walk(path):
-        if file.is_file() and not (outside and os.path.realpath(file).startswith(outside)):
-            status, name = file.stat(), file.relative_to(path).as_posix()
+        folder = file.parent
+        if folder not in inside:
+            real = os.path.realpath(folder)
+            inside[folder] = left_out is not None and os.path.commonpath((real, left_out)) == left_out
+        status = None if inside[folder] else _status_of_file(file)
+        if status:
+            name = file.relative_to(path).as_posix()
             entries.append(Entry(name, status.st_size, status.st_mtime_ns, str(file)))
     return entries
+
+
+def _status_of_file(path):
+    """The status of a regular file; None of a broken link, a device, or what is gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _zip_entries(path):
@@ -120,7 +130,7 @@ def _tar_entries(path, compressed):
         with tarfile.open(path, "r:*" if compressed else "r:") as archive:
             for member in filter(tarfile.TarInfo.isfile, archive):
                 place = member.offset_data
-                if compressed and member.size <= MAX_SET_BYTES:
+                if compressed and member.size <= MAX_SMALL_BYTES:
                     place = archive.extractfile(member).read()
                 name, size = safe_name(member.name), member.size
                 entries.append(Entry(name, size, int(member.mtime), path, place, size))

@@ -10,13 +10,12 @@ import gzip
 import io
 import math
 import struct
-import warnings
 import zlib
 
 import numpy as np
 
 from denoising.cli import UserError
-from denoising.files import images
+from denoising.files import images, npy
 from denoising.imaging.pixels import check_size
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".npy")
@@ -49,25 +48,13 @@ def read_volume(path):
 def read_array(path):
     """Reads a .npy of H x W or D x H x W, of any type, as D x H x W."""
     data = images.read_bytes(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old headers, which are read all the same
-            file = io.BytesIO(data)
-            if np.lib.format.read_magic(file) == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            else:
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-        if dtype.hasobject:
-            raise ValueError("it holds pickled objects, which are never loaded")
-        if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-            raise ValueError(f"shape {shape} does not fit the size of the file")
-    except Exception as error:  # a crafted header is answered with nearly every kind of exception
-        raise UserError(f"{path}: broken or cut short: {str(error)[:200]}") from error
+    with images.refusing(path):
+        array = npy.read(io.BytesIO(data), len(data))
+    shape = array.shape
     if len(shape) not in (2, 3) or 0 in shape:
         raise UserError(f"{path}: shape {shape} is neither H x W nor D x H x W")
     if len(shape) == 3 and shape[2] in (3, 4):
         raise UserError(f"{path}: shape {shape} is that of a picture in colour, a volume is D x H x W")
-    array = np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
     return array if len(shape) == 3 else array[None]
 
 
@@ -95,7 +82,7 @@ def _nifti_header(header, path):
     """Returns the shape (slowest first), the type, where the numbers start, and their scale."""
     if len(header) < HEADER:
         raise UserError(f"{path}: no NIfTI-1 volume, or cut short")
-    order = next((one for one in "<>" if struct.unpack_from(f"{one}i", header)[0] == HEADER), None)
+    order = next((order for order in "<>" if struct.unpack_from(f"{order}i", header)[0] == HEADER), None)
     if order is None or header[344:348] != b"n+1\0":
         raise UserError(f"{path}: no NIfTI-1 volume in one file (.nii or .nii.gz)")
     rank, *sizes = struct.unpack_from(f"{order}8h", header, 40)

@@ -16,7 +16,7 @@ import numpy as np
 
 from denoising import cli
 from denoising.cli import UserError
-from denoising.files import tensors
+from denoising.files import npy, tensors
 from denoising.imaging.pixels import from_01, to_01
 
 SUFFIXES = (".npz", ".pkl")
@@ -73,24 +73,10 @@ def _read_npz(path, names):
                 if sizes[name] > largest:
                     raise UserError(f"{path}: refused, {name} would unpack to {sizes[name]} bytes")
                 with archive.open(f"{name}.npy") as file:
-                    arrays.append(_read_npy(file, sizes[name]))
+                    arrays.append(npy.read(file, sizes[name]))
     except BROKEN as error:
         raise UserError(f"{path}: broken or no pair file: {error or type(error).__name__}") from None
     return arrays
-
-
-def _read_npy(file, size):
-    """An array of numbers; objects, which would be unpickled, are refused."""
-    version = np.lib.format.read_magic(file)
-    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if reader is None:
-        raise ValueError(f"an array of version {version}")
-    shape, fortran, dtype = reader(file)
-    count = int(np.prod(shape, dtype=object))
-    if dtype.hasobject or not 0 <= count * dtype.itemsize <= size:
-        raise ValueError("an array of objects, or larger than the file")
-    data = file.read(count * dtype.itemsize)
-    return np.frombuffer(data, dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
 def _read_tensors(path):

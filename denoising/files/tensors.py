@@ -190,6 +190,14 @@ class _TensorsOnly(pickle._Unpickler):
             raise pickle.UnpicklingError("it holds a dict whose keys are no text")
         self.stack[-1][key] = value
 
+    def load_build(self):
+        # Only recorders made for this file take a state: set on a class or function, it would outlive the file.
+        state, recorder = self.stack.pop(), self.stack[-1]
+        if not isinstance(recorder, _DType | _Array | _Dict):
+            raise pickle.UnpicklingError("it sets the state of something that has none")
+        recorder.__setstate__(state)
+
+    dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.SETITEM[0]] = load_setitem
 

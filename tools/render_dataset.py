@@ -328,8 +328,26 @@ def check_variant(variant):
     import mitsuba
 
     known = [name for name in mitsuba.variants() if name.endswith("_rgb")]
-    if variant not in known:
-        raise UserError(f"--variant: {variant} is none of {', '.join(known)}")
+    usable = [name for name in known if runs_here(name)]
+    cli.refuse(
+        (variant not in known, f"--variant: {variant} is none of {', '.join(known)}"),
+        (
+            variant not in usable,
+            f"--variant: {variant} cannot run on this machine, which has no {NEEDS.get(variant.split('_')[0])}; "
+            f"{' and '.join(usable)} can",
+        ),
+    )
+
+
+NEEDS = {"cuda": "NVIDIA GPU with its driver", "llvm": "LLVM library of a version that Mitsuba knows"}
+
+
+def runs_here(variant):
+    """Whether this machine has what a variant of Mitsuba computes with; asked without starting anything on it."""
+    import drjit
+
+    backend = {"cuda": drjit.JitBackend.CUDA, "llvm": drjit.JitBackend.LLVM}.get(variant.split("_")[0])
+    return backend is None or drjit.has_backend(backend)
 
 
 def render_all(shots, options, pool, samples):

@@ -88,6 +88,8 @@ def convert(entry, stem, options):
     """
     try:
         yield from _convert(entry, stem, options)
+    except Skip:
+        raise
     except UserError as error:
         # The list of skipped files has the name in a column of its own.
         detail = str(error).removeprefix(f"{entry.container}: ").removeprefix(f"{entry.name}: ")

@@ -40,7 +40,7 @@ def read_frame(entry):
     is_hdf5 = b"MATLAB 7.3" in data[:128] or b"\x89HDF" in data[:1024]
     try:
         frame = np.asarray((_read_hdf5 if is_hdf5 else _read_mat)(io.BytesIO(data)))
-    except (Skip, UserError):
+    except UserError:
         raise
     except Exception as error:  # A hostile file is answered with nearly any kind of exception.
         raise Skip("unreadable", f"no MATLAB file, or broken: {error}") from error

@@ -18,7 +18,7 @@ MAX_SMALL_BYTES = 1 << 24  # of one image in a compressed tar, which is held in 
 BROKEN = (OSError, ValueError, OverflowError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 
 
-class Skip(Exception):
+class Skip(UserError):
     """A file that is left out, and why: a few words for the table, and details for the list."""
 
     def __init__(self, reason, detail=""):

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from denoising.cli import UserError
-from denoising.files import images
+from denoising.files import images, npy, png
 
 RNG = np.random.default_rng(5)
 BLOCKS = np.kron(RNG.integers(0, 256, (4, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 32 x 40
@@ -349,17 +350,17 @@ def test_animations_are_refused():
 
 
 def test_decompression_bombs_are_refused_before_they_go_off():
-    png = bytearray(saved(Image.new("L", (8, 8)), "PNG"))
-    png[16:24] = struct.pack(">II", 60000, 60000)
-    png[29:33] = struct.pack(">I", images.zlib.crc32(png[12:29]))
-    npy = images.encode("a.npy", BLOCKS).replace(b"(32, 40, 3)", b"(99999, 99999, 3)")
+    picture = bytearray(saved(Image.new("L", (8, 8)), "PNG"))
+    picture[16:24] = struct.pack(">II", 60000, 60000)
+    picture[29:33] = struct.pack(">I", zlib.crc32(picture[12:29]))
+    array = images.encode("a.npy", BLOCKS).replace(b"(32, 40, 3)", b"(99999, 99999, 3)")
     bomb = tiff(np.zeros((64, 1), np.uint8))
     with tifffile.TiffFile(io.BytesIO(bomb)) as tif:
         offsets = [tif.pages[0].tags[name].valueoffset for name in ("ImageWidth", "ImageLength")]
     bomb = bytearray(bomb)
     for offset in offsets:
         bomb[offset : offset + 4] = struct.pack("<I", 60000)
-    for data in (png, npy, bomb):
+    for data in (picture, array, bomb):
         with pytest.raises(UserError, match=r"refused|does not fit|broken"):
             read(bytes(data))
 
@@ -455,3 +456,81 @@ def test_rounding_half_up_clipping_and_hdr():
         [[200], [200]],
         [[200], [200]],
     ]
+
+
+# --- Checksums --------------------------------------------------------------------------------------------------
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_png_with_a_wrong_checksum_is_refused(dtype):
+    """Unpacked pixels, so that any other byte makes another picture, which nothing but the sums can tell."""
+    rows = np.zeros((32, 1 + 3 * 40 * np.dtype(dtype).itemsize), np.uint8)
+    header = struct.pack(">IIBBBBB", 40, 32, 8 * np.dtype(dtype).itemsize, 2, 0, 0, 0)
+    packed = zlib.compress(rows.tobytes(), 0)
+    pieces = [png.MAGIC, chunk(b"IHDR", header), chunk(b"IDAT", packed), chunk(b"IEND", b"")]
+    assert read(b"".join(pieces)).pages[0].shape == (32, 40, 3)
+    damaged = bytearray(b"".join(pieces))
+    damaged[200] ^= 1
+    with pytest.raises(UserError, match=r"it\.bin: broken or cut short: the checksum of its part b'IDAT' is wrong"):
+        read(bytes(damaged))
+    # What follows the end belongs to nobody.
+    assert read(b"".join([*pieces, b"\0\0\0\1text"])).pages[0].shape == (32, 40, 3)
+
+
+def test_the_size_is_asked_for_before_anything_is_decoded():
+    class Unwanted(UserError):
+        pass
+
+    def refuse(height, width):
+        raise Unwanted(f"{height} x {width}")
+
+    for name in ("a.png", "a.jpg", "a.npy", "a.tif"):
+        data = images.encode(name, BLOCKS)
+        with pytest.raises(Unwanted, match="32 x 40"):
+            images.read_image(name, data[: len(data) - 40] if name in ("a.png", "a.jpg") else data, refuse)
+        sizes = []
+        images.read_image(name, data, lambda *size: sizes.append(size))  # noqa: B023 - called at once
+        assert sizes == [(32, 40)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_has_the_bytes_that_pillow_writes(channels):
+    pixels = BLOCKS[..., :channels]
+    expected = saved(Image.fromarray(pixels.squeeze()), "JPEG", quality=93, subsampling=0)
+    assert images.encode("a.jpg", pixels, quality=93) == expected
+
+
+# --- NPY --------------------------------------------------------------------------------------------------------
+
+
+def npy_file(array, version=None):
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_npy_is_read_in_both_orders_of_its_axes(version):
+    array = np.arange(24.0).reshape(2, 3, 4)
+    for written in (array, np.asfortranarray(array)):
+        data = npy_file(written, version)
+        found = npy.read(io.BytesIO(data), len(data))
+        np.testing.assert_array_equal(found, array)
+        shape, fortran, dtype = npy.header(io.BytesIO(data))
+        assert (shape, fortran, dtype) == ((2, 3, 4), written is not array, np.float64)
+
+
+def test_npy_that_is_no_array_of_numbers_is_refused():
+    good = npy_file(np.arange(12.0).reshape(3, 4))
+    objects = io.BytesIO()
+    np.save(objects, np.array([{}]), allow_pickle=True)
+    for data, words in {
+        good[:-1]: "does not fit", good + b"\0": "does not fit", good.replace(b"(3, 4)", b"(-3,-4)"): "negative|reshape",
+        objects.getvalue(): "objects", npy_file(np.zeros(3), (3, 0)): "version",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            npy.read(io.BytesIO(data), len(data))

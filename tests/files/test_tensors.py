@@ -239,3 +239,23 @@ def test_another_zip_is_no_weights_file(tmp_path):
         archive.writestr("picture.png", b"x")
     with pytest.raises(UserError, match=r"a\.zip.*not one of PyTorch"):
         tensors.read(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("name", sorted({f"{module}:{name}" for module, name in tensors._GRANTED | tensors._TORCH}))
+def test_a_file_changes_nothing_that_later_files_are_read_with(tmp_path, name):
+    """BUILD sets attributes: on what all files share, they would outlive the file."""
+    module, name = name.split(":")
+    if (module, name) in tensors._TORCH and not callable(tensors._TORCH[module, name]):
+        pytest.skip("a storage's type is text")
+    state = (None, {"granted": None, "value": None, "code": "x", "__defaults__": ("utf8",)})
+    attack = pickle.dumps(state, protocol=2)[:-1]  # without the full stop
+    path = tmp_path / "attack.pdparams"
+    path.write_bytes(b"\x80\x02c" + f"{module}\n{name}\n".encode() + attack[2:] + b"b.")
+    before = {key: vars(value).copy() for key, value in vars(tensors).items() if isinstance(value, type)}
+    with pytest.raises(UserError, match="refused"):
+        tensors.read(path)
+    assert {key: vars(value).copy() for key, value in vars(tensors).items() if isinstance(value, type)} == before
+    assert tensors._latin1.__defaults__ == ("latin1",)
+    good = tmp_path / "good.pdparams"
+    good.write_bytes(pickle.dumps({"a": np.arange(3.0)}, protocol=2))
+    np.testing.assert_array_equal(tensors.read(good)["a"], np.arange(3.0))

@@ -110,8 +110,10 @@ def test_scene_files_every_camera_is_a_scene(tmp_path):
     assert read(found["train/render/a_camera0_2.png"]).shape == (10, 20, 3)
     render(tmp_path / "small", *flags, "--size", 16, ok=0)
     assert read(tree(tmp_path / "small")["train/render/a_camera0_2.exr"]).shape == (16, 16, 3)
-    # A white rectangle under even light of radiance 1: its numbers are as the file says, not exposed anew.
-    assert abs(read(tree(tmp_path / "small")["train/render/a_camera0_2.exr"]).mean() - 0.5) < 0.5
+    # The black back of a rectangle before even light of radiance 1: the numbers are as the file says, not exposed anew.
+    light = read(tree(tmp_path / "small")["train/render/a_camera0_2.exr"])
+    assert (light[8, 8] == 0).all()
+    assert 0.9 < light[0, 0].min() <= light.max() < 1.01
 
 
 def test_mistakes_are_one_line(tmp_path):
@@ -132,3 +134,13 @@ def test_an_absent_renderer_is_asked_for(monkeypatch):
     monkeypatch.setattr(render_dataset.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install mitsuba"):
         render_dataset.check_variant("scalar_rgb")
+
+
+def test_a_variant_that_this_machine_cannot_run_is_named_with_those_that_it_can(monkeypatch):
+    pytest.importorskip("mitsuba")
+    monkeypatch.setattr(render_dataset, "runs_here", lambda variant: not variant.startswith("cuda"))
+    with pytest.raises(UserError, match=r"--variant: cuda_ad_rgb cannot run .* no NVIDIA GPU .*scalar_rgb.* can"):
+        render_dataset.check_variant("cuda_ad_rgb")
+    render_dataset.check_variant("scalar_rgb")
+    monkeypatch.undo()
+    assert render_dataset.runs_here("scalar_rgb")

@@ -36,9 +36,9 @@ def phantom(size, rng, variety=1.0):
     angle = variety * rng.uniform(-0.4, 0.4)
     turned = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     x, y = (
-        (one * np.float32(1 + variety * rng.uniform(-0.05, 0.25)) + np.float32(variety * rng.uniform(-0.08, 0.08)))
+        (axis * np.float32(1 + variety * rng.uniform(-0.05, 0.25)) + np.float32(variety * rng.uniform(-0.08, 0.08)))
         + np.float32(variety) * (0.06 * _waves(size, rng, 0.25) + 0.012 * _waves(size, rng, 0.05))
-        for one in turned
+        for axis in turned
     )
 
     # What lies in it: Shepp and Logan's ten ellipses, and as many smaller ones as chance will have.

@@ -34,13 +34,13 @@ class NoiseModel:
     high: float = 0.0
     form: ClassVar[str] = ""
     example: ClassVar[str] = ""
-    most: ClassVar[float] = 1e6  # beyond it, numpy cannot draw Poisson counts
+    highest: ClassVar[float] = 1e6  # strength; beyond it, numpy cannot draw Poisson counts
     recorruption_weight: ClassVar[float | None] = None  # None: there is no `recorrupt`
 
     @classmethod
     def allows(cls, low, high):
         """Whether these are strengths of this kind; a range may start at 0."""
-        return 0 <= low <= high <= cls.most and high > 0
+        return 0 <= low <= high <= cls.highest and high > 0
 
     def add(self, image_01, rng):
         """Returns a corrupted float32 copy; `rng` is a numpy Generator, or a RandomState for published protocols."""
@@ -176,7 +176,7 @@ def _normal(shape, deviation, rng):
 class Bernoulli(NoiseModel):
     """Each pixel is black with the strength as its probability, and untouched otherwise."""
 
-    form, example, most = "bernoulliP", "bernoulli0.5", 1.0
+    form, example, highest = "bernoulliP", "bernoulli0.5", 1.0
 
     def add(self, image_01, rng):
         result = np.array(image_01, np.float32)
@@ -193,7 +193,7 @@ class Bernoulli(NoiseModel):
 class Impulse(NoiseModel):
     """Each pixel has, with the strength as its probability, a colour that is drawn uniformly."""
 
-    form, example, most = "impulseP", "impulse0.3", 1.0
+    form, example, highest = "impulseP", "impulse0.3", 1.0
 
     def add(self, image_01, rng):
         result = np.array(image_01, np.float32)
@@ -216,7 +216,7 @@ class Text(NoiseModel):
     Letters, length, size, colour and place are random, and each place is as likely as any other, the borders too.
     """
 
-    form, example, most = "textP", "text0.25", 1.0
+    form, example, highest = "textP", "text0.25", 1.0
 
     def add(self, image_01, rng):
         result = np.array(image_01, np.float32)
@@ -316,7 +316,7 @@ def _through_jpeg(image, quality):
 class Mri(NoiseModel):
     """Undersampled k-space: the strength is the share of the frequencies that is measured (see mri.py)."""
 
-    form, example, most = "mriP", "mri0.1", 1.0
+    form, example, highest = "mriP", "mri0.1", 1.0
 
     @classmethod
     def allows(cls, low, high):

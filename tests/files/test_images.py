@@ -529,8 +529,10 @@ def test_npy_that_is_no_array_of_numbers_is_refused():
     objects = io.BytesIO()
     np.save(objects, np.array([{}]), allow_pickle=True)
     for data, words in {
-        good[:-1]: "does not fit", good + b"\0": "does not fit", good.replace(b"(3, 4), ", b"(-3,-4),"): "unknown dimension",
-        objects.getvalue(): "objects", npy_file(np.zeros(3), (3, 0)): "version",
+        good[:-1]: "does not fit", good + b"\0": "does not fit", good.replace(b"(3, 4), ", b"(-3,-4),"):
+        "unknown dimension",
+        objects.getvalue(): "objects",
+        npy_file(np.zeros(3), (3, 0)): "version",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=words):
             npy.read(io.BytesIO(data), len(data))

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from conftest import scene
+from denoising.cli import UserError
 from denoising.imaging import noise
 from denoising.imaging.noise import list_of_noise, parse_noise
 
@@ -215,10 +216,10 @@ def test_the_same_state_gives_the_same_result_in_every_layout(text, new_rng):
 @pytest.mark.parametrize("text", [text for text in ALL if not text.startswith("jpeg")])
 def test_two_draws_are_independent(text, new_rng):
     model = parse_noise(text)
-    one, other = (model.add(FLAT, new_rng(seed)) - FLAT for seed in (1, 2))
-    assert not (one == other).all()
+    first, second = (model.add(FLAT, new_rng(seed)) - FLAT for seed in (1, 2))
+    assert not (first == second).all()
     # Letters hang together, so that fewer of the pixels are independent.
-    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < (0.2 if "text" in text else 0.02)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < (0.2 if "text" in text else 0.02)
 
 
 @pytest.mark.parametrize("text", ["gauss25", "gauss5_50", "poisson30", "poisson5_50"])
@@ -262,6 +263,132 @@ def test_published_noise_is_drawn_in_double_precision():
     noisy = parse_noise("gauss25").add(FLAT, np.random.RandomState(101))
     expected = FLAT + np.random.RandomState(101).normal(size=FLAT.shape) * (25 / 255)
     assert (noisy == expected.astype(np.float32)).all()
+
+
+# --- Recorded -----------------------------------------------------------------------------------------------
+
+# Three values of a small image, by each of the two generators in state 5.
+RECORDED = {
+    "gauss25": ([0.15935, 0.41487, 1.08384], [0.25949, 0.49526, 1.05365]),
+    "gauss5_50": ([0.03466, 0.48453, 1.22494], [0.13813, 0.58404, 1.17741]),
+    "poisson30": ([0.03333, 0.66667, 1.23333], [0.16667, 0.56667, 1.33333]),
+    "poisson5_50": ([0.04851, 0.41237, 1.16434], [0.26685, 0.20014, 1.00069]),
+    "speckle25": ([0.11009, 0.46913, 1.07615], [0.12054, 0.51177, 1.04176]),
+    "bernoulli0.5": ([0.10435, 0.0, 0.0], [0.10435, 0.0, 1.13913]),
+    "bernoulli0.1_0.9": ([0.10435, 0.0, 0.0], [0.10435, 0.53043, 1.13913]),
+    "impulse0.3": ([0.10435, 0.23451, 0.84423], [0.10435, 0.53043, 1.13913]),
+    "poisson30+gauss5": ([0.01239, 0.66201, 1.22508], [0.16255, 0.56558, 1.32926]),
+}
+SMALL = np.linspace(-0.2, 1.2, 24, dtype=np.float32).reshape(2, 4, 3)
+
+
+@pytest.mark.parametrize("text", RECORDED)
+def test_noise_of_a_seed_never_changes(text):
+    """Trainings are repeated, and validation sets compared, by their seeds."""
+    for new_rng, wanted in zip(NEW_GENERATOR.values(), RECORDED[text], strict=True):
+        noisy = parse_noise(text).add(SMALL, new_rng(5))
+        assert [noisy[0, 1, 2], noisy[1, 0, 0], noisy[1, 3, 1]] == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("gauss25", [0.11987, 0.50893, 1.12718]), ("gauss5_50", [0.12995, 0.49497, 1.11943]),
+        ("poisson30", [0.10417, 0.55556, 1.07639]),
+    ],
+)  # fmt: skip
+def test_recorruptions_of_a_seed_never_change(text, wanted):
+    one_way, other_way = parse_noise(text).recorrupt(SMALL, np.random.default_rng(5), np.random.default_rng(6))
+    assert [one_way[0, 1, 2], other_way[1, 0, 0], other_way[1, 3, 1]] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_weights_and_sizes_of_recorruptions():
+    assert noise.MORE_NOISE == 0.2
+    assert parse_noise("gauss25").recorruption_weight == pytest.approx(12.5)
+    assert parse_noise("poisson30").recorruption_weight == pytest.approx(24)
+
+
+# --- Neighbours, values below zero, what is known -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["gauss25", "poisson30", "speckle25", "impulse0.3"])
+def test_pixels_know_nothing_of_their_neighbours(text, new_rng):
+    added = (parse_noise(text).add(FLAT, new_rng(0)) - FLAT).astype(float)
+    for a, b in ((added[1:], added[:-1]), (added[:, 1:], added[:, :-1])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.01
+    if "impulse" not in text:
+        assert np.abs(np.corrcoef(added.reshape(-1, 3).T) - np.eye(3)).max() < 0.02
+
+
+def test_strengths_are_drawn_uniformly_from_their_range(new_rng):
+    rng = new_rng(0)
+    deviations = [(parse_noise("gauss10_50").add(FLAT[:60, :60], rng) - 0.4).std() * 255 for _ in range(600)]
+    counts, _ = np.histogram(deviations, 4, (10, 50))
+    assert (np.abs(counts - 150) < 50).all()
+    rng = new_rng(0)
+    model = parse_noise("poisson10_40")
+    assert {10 <= model._strength(rng) <= 40 for _ in range(500)} == {True}
+    peaks = [model._strength(rng) for _ in range(2000)]
+    assert np.mean(peaks) == pytest.approx(25, abs=0.7)
+    assert np.std(peaks) == pytest.approx(30 / np.sqrt(12), abs=0.4)
+
+
+def test_there_are_no_photons_below_black():
+    assert (parse_noise("poisson30").add(np.full((50, 50), -0.3, np.float32), np.random.default_rng(0)) == 0).all()
+
+
+def test_bernoulli_knows_what_it_left(new_rng):
+    model, clean = parse_noise("bernoulli0.1_0.9"), np.full((40, 50, 3), 0.4, np.float32)
+    known = model.known(clean.shape, new_rng(3))
+    assert known.shape == (40, 50, 1)
+    assert known.dtype == np.float32
+    assert ((model.add(clean, new_rng(3)) > 0) == known).all()
+    assert all(parse_noise(text).known((4, 4, 3), new_rng(0)) is None for text in ("none", "gauss25", "poisson30"))
+
+
+def test_recorruptions_hide_noise_only_where_it_is_coarser_than_the_files_steps():
+    step = 1 / 255
+    for text, hidden in {"gauss2.8": False, "gauss3": True, "poisson250": True, "poisson300": False}.items():
+        assert parse_noise(text).hides(step) == hidden, text
+    assert parse_noise("gauss2_50").hides(step) is False  # the weakest of a range counts
+    assert parse_noise("gauss0.02").hides(1 / 65535)
+
+
+def test_only_undersampling_puts_anything_back():
+    noisy, denoised = np.zeros((4, 4), np.float32), np.ones((4, 4), np.float32)
+    for text in ("none", "gauss25", "poisson30+gauss5"):
+        assert parse_noise(text).restore(noisy, denoised) is denoised
+        assert parse_noise(text).restore_tensor(noisy, denoised) is denoised
+    clean = np.random.default_rng(0).random((32, 32), np.float32)
+    for text in ("mri0.3", "gauss5+mri0.3"):
+        model = parse_noise(text)
+        undersampled = model.add(clean, np.random.default_rng(0))
+        found = model.restore(undersampled, np.zeros_like(clean))
+        np.testing.assert_allclose(found, noise.mri.put_back_image(undersampled, np.zeros_like(clean), 0.3))
+        assert np.abs(found).max() > 0.1
+
+
+def test_the_very_bounds_of_strengths_are_accepted():
+    for text in ("gauss1000000", "gauss0_1", "text1", "text0_1", "bernoulli1", "impulse1", "jpeg1", "jpeg100",
+                 "jpeg1_100", "mri1", "poisson0.1_0.1"):  # fmt: skip
+        assert parse_noise(text).name == text
+    for text in ("mri0.1_0.2", "mri0", "mri1.01", "poisson1000001", "mri0.1+gauss5"):
+        with pytest.raises(ValueError, match="mri"):
+            parse_noise(text)
+
+
+def test_a_flag_is_named_where_its_noise_is_refused():
+    assert noise.noise_of_flag("--noise", "gauss25").low == 25
+    assert noise.noise_of_flag("--noise", None).name == "none"
+    assert noise.noise_of_flag("--noise", "").name == "none"
+    with pytest.raises(UserError, match="^--noise: unknown noise 'gauss'"):
+        noise.noise_of_flag("--noise", "gauss")
+
+
+def test_jpeg_refuses_what_jpeg_cannot_hold():
+    with pytest.raises(UserError, match="noise jpeg50: JPEG holds 65500 pixels a side, the image has 65501"):
+        parse_noise("jpeg50").add(np.zeros((65501, 1), np.float32), np.random.default_rng(0))
+    assert parse_noise("jpeg50").add(np.zeros((65500, 1), np.float32), np.random.default_rng(0)).shape == (65500, 1)
 
 
 # --- Names --------------------------------------------------------------------------------------------------

@@ -59,21 +59,26 @@ def get_parser():
     """The published flags under their published names, and ours."""
     parser = cli.Parser(__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--input_dir", required=True, help="folder (with its folders), .zip or .tar")
-    data.add_argument("--save_dir", required=True, help="new folder, own earlier one, or a .zip")
+    data.add_argument("--input_dir", required=True, help="a folder with all that is below it, a .zip or a .tar")
+    data.add_argument(
+        "--save_dir", required=True, help="a new folder, one that this command was filling before, or a .zip"
+    )
     data.add_argument(
         "--validation_set",
         choices=sorted(validation.PUBLISHED_SETS),
-        help="unpack this set from its owner's archive into SAVE_DIR, as it is",
+        help="instead of preparing training images, unpack this set from its owner's archive, --input_dir",
     )
-    data.add_argument("--pairs", type=number(int, 1), help="write pair files: so many noisy pairs, and")
+    data.add_argument("--pairs", type=number(int, 1), help="write train.npz with this many noisy pairs, and val.npz")
     data.add_argument(
-        "--val_pairs", type=number(int, 1), default=1000, help="so many with the clean one, of other images"
+        "--val_pairs",
+        type=number(int, 1),
+        default=1000,
+        help="how many pairs of noisy and clean patches, of other images, val.npz gets",
     )
-    data.add_argument("--val_dir", help="where those are from; unless given, some of --input_dir are held out")
+    data.add_argument("--val_dir", help="the images of val.npz; without it, some of --input_dir are held out for them")
     filters = parser.add_argument_group("filter")
-    filters.add_argument("--min_size", type=number(int, 1), default=256, help="smallest side")
-    filters.add_argument("--max_size", type=number(int, 1), default=512, help="largest side")
+    filters.add_argument("--min_size", type=number(int, 1), default=256, help="pixels that the shorter side must have")
+    filters.add_argument("--max_size", type=number(int, 1), default=512, help="pixels that the longer side may have")
     filters.add_argument(
         "--crop",
         type=number(int, 8),
@@ -95,9 +100,13 @@ def get_parser():
         help=f"write noisy copies, {list_of_noise()}: as float32 NPY, which loses "
         "nothing, or with --format png clipped to 8 bits as by a camera",
     )
-    output.add_argument("--seed", type=number(int, 0), default=7, help="of the noise")
-    output.add_argument("--overwrite", action="store_true", help="start anew in a folder that is not empty")
-    output.add_argument("--workers", type=number(int, 1), default=machine.cores(), help="processes")
+    output.add_argument("--seed", type=number(int, 0), default=7, help="the same seed gives the same noise")
+    output.add_argument(
+        "--overwrite", action="store_true", help="start anew in a folder that is not empty, or replace a .zip"
+    )
+    output.add_argument(
+        "--workers", type=number(int, 1), default=machine.cores(), help="how many processes work at once"
+    )
     return parser
 
 

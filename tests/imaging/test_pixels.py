@@ -122,3 +122,6 @@ def test_an_image_gets_the_channels_of_the_network():
 def test_a_mosaic_is_packed_phase_by_phase():
     mosaic = np.arange(15).reshape(3, 5, 1)
     assert pixels.pack_bayer(mosaic).tolist() == [[[0, 1, 5, 6], [2, 3, 7, 8]]]
+    wide = np.arange(24).reshape(4, 6, 1)
+    phases = [wide[::2, ::2, 0], wide[::2, 1::2, 0], wide[1::2, ::2, 0], wide[1::2, 1::2, 0]]
+    assert (pixels.pack_bayer(wide) == np.stack(phases, axis=2)).all()

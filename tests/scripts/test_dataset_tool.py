@@ -22,7 +22,7 @@ from PIL import Image
 import dataset_tool
 from conftest import ENVIRONMENT, ROOT, run_script
 from denoising.cli import UserError
-from denoising.data import targets
+from denoising.data import conversion, targets
 from denoising.files import images
 
 
@@ -469,6 +469,40 @@ def test_noisy_copies_lose_nothing_and_are_on_record(tmp_path, source):
     assert other["pixels_sha256"] != record["pixels_sha256"]
     run(source, tmp_path / "c", "--noise", "gauss25", "--format", "png")
     assert read(tmp_path / "c/4.png").dtype == np.uint8
+
+
+def test_noise_follows_from_the_seed_and_the_name_alone(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("deep/a.png", "b.png"):
+        images.write_image(tmp_path / "in" / name, picture())
+    run(tmp_path / "in", tmp_path / "out", "--noise", "gauss25", "--seed", 3)
+    for name, written in (("deep/a.png", "a.npy"), ("b.png", "b.npy")):
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        expected = picture() / np.float32(255)
+        expected = expected + np.random.default_rng([3, number]).standard_normal(expected.shape, np.float32) * (
+            25 / 255
+        )
+        np.testing.assert_allclose(np.load(tmp_path / "out" / written), expected, atol=1e-6)
+
+
+def test_half_transparent_pixels_are_half_white(tmp_path):
+    pixels, alpha = np.full((60, 64, 3), 100, np.uint8), np.full((60, 64), 51, np.uint8)
+    (tmp_path / "in").mkdir()
+    images.write_image(tmp_path / "in" / "a.png", pixels, like=images.Picture([pixels], [alpha]))
+    run(tmp_path / "in", tmp_path / "out")
+    assert (read(tmp_path / "out" / "a.png") == 100 / 5 + 255 * 4 / 5).all()
+
+
+def test_a_large_file_is_left_out_by_its_header(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    images.write_image(tmp_path / "in" / "large.png", picture(90, 90))
+    images.write_image(tmp_path / "in" / "good.png", picture())
+    monkeypatch.setattr(conversion, "LARGE_FILE", 0)
+    opened, read_bytes = [], images.read_bytes
+    monkeypatch.setattr(images, "read_bytes", lambda path: opened.append(path) or read_bytes(path))
+    run(tmp_path / "in", tmp_path / "out")
+    assert opened == [str(tmp_path / "in" / "good.png")]
+    assert skipped(tmp_path / "out") == {"large.png": "larger than 80 pixels a side,90 x 90"}
 
 
 # --- Raw frames -----------------------------------------------------------------------------------

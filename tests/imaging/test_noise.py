@@ -349,7 +349,7 @@ def test_bernoulli_knows_what_it_left(new_rng):
 
 def test_recorruptions_hide_noise_only_where_it_is_coarser_than_the_files_steps():
     step = 1 / 255
-    for text, hidden in {"gauss2.8": False, "gauss3": True, "poisson250": True, "poisson300": False}.items():
+    for text, hidden in {"gauss2.895": False, "gauss2.905": True, "poisson280": True, "poisson281": False}.items():
         assert parse_noise(text).hides(step) == hidden, text
     assert parse_noise("gauss2_50").hides(step) is False  # the weakest of a range counts
     assert parse_noise("gauss0.02").hides(1 / 65535)

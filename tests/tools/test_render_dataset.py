@@ -77,7 +77,7 @@ def test_the_target_is_another_noisy_render(rendered):
         # Nearly all of what a step between neighbours has of noise is new in the other one. (Not all: at one sample per
         # pixel the tone map moves both the same way.)
         light = [first, second, read(found[f"train/clean/scene{i:05d}_0.exr"])]
-        steps = [np.diff(renders.tone_map(one), axis=1) for one in light]
+        steps = [np.diff(renders.tone_map(render), axis=1) for render in light]
         noise = [(step - steps[2]).ravel() for step in steps[:2]]
         assert abs(np.corrcoef(*noise)[0, 1]) < 0.5
         assert np.std(noise[0]) > 0.02
@@ -125,9 +125,14 @@ def test_mistakes_are_one_line(tmp_path):
     assert_user_error(render(tmp_path / "out", "--scenes", bad), "--scenes", "nosuch")
     bad.write_text(SCENE.format(pixels="luminance"))
     assert_user_error(render(tmp_path / "out", "--scenes", bad, "--spp", 1), "pixel_format")
-    assert_user_error(render(tmp_path / "out", "--scenes", tmp_path / "none.xml"), "--scenes", "does not exist")
-    assert_user_error(render(tmp_path / "out", "--variant", "fast"), "--variant", "scalar_rgb")
-    assert_user_error(render(tmp_path, "--n_scenes", 1), "--save_dir", "not empty")
+    for folder, flags, words in (
+        ("fresh", ["--scenes", tmp_path / "none.xml"], r"--scenes: .*none\.xml does not exist"),
+        ("fresh", ["--variant", "fast"], "--variant: fast is none of .*scalar_rgb"),
+        (".", ["--n_scenes", 1], "--save_dir: .* not empty"),
+    ):
+        with pytest.raises(UserError, match=words):
+            render_dataset.main(["--save_dir", tmp_path / folder, *flags])
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_an_absent_renderer_is_asked_for(monkeypatch):

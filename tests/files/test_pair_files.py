@@ -115,7 +115,7 @@ def test_what_unpacks_without_end_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         for name in TRAINING:
             archive.writestr(f"{name}.npy", content)
-    with pytest.raises(UserError, match="larger than the file"):
+    with pytest.raises(UserError, match="does not fit the size of the file"):
         pair_files.read(tmp_path / "b.npz", TRAINING)
 
 

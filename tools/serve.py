@@ -1,4 +1,4 @@
-"""An HTTP service: POST an image, get it back denoised in the same format.
+"""Runs an HTTP service: POST an image, and it comes back denoised in the same format.
 
 Examples:
   python tools/serve.py --model_path best_model.pdparams
@@ -9,9 +9,9 @@ Examples:
   curl --data-binary @noisy.png "http://127.0.0.1:8000/denoise?strength=0.8" -o denoised.png
   python tools/serve_client.py --image_path photos/ --save_dir denoised/
 
-GET / is a page to try it on, /health is for load balancers, /metrics for Prometheus. It prints its address once it is
-ready; SIGTERM and Ctrl-C let it finish what it has. It has neither passwords nor TLS, and therefore listens on this
-machine alone unless --host says otherwise. docs/serving.md tells the rest.
+GET / is a page to try it in a browser, /health is for load balancers, and /metrics for Prometheus. The service prints
+its address once it is ready; after SIGTERM or Ctrl-C it finishes the images that it has. It asks for no password and
+does not encrypt, so only this machine can reach it unless --host says otherwise. docs/serving.md has the details.
 """
 
 import asyncio
@@ -33,45 +33,77 @@ IMAGE_PROCESSES = 2
 
 def get_parser():
     """All flags."""
-    parser = cli.Parser(__doc__, conflict_handler="resolve")
+    parser = cli.Parser(__doc__)
     add = parser.add_argument_group("model").add_argument
-    add("--model_path", help="the .pdparams or .pth weights")
-    add("--model_dir", help="or a folder of export_model.py")
-    add("--model_file", help="or a program in it, .pdmodel, .json or .onnx")
+    add("--model_path", help="weights, .pdparams or .pth")
+    add("--model_dir", help="instead of weights, a folder that export_model.py wrote")
+    add("--model_file", help="or one exported program: .pdmodel, .json or .onnx")
     add("--runtime", choices=choice.RUNTIMES, default="paddle", help="what runs an exported model")
     add = parser.add_argument_group("service").add_argument
-    add("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 or :: for all of this machine")
-    add("--port", type=number(int, 0, 65535), default=8000, help="0 for any that is free")
-    add("--max_mb", type=number(float, 0.001, 2000), default=50, help="of one upload")
-    add("--max_megapixels", type=number(float, 0.01, 500), default=25, help="of one image, all its pages together")
-    add("--max_queue", type=number(int, 1, 10000), default=32, help="images at a time; others are answered with 503")
-    add("--max_connections", type=number(int, 1, 100000), default=256, help="open at a time")
-    add("--timeout", type=number(float, 0.1, 86400), default=120, help="seconds for one image, waiting included")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 or :: listens on all of this machine's")
+    add("--port", type=number(int, 0, 65535), default=8000, help="port to listen on; 0 takes any that is free")
+    add("--max_mb", type=number(float, 0.001, 2000), default=50, help="megabytes that an upload may have")
+    add(
+        "--max_megapixels",
+        type=number(float, 0.01, 500),
+        default=25,
+        help="megapixels that an image may have, all its pages together",
+    )
+    add(
+        "--max_queue",
+        type=number(int, 1, 10000),
+        default=32,
+        help="images in work at a time; further ones are answered with 503, try again",
+    )
+    add("--max_connections", type=number(int, 1, 100000), default=256, help="connections open at a time")
+    add("--timeout", type=number(float, 0.1, 86400), default=120, help="seconds for an image, its wait included")
     add("--transfer_timeout", type=number(float, 0.1, 86400), default=60, help="seconds for an upload or a download")
     add("--decode_timeout", type=number(float, 0.1, 86400), default=10, help="seconds to decode an upload")
-    add("--stop_timeout", type=number(float, 0, 86400), default=30, help="seconds to finish in when told to stop")
-    add("--access_log", action="store_true", help="a line on stderr for each request")
+    add(
+        "--stop_timeout",
+        type=number(float, 0, 86400),
+        default=30,
+        help="seconds that the images in work are given when the service is told to stop",
+    )
+    add("--access_log", action="store_true", help="write a line to stderr for each request")
     add = parser.add_argument_group("computing").add_argument
-    add("--max_batch", type=number(int, 1, 256), default=8, help="windows of one size computed at once")
-    add("--max_wait_ms", type=number(float, 0, 10000), default=0, help="that a window waits for others of its size")
-    add("--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given")
-    devices.add_flags(parser)
-    # The same flag for both kinds of model.
-    add("--precision", default="fp32", choices=choice.PRECISIONS, help="fp16 and int8 of exported models only")
-    return parser
+    add("--max_batch", type=number(int, 1, 256), default=8, help="windows of one size that are computed at once")
+    add(
+        "--max_wait_ms",
+        type=number(float, 0, 10000),
+        default=0,
+        help="milliseconds that a window waits for others of its size",
+    )
+    add(
+        "--tile",
+        type=number(int, 352),
+        help="side of the largest window in pixels; chosen by the free memory unless given",
+    )
+    devices.add_flags(parser, choice.PRECISIONS, "; fp16 and int8 are for exported models")
+    return parser  # fmt: skip
 
 
 def check_model(options):
-    """Refuses what names no model; returns the options of the runtime for an exported one."""
-    if sum(map(bool, (options.model_path, options.model_dir, options.model_file))) != 1:
-        raise UserError("--model_path: give either weights, or --model_dir or --model_file of an exported model")
-    if options.model_path:
-        cli.existing_file("--model_path", options.model_path)
-        if options.runtime != "paddle" or options.precision in ("fp16", "int8"):
-            raise UserError("--runtime, --precision: weights run on this project's engine in fp32 or bf16")
+    """Refuses what names no model; returns the options of the runtime for an exported one, or None for weights."""
+    weights, exported = options.model_path, (options.model_dir, options.model_file)
+    fits_weights = options.runtime == "paddle" and options.precision in ("fp32", "bf16")
+    cli.refuse(
+        (
+            sum(map(bool, (weights, *exported))) != 1,
+            "--model_path: give either weights, or --model_dir or --model_file of an exported model",
+        ),
+        (
+            weights and not fits_weights,
+            "--runtime, --precision: weights run on this project's engine in fp32 or bf16",
+        ),
+        (
+            not weights and options.engine != "auto",
+            "--engine: runs weights; what runs an exported model is --runtime",
+        ),
+    )
+    if weights:
+        cli.existing_file("--model_path", weights)
         return None
-    if options.engine != "auto":
-        raise UserError("--engine: runs weights; what runs an exported model is --runtime")
     chosen = {name: getattr(options, name) for name in ("model_dir", "model_file", "runtime", "precision")}
     chosen = choice.runtime_options(**chosen, use_gpu=options.device == "gpu")
     choice.find_model(chosen)
@@ -79,7 +111,7 @@ def check_model(options):
 
 
 class ExportedNetwork(DenoisingNetwork):
-    """What a Denoiser takes for a network: an exported model in a runtime of its own."""
+    """An exported model in a runtime of its own, in the shape of a network, so that a Denoiser takes it."""
 
     def __init__(self, runtime):
         super().__init__(n_channel=runtime.channels)
@@ -101,7 +133,7 @@ def load(options, exported):
     runtime = choice.open_runtime(exported)
     cli.note(runtime.describe())
     denoiser = Denoiser(ExportedNetwork(runtime), tile=options.tile)
-    denoiser.options = runtime.record.get("options", {})
+    denoiser.options = runtime.record.get("options", {})  # with the noise, whose known frequencies are put back
     return denoiser
 
 

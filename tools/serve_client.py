@@ -1,11 +1,11 @@
-"""Denoises an image, a folder tree or a glob by a service (tools/serve.py), on this machine or another.
+"""Sends an image, a folder tree or a glob to a denoising service (tools/serve.py), on this machine or another.
 
 Examples:
   python tools/serve_client.py --image_path photos/ --save_dir denoised/
   python tools/serve_client.py --image_path scan.tif --url http://192.168.1.20:8000 --save_dir . --strength 0.7
 
-Results are NAME_denoise in the format that the image has. Where the service is too busy it is asked again after the
-time that it names. In Python:
+Each result is NAME_denoise in the format of its image. While the service is too busy, it is asked again after the time
+that it names. From Python:
 
     from serve_client import denoise
     png = denoise("http://127.0.0.1:8000", Path("noisy.png").read_bytes())
@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 
 from denoising import cli
 from denoising.cli import UserError, number
-from denoising.files import images
+from denoising.files import images, results
 
-TIMEOUT = 600  # seconds without a sign of life; the service has a shorter one
+TIMEOUT = 600  # seconds without a sign of life; the service gives up sooner
 PATIENCE = 600
 
 
@@ -33,21 +33,24 @@ def get_parser():
     """All flags."""
     parser = cli.Parser(__doc__)
     parser.add_argument("--image_path", required=True, help="an image, a folder (searched recursively), or a glob")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the service")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
     parser.add_argument("--save_dir", default="./output/", help="where results go; created if needed")
     parser.add_argument(
         "--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect"
     )
-    parser.add_argument("--jobs", type=number(int, 1, 64), default=4, help="images under way at once")
+    parser.add_argument("--jobs", type=number(int, 1, 64), default=4, help="images sent at a time")
     parser.add_argument(
-        "--patience", type=number(float, 0), default=PATIENCE, help="seconds to ask again while the service is busy"
+        "--patience",
+        type=number(float, 0),
+        default=PATIENCE,
+        help="how many seconds to go on asking while the service is busy",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     return parser
 
 
 def denoise(url, data, strength=1.0, patience=PATIENCE, name="the image"):
-    """The bytes of an image file for those of another.
+    """Sends the bytes of an image file, and returns those of the denoised one.
 
     Raises:
         UserError: the service cannot be reached, or refuses; the message names the image and says why.
@@ -65,21 +68,37 @@ def denoise(url, data, strength=1.0, patience=PATIENCE, name="the image"):
 
 
 def _request(url, method, path, data=None):
-    parts = urlsplit(url)
-    kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}.get(parts.scheme)
+    kind, host, port, base = address_of(url)
     try:
-        if kind is None or not parts.hostname:
-            raise ValueError("an address is http://HOST:PORT")
-        connection = kind(parts.hostname, parts.port, timeout=TIMEOUT)
+        connection = kind(host, port, timeout=TIMEOUT)
         try:
             headers = {"Content-Type": "application/octet-stream"}
-            connection.request(method, parts.path.rstrip("/") + path, body=data, headers=headers)
+            connection.request(method, base + path, body=data, headers=headers)
             answer = connection.getresponse()
             return answer.status, answer.headers, answer.read()
         finally:
             connection.close()
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"--url: {url}: {getattr(error, 'strerror', None) or error or type(error).__name__}") from None
+
+
+def address_of(url):
+    """The kind of connection, host, port and path that an address names.
+
+    Raises:
+        UserError: it is no address of a service.
+    """
+    try:
+        # urlsplit drops line breaks without a word, and spaces would split the request's first line.
+        if any(character.isspace() or not character.isprintable() for character in url):
+            raise ValueError("it holds spaces or control characters")
+        parts = urlsplit(url)
+        kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}.get(parts.scheme)
+        if kind is None or not parts.hostname:
+            raise ValueError("an address is http://HOST:PORT")
+        return kind, parts.hostname, parts.port, parts.path.rstrip("/")
+    except ValueError as error:
+        raise UserError(f"--url: {url}: {error}") from None
 
 
 def _reason(status, body):
@@ -89,20 +108,8 @@ def _reason(status, body):
         return f"the answer is {status} {http.client.responses.get(status, '')}".strip()
 
 
-def plan(options):
-    """Pairs of input and output; none is lost or replaced."""
-    root, pairs = Path(options.image_path), []
-    for path in images.find_images("--image_path", options.image_path):
-        folder = path.parent.relative_to(root) if root.is_dir() else Path()
-        target = Path(options.save_dir) / folder / f"{path.stem}_denoise{path.suffix}"
-        if target.exists() and not options.overwrite:
-            raise UserError(f"--save_dir: {target} exists; --overwrite replaces it")
-        pairs.append((path, target))
-    return pairs
-
-
 def denoise_file(options, source, target):
-    """One file; returns what went wrong, or None."""
+    """Denoises one file; returns what went wrong, or None."""
     try:
         data = denoise(options.url, images.read_bytes(source), options.strength, options.patience, source)
         cli.writable_folder("--save_dir", target.parent)
@@ -113,13 +120,18 @@ def denoise_file(options, source, target):
 
 
 def main(argv=None):
-    """Sends all, some at a time; what is refused is reported and the rest goes on."""
+    """Sends all images, some at a time; those that are refused are reported, and the rest go on."""
     options = get_parser().parse_args(argv)
-    pairs = plan(options)
+    address_of(options.url)
+    paths = images.find_images("--image_path", options.image_path)
+    targets = results.plan(
+        "--image_path", paths, options.image_path, options.save_dir, keep_format=True, overwrite=options.overwrite
+    )
+    pairs = list(zip(paths, targets, strict=True))
     cli.writable_folder("--save_dir", options.save_dir)
     status, _, body = _request(options.url, "GET", "/health")
     if status not in (200, 503) or not body.startswith(b"{"):
-        raise UserError(f"--url: {options.url} is no service of tools/serve.py ({_reason(status, body)})")
+        raise UserError(f"--url: {options.url} does not answer as tools/serve.py does ({_reason(status, body)})")
     failed = 0
     with ThreadPoolExecutor(options.jobs) as pool, cli.progress(pairs, unit="image", disable=len(pairs) == 1) as bar:
         errors = pool.map(lambda pair: denoise_file(options, *pair), pairs)

@@ -13,8 +13,14 @@ from denoising.engine import operators
 from denoising.inference import distributed
 
 
-def add_flags(parser):
-    """The group of flags that every script which runs a network has."""
+def add_flags(parser, precisions=("fp32", "bf16"), precision_note=""):
+    """The group of flags that every script which runs a network has.
+
+    Args:
+        parser: of the script.
+        precisions: what --precision takes.
+        precision_note: follows its help.
+    """
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu"], help="where to compute")
     group.add_argument("--gpu_devices", help="the GPU to take, as published, e.g. 0")
@@ -27,8 +33,8 @@ def add_flags(parser):
     group.add_argument(
         "--precision",
         default="fp32",
-        choices=["fp32", "bf16"],
-        help="of the engine's activations; bf16 halves the time on CPUs that have it",
+        choices=precisions,
+        help="of the engine's activations; bf16 halves the time on CPUs that have it" + precision_note,
     )
     return group
 

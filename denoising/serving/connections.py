@@ -28,7 +28,7 @@ class Connection(web.RequestHandler):
         self.deadline = self.service.loop.time() + HEADER_SECONDS
         super().connection_made(transport)
         if len(self.service.connections) >= self.service.options.max_connections:
-            self.service.requests.add(1, "other", "503")
+            self.service.metrics.requests.add(1, "other", "503")
             transport.write(
                 b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
                 b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(TOO_MANY), TOO_MANY)

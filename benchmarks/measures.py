@@ -1,8 +1,8 @@
-"""What benchmarks/run.py measures, each in a process of its own: one line of JSON with the numbers.
+"""The measurements of benchmarks/run.py, each of which gets a process of its own and prints a line of JSON.
 
     python benchmarks/measures.py subsampler '{"rounds": 5}'
 
-A function takes the values in the JSON text and returns numbers or lists of them; times are seconds.
+A function takes the values of the JSON text, and returns numbers or lists of them; times are in seconds.
 """
 
 import contextlib
@@ -15,7 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising import machine
+
 SIGMA = "gauss25"
+RATE = 1e-4  # of learning
 
 
 def timed(function, *arguments):
@@ -48,12 +53,6 @@ def used():
     """CPU seconds of this process and of those that it has started and seen end."""
     parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(part.ru_utime + part.ru_stime for part in parts)
-
-
-def status(key):
-    """A memory figure of this process in bytes; VmHWM starts anew with each program, unlike ru_maxrss."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
 
 
 # --- Preparing images ------------------------------------------------------------------------------------------
@@ -127,7 +126,7 @@ def subsampler(rounds, size=256):
 
     # Both do the same: equal results for equal draws.
     index = rng.integers(0, 8, (count, cells, cells))
-    picks = np.stack([picks_of_published(one) for one in index])
+    picks = np.stack([picks_of_published(numbers) for numbers in index])
     expected = [select(mask) for mask in draw_masks(paddle.to_tensor(index.reshape(-1)))]
     for a, b in zip(subimages(image, paddle.to_tensor(picks)), expected, strict=True):
         assert bool((a == b).all())
@@ -158,15 +157,23 @@ def loading(folder, batch, patch, precision, rounds, steps):
     method = Neighbor2Neighbor()
     loaders = {}
     for name, cache in (("JPEG", 0), ("cached", 8 << 30)):
-        patches = dataset.TrainingImages(folder, method, parse_noise(SIGMA), 3, patch, options.seed, cache_bytes=cache)
+        patches = dataset.TrainingImages(
+            folder,
+            method=method,
+            noise=parse_noise(SIGMA),
+            n_channel=3,
+            patchsize=patch,
+            seed=options.seed,
+            cache_bytes=cache,
+        )
         loaders[name] = dataset.Batches(patches, batch, options.seed, workers=options.workers)
         if cache:
             for index in range(len(patches)):
                 patches.sample(0, index)
     ready = loaders["cached"].batch(0)
 
-    def step(one):
-        training.train_on(method, one, 1e-4, 1.0)[0].item()
+    def step(arrays):
+        training.train_on(method, arrays, RATE, 1.0)[0].item()
 
     found = {f"{name} {what}": [] for name in loaders for what in ("alone", "wait", "loop")} | {"step": []}
     position = 0
@@ -185,9 +192,9 @@ def loading(folder, batch, patch, precision, rounds, steps):
             waited, start = 0.0, time.perf_counter()
             for _ in range(steps):
                 before = time.perf_counter()
-                one = next(stream)
+                arrays = next(stream)
                 waited += time.perf_counter() - before
-                step(one)
+                step(arrays)
             measured[f"{name} loop"] = (time.perf_counter() - start) / steps
             measured[f"{name} wait"] = waited / steps
             stream.close()
@@ -217,7 +224,7 @@ def around(folder, precision, rounds, batch=4, patch=256):
     # In the network's place: results that are there already, and that the loss is differentiated to.
     results = {side: paddle.rand([batch, 3, side, side]) for side in (patch, patch // 2)}
     results[patch // 2].stop_gradient = False
-    training.train_on(method, step, 1e-4, 1.0)
+    training.train_on(method, step, RATE, 1.0)
     for parameter in training.network.parameters():
         parameter.grad = paddle.full_like(parameter, 1e-3)
 
@@ -233,15 +240,15 @@ def around(folder, precision, rounds, batch=4, patch=256):
         "to tensors": lambda: [paddle.to_tensor(array) for array in step],
         "sub-images": lambda: subimages(noisy, picks),
         "losses": losses,  # with the sub-images of both passes, forward and backward
-        "optimizer": training.optimizer.step,
+        "optimizer": lambda: training.optimizer.step(RATE, training.scaler),
         "average": training._average,
     }
-    # The step clears the gradients, so it uses a training of its own.
+    # The whole step changes the gradients, so it has a training of its own.
     whole, _ = _training(folder, batch, patch, precision)
     found = {name: [] for name in [*functions, "step"]}
     for i in range(rounds + 1):
         seconds = {name: repeated(function, 3) for name, function in functions.items()}
-        seconds["step"] = timed(lambda: whole.train_on(method, step, 1e-4, 1.0)[0].item())
+        seconds["step"] = timed(lambda: whole.train_on(method, step, RATE, 1.0)[0].item())
         if i:
             for name, value in seconds.items():
                 found[name].append(value)
@@ -265,36 +272,40 @@ def _denoiser(engine_name, precision, n_feature=48):
     return Denoiser(network)
 
 
-def val_and_predict(validation, image, target, engine_name, precision, limit, warm):
-    """Seconds per megapixel of what val.py and predict.py do with one set and one file."""
-    import predict
+def val_and_predict(val_dirs, image, target, engine_name, precision, limit, warm):
+    """Seconds per megapixel of what val.py does with one set, and predict.py with one file."""
+    from denoising.data.validation import find_validation_sets
     from denoising.files import images
     from denoising.imaging.noise import parse_noise
-    from denoising.inference.denoiser import evaluate
+    from denoising.inference.evaluation import evaluate
 
     denoiser = _denoiser(engine_name, precision)
-    one = validation.find_validation_sets(validation)[0][0]
+    validation_set = find_validation_sets(val_dirs)[0][0]
     noise = parse_noise(SIGMA)
     for _ in range(1 + warm):
-        scores = evaluate(denoiser, one, noise, repeats=1, limit=limit)
+        scores = evaluate(denoiser, validation_set, noise, repeats=1, limit=limit)
+
+    def denoise_file():
+        picture = images.read_image(image)
+        images.write_image(target, [denoiser(page) for page in picture.pages], like=picture)
+
     megapixels = np.prod(images.image_size(image)) / 1e6
     for _ in range(1 + warm):
-        seconds = timed(predict.denoise_file, denoiser, image, Path(target))
+        seconds = timed(denoise_file)
     return {"val.py": scores.seconds / scores.megapixels, "predict.py": seconds / megapixels}
 
 
 def working_memory(engine_name, precision, side):
     """Peak bytes of one pass per pixel of its window, beyond what the process had before."""
-    from denoising import machine
     from denoising.inference.denoiser import TILE_BYTES
 
     denoiser = _denoiser(engine_name, precision)
     small, window = (np.zeros((1, 3, size, size), np.float32) for size in (64, side))
     denoiser.run_batch(small)
     window += 0.5  # memory that is really there, so that it does not count
-    before = status("VmRSS")
+    before = machine.used_memory("VmRSS")
     denoiser.run_batch(window)
-    measured = (status("VmHWM") - before) / side**2
+    measured = (machine.used_memory("VmHWM") - before) / side**2
     budget = min(TILE_BYTES, machine.free_memory() // 2)
     return {"measured": measured, "planned": budget / denoiser._window_pixels()}
 
@@ -303,10 +314,10 @@ def predict_memory(weights, image, folder, flags):
     """Peak memory of `predict.py` as a whole, and its time."""
     import predict
 
-    before = status("VmHWM")
+    before = machine.used_memory("VmHWM")
     arguments = ["--image_path", image, "--model_path", weights, "--save_dir", folder, "--overwrite", *flags]
     seconds = timed(predict.main, arguments)
-    return {"peak": status("VmHWM"), "start": before, "seconds": seconds}
+    return {"peak": machine.used_memory("VmHWM"), "start": before, "seconds": seconds}
 
 
 def make_weights(path, n_feature):
@@ -334,8 +345,11 @@ def engines():
     return {"engines": found, "versions": devices.versions() | {"pillow": PIL.__version__, "opencv": cv2.__version__}}
 
 
-if __name__ == "__main__":
-    # What the scripts print is not wanted here.
+def call(name, values):
+    """What a measurement of this name returns; what the scripts print meanwhile is not wanted."""
     with contextlib.redirect_stdout(io.StringIO()):
-        result = globals()[sys.argv[1]](**json.loads(sys.argv[2]))
-    print(json.dumps(result))
+        return globals()[name](**values)
+
+
+if __name__ == "__main__":
+    print(json.dumps(call(sys.argv[1], json.loads(sys.argv[2]))))

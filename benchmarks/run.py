@@ -1,18 +1,17 @@
-"""Ratios of speed and memory, each from one run on this machine; the table goes to docs/benchmarks.md.
+"""Measures ratios of speed and memory on this machine, and writes them as tables into docs/benchmarks.md.
 
     python benchmarks/run.py                     # everything, about ten minutes on two free cores
     python benchmarks/run.py --only loading      # one section, printed and not written
     python benchmarks/run.py --images PHOTOS     # the dataset tool on images of your own
 
-What is compared is measured in turn, A B A B, so that a busy machine slows both sides: trust the ratios, not the
-seconds. Each measurement that depends on the state of its process has a process of its own.
+Things that are compared are measured in turn, A B A B, so that a busy machine slows both sides: trust the ratios, not
+the seconds. Each measurement has a process of its own.
 """
 
 import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
 import pictures
+from denoising import cli, machine
+from denoising.cli import number
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -28,14 +31,13 @@ NAMES = {"onednn fp32": "engine, fp32", "onednn bf16": "engine, bf16", "paddle f
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), metavar="NAME", help=", ".join(SECTIONS))
-    parser.add_argument("--images", type=Path, help="folder of photos for the dataset tool, instead of its own")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each cheap thing")
-    parser.add_argument("--quick", action="store_true", help="one round of little work: a test, no benchmark")
-    parser.add_argument("--output", type=Path, help="where the document goes; docs/benchmarks.md for a full run")
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--only", nargs="+", choices=list(SECTIONS), metavar="NAME", help=f"these sections alone: {', '.join(SECTIONS)}")
+    add("--images", type=Path, help="a folder of photos for the section dataset_tool, instead of made ones")
+    add("--rounds", type=number(int, 1), default=5, help="how often each cheap measurement is made")
+    add("--quick", action="store_true", help="one round of little work, to see whether everything runs: no benchmark")
+    add("--output", type=Path, help="where the document goes; a full run writes docs/benchmarks.md unless given")
     return parser
 
 
@@ -101,7 +103,7 @@ def measure(name, **values):
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode != 0:
-        sys.exit(f"run.py: {name} {values} failed:\n{done.stderr}")
+        raise RuntimeError(f"{name} {values} failed:\n{done.stderr}")
     return json.loads(done.stdout)
 
 
@@ -117,9 +119,9 @@ class Bench:
     def quick(self):
         return self.options.quick
 
-    def rounds(self, most=None):
-        """How often to measure."""
-        return 1 if self.quick else min(self.options.rounds, most or self.options.rounds)
+    def rounds(self, limit=None):
+        """How often to measure; a limit is for what is dear."""
+        return 1 if self.quick else min(self.options.rounds, limit or self.options.rounds)
 
     def photos(self):
         """About two hundred JPEG files of 300 to 500 pixels a side."""
@@ -164,15 +166,15 @@ def dataset_tool(bench):
                 seconds, used, count = measure("dataset_tool", source=source, target=target, workers=name)
             times[name].append(seconds / count)
             cpu[name].append(used / count)
-    one, two = "dataset_tool.py, 1 worker", "dataset_tool.py, 2 workers"
+    with_1, with_2 = "dataset_tool.py, 1 worker", "dataset_tool.py, 2 workers"
     rows = [
         Row("as published", times["published"], "s"),
-        Row(one, times[1], "s", "speed of the published way", times["published"], True),
-        Row(two, times[2], "s", "speed of the published way", times["published"], True),
-        Row(two, times[2], "s", "speed of 1 worker", times[1], True),
+        Row(with_1, times[1], "s", "speed of the published way", times["published"], True),
+        Row(with_2, times[2], "s", "speed of the published way", times["published"], True),
+        Row(with_2, times[2], "s", "speed of 1 worker", times[1], True),
         Row("as published", cpu["published"], "CPU s"),
-        Row(one, cpu[1], "CPU s", "times the published way", cpu["published"]),
-        Row(two, cpu[2], "CPU s", "times 1 worker", cpu[1]),
+        Row(with_1, cpu[1], "CPU s", "times the published way", cpu["published"]),
+        Row(with_2, cpu[2], "CPU s", "times 1 worker", cpu[1]),
     ]
     speeds = ", ".join(
         f"{name}: {1 / statistics.median(seconds):.0f}"
@@ -216,12 +218,12 @@ def loading(bench):
         title, step = f"{name} (batch {batch}, patch {patch}, {precision})", found["step"]
         rows.append(Row(f"{title}: step on a prepared batch", step, "s"))
         for kind in ("JPEG", "cached"):
-            told = "decoding JPEG each time" if kind == "JPEG" else "from the cache"
+            source = "decoding JPEG each time" if kind == "JPEG" else "from the cache"
             rows += [
-                Row(f"{told}: loader alone", found[f"{kind} alone"], "s", "of the step", step, percent=True),
-                Row(f"{told}: wait in the loop", found[f"{kind} wait"], "s", "of the loop's step",
+                Row(f"{source}: loader alone", found[f"{kind} alone"], "s", "of the step", step, percent=True),
+                Row(f"{source}: wait in the loop", found[f"{kind} wait"], "s", "of the loop's step",
                     found[f"{kind} loop"], percent=True),
-                Row(f"{told}: whole loop", found[f"{kind} loop"], "s", "times the step", step),
+                Row(f"{source}: whole loop", found[f"{kind} loop"], "s", "times the step", step),
             ]  # fmt: skip
     return rows, ""
 
@@ -259,7 +261,7 @@ def denoising(bench):
         for way, lists in found.items():
             name, precision = way.split()
             seconds = measure(
-                "val_and_predict", validation=ROOT / "validation", image=image, target=bench.folder / "out.png",
+                "val_and_predict", val_dirs=ROOT / "validation", image=image, target=bench.folder / "out.png",
                 engine_name=name, precision=precision, limit=1 if bench.quick else 3,
                 # Paddle's own layers take long, and compile nothing that a first pass would have to wait for.
                 warm=0 if name == "paddle" else 1,
@@ -343,14 +345,12 @@ SECTIONS = {
 # --- The document ----------------------------------------------------------------------------------------------
 
 
-def machine():
+def this_machine():
     """The processor and its memory; not whose it is."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    cpu = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), platform.machine())
-    flags = next((line.split() for line in info if line.startswith("flags")), [])
+    flags = machine.cpu_flags()
     special = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{cpu}, {len(os.sched_getaffinity(0))} cores ({', '.join(special)}), {gigabytes:.0f} GiB of memory"
+    return f"{machine.cpu_name()}, {machine.cores()} cores ({', '.join(special)}), {gigabytes:.0f} GiB of memory"
 
 
 def heading(arguments, versions, busy):
@@ -362,12 +362,12 @@ def heading(arguments, versions, busy):
             "\nwould be, the ranges wide. The ratios hold where both sides took turns, but not for what needs a core"
             "\nof its own: a second worker, and a loader beside a step that uses all cores.\n"
         )
-    told = ", ".join(f"{name} {version[:12]}" for name, version in versions.items())
+    versions = ", ".join(f"{name} {version[:12]}" for name, version in versions.items())
     return f"""# Benchmarks
 
     make bench            # or: {" ".join(["python", "benchmarks/run.py", *arguments])}
 
-{datetime.date.today()}, {machine()}. {told}.
+{datetime.date.today()}, {this_machine()}. {versions}.
 {load}
 Each ratio is between measurements that took turns, round by round: the median of the rounds' ratios, and their range.
 The training step itself against other frameworks: `make bench-train`.
@@ -377,8 +377,8 @@ The training step itself against other frameworks: `make bench-train`.
 def main(argv=None):
     arguments = sys.argv[1:] if argv is None else argv
     options = get_parser().parse_args(arguments)
-    if options.images and not options.images.is_dir():
-        sys.exit(f"run.py: error: --images: {options.images} is no folder")
+    if options.images:
+        cli.existing_folder("--images", options.images)
     busy = os.getloadavg()[0]
     known = measure("engines")
     parts = [heading(arguments, known["versions"], busy)]
@@ -386,7 +386,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder), known["engines"])
         for name in options.only or SECTIONS:
-            print(f"measuring: {name}", file=sys.stderr)
+            cli.note(f"measuring: {name}")
             title, _, text = SECTIONS[name].__doc__.partition("\n\n")
             rows, note = SECTIONS[name](bench)
             text = "\n".join(line.strip() for line in text.strip().splitlines())
@@ -394,11 +394,10 @@ def main(argv=None):
             print(parts[-1], flush=True)
     target = options.output or (None if options.only or options.quick else DOCUMENT)
     if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("\n".join(parts), encoding="utf-8")
-        print(f"written: {target}", file=sys.stderr)
+        cli.write_text(target, "\n".join(parts))
+        cli.note(f"written: {target}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

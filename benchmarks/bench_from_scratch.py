@@ -1,13 +1,13 @@
-"""The time of a training step of from_scratch/ against other ways to convolve, on the same U-Net and batch.
+"""Compares the time of a training step of from_scratch/ with that of other ways to convolve, on one U-Net and batch.
 
     python benchmarks/bench_from_scratch.py               # five rounds, some five minutes
     python benchmarks/bench_from_scratch.py --where       # where our own step spends its time
     python benchmarks/bench_from_scratch.py --rounds 1 --steps 2 --batch 4 --features 4     # does it run
 
-The bar is the classic way to write a convolution by hand: `unfold` the image, multiply by the weights, `fold` the
-result. It is measured with Paddle's unfold, with PyTorch's where that is installed, and in NumPy by fancy indexing.
-Before anything is timed, each contender's loss and gradients are compared with ours. Each measurement is a process of
-its own, in turn with the others, so that a busy machine slows all of them alike.
+What we want to beat is the classic way to write a convolution by hand: `unfold` the image, multiply by the weights,
+`fold` the result. It is measured with Paddle's unfold, with PyTorch's where that is installed, and in NumPy by fancy
+indexing. Before anything is timed, each contender's loss and gradients are compared with ours. Each measurement has a
+process of its own, in turn with the others, so that a busy machine slows all of them alike.
 """
 
 import argparse
@@ -19,9 +19,14 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising import cli, machine
+from denoising.cli import number
+
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, RATE, SLOPE = 32, 1e-3, 0.1
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = machine.cores()
 NAMES = {
     "ours": "from_scratch",
     "blas": "from_scratch, whole batch at once, threads of BLAS",
@@ -36,16 +41,15 @@ NAMES = {
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps in each (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--features", type=int, default=24, help="width of the U-Net (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="WHO", help=" ".join(NAMES))
-    parser.add_argument("--where", action="store_true", help="profile one thread of ours instead")
-    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--rounds", type=number(int, 1), default=5, help="how often each is measured")
+    add("--steps", type=number(int, 1), default=10, help="steps that are timed in each measurement")
+    add("--batch", type=number(int, 1), default=16, help="images in a batch")
+    add("--features", type=number(int, 1), default=24, help="width of the U-Net")
+    add("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="WHO", help="these alone, of the default's")
+    add("--where", action="store_true", help="show instead where one thread of ours spends its time")
+    add("--measure", choices=NAMES, help=argparse.SUPPRESS)
     return parser
 
 
@@ -280,7 +284,7 @@ def run(who, options):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        print(f"{NAMES[who]}: not measured: {lines[-1] if lines else 'no message'}", file=sys.stderr)
+        cli.note(f"{NAMES[who]}: not measured: {lines[-1] if lines else 'no message'}")
         return None
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -370,7 +374,7 @@ def main(argv=None):
     results = {who: [] for who in options.only}
     for i in range(options.rounds):
         for who in list(results):
-            print(f"round {i + 1} of {options.rounds}: {NAMES[who]}", file=sys.stderr)
+            cli.note(f"round {i + 1} of {options.rounds}: {NAMES[who]}")
             result = run(who, options)
             if result is None:
                 del results[who]
@@ -378,7 +382,7 @@ def main(argv=None):
             results[who].append(result)
             first = next(iter(results.values()))[0]
             if not same(first, result):
-                sys.exit(f"{NAMES[who]}: another loss or other gradients than {NAMES[options.only[0]]}")
+                raise RuntimeError(f"{NAMES[who]}: another loss or other gradients than {NAMES[options.only[0]]}")
 
     times = {who: [second for result in rounds for second in result["seconds"]] for who, rounds in results.items()}
     bar = statistics.median(times["ours"]) if "ours" in times else None
@@ -391,8 +395,8 @@ def main(argv=None):
         median = statistics.median(seconds)
         ratio = f"{median / bar:.2f}" if bar else ""
         print(f"| {NAMES[who]} | {1e3 * median:.1f} | {1e3 * min(seconds):.1f} | {ratio} |")
-    return None
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

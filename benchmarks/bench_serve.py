@@ -1,16 +1,18 @@
-"""Loads tools/serve.py until it saturates, with the public load generator hey: images per second, latencies, refusals.
+"""Loads tools/serve.py until it saturates, and tells images per second, latencies and refusals.
 
     python benchmarks/bench_serve.py                      # 256x256 pictures, some five minutes
     python benchmarks/bench_serve.py --size 64 --seconds 10 --max_batch 1 8
     python benchmarks/bench_serve.py --serve="--model_path best_model.pdparams --precision bf16"
 
-Needs hey (apt install hey) and aiohttp. Each of the clients sends the same PNG as soon as it has its last answer, also
-when that was a 503: a real client would wait as the answer tells it. Load and service share this machine. Prints
-tables in Markdown; ends with an error if the service's own counters do not agree with the answers that hey has got.
+It needs aiohttp. The load comes from the public generator hey where that is installed (apt install hey), and else from
+threads of this script, which take more of the cores that the service computes on. Each client sends the same PNG as
+soon as it has its last answer, even when that was a 503: a real client would wait as the answer asks. Load and service
+share this machine. It prints tables in Markdown, and ends with an error if the service has counted other answers than
+the load generator has got.
 """
 
-import argparse
 import csv
+import http.client
 import json
 import shlex
 import shutil
@@ -18,32 +20,39 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising import cli, machine
+from denoising.cli import number
 from pictures import make_noisy
-from run import machine
+from run import this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = cli.Parser(__doc__)
     add = parser.add_argument
+    add("--serve", default=f"--model_path {ROOT / 'best_model.pdparams'}", help="flags of tools/serve.py")
+    add("--size", type=number(int, 1), default=256, help="side of the picture in pixels")
     add(
-        "--serve",
-        default=f"--model_path {ROOT / 'best_model.pdparams'}",
-        help="flags of tools/serve.py (default: %(default)s)",
+        "--clients",
+        type=number(int, 1),
+        nargs="+",
+        default=[1, 2, 4, 8, 16, 32, 64, 128],
+        help="how many there are at a time, one number after the other",
     )
-    add("--size", type=int, default=256, help="side of the picture (default: %(default)s)")
-    add("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128], help="at a time, one after the other")
-    add("--seconds", type=int, default=30, help="for each number of clients (default: %(default)s)")
-    add("--max_batch", type=int, nargs="+", default=[8], help="of the service; a table for each (default: %(default)s)")
-    return parser
+    add("--seconds", type=number(int, 1), default=30, help="how long each number of clients sends")
+    add("--max_batch", type=number(int, 1), nargs="+", default=[8], help="of the service; a table for each")
+    return parser  # fmt: skip
 
 
 class Served:
@@ -55,7 +64,7 @@ class Served:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.url = self.process.stdout.readline().strip()
         if not self.url:
-            sys.exit("bench_serve.py: error: the service does not start")
+            raise RuntimeError("the service does not start")
 
     def __enter__(self):
         return self
@@ -74,13 +83,19 @@ class Served:
         return int(self.metrics().get(f'denoise_requests_total{{what="denoise",status="{status}"}}', 0))
 
     def memory_mb(self):
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(text.split("VmHWM:")[1].split()[0]) / 1000
+        """The most memory that it has ever had."""
+        return machine.used_memory("VmHWM", self.process.pid) / 1e6
 
 
-def load(url, clients, seconds, *flags):
-    """Seconds of each answer by status, and how long it took in all."""
-    command = ["hey", "-z", f"{seconds}s", "-c", str(clients), "-t", "0", "-o", "csv", *flags, url]
+def load(url, clients, seconds, picture=None):
+    """Asks over and over, by POST with a picture, else by GET; returns its latencies by status and its seconds."""
+    return (load_by_hey if shutil.which("hey") else load_by_threads)(url, clients, seconds, picture)
+
+
+def load_by_hey(url, clients, seconds, picture):
+    """With the public generator."""
+    upload = ["-m", "POST", "-T", "image/png", "-D", str(picture)] if picture else []
+    command = ["hey", "-z", f"{seconds}s", "-c", str(clients), "-t", "0", "-o", "csv", *upload, url]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found, end = {}, 0.0
     for row in csv.DictReader(output.splitlines()):
@@ -88,6 +103,26 @@ def load(url, clients, seconds, *flags):
         found.setdefault(row["status-code"], []).append(latency)
         end = max(end, float(row["offset"]) + latency)
     return found, end
+
+
+def load_by_threads(url, clients, seconds, picture):
+    """With a thread for each client, which keeps its connection as long as the service does."""
+    address, data, start = urlsplit(url), picture and picture.read_bytes(), time.perf_counter()
+
+    def answers_of_a_client(_):
+        answers, connection = [], http.client.HTTPConnection(address.netloc)
+        while (asked := time.perf_counter()) < start + seconds:
+            connection.request("POST" if data else "GET", address.path, body=data)
+            answer = connection.getresponse()
+            answer.read()
+            answers.append((str(answer.status), time.perf_counter() - asked))
+        connection.close()
+        return answers
+
+    with ThreadPoolExecutor(clients) as pool:
+        answers = [answer for part in pool.map(answers_of_a_client, range(clients)) for answer in part]
+    found = {status: [latency for other, latency in answers if other == status] for status, _ in answers}
+    return found, time.perf_counter() - start
 
 
 def row_of(clients, found, end, batches):
@@ -103,47 +138,48 @@ def print_row(cells):
 
 
 def measure(options, picture, max_batch):
-    """A table for one service."""
-    upload = ("-m", "POST", "-T", "image/png", "-D", str(picture))
+    """Prints a table for one service."""
     name = options.serve.replace(f"{ROOT}/", "")
     print(f"\n{options.size}x{options.size}, `{name} --max_batch {max_batch}`:\n")
     print_row(["clients", "images/s", "p50 s", "p99 s", "503/s", "p99 of 503, ms", "other answers", "windows a batch"])
     print_row(["---"] * 8)
     with Served(options, max_batch) as served:
-        load(served.url, 1, 3, *upload)  # warm
+        load(f"{served.url}/denoise", 1, min(3, options.seconds), picture)  # warm
         for clients in options.clients:
-            before, counted = served.metrics(), [served.answers(status) for status in (200, 503)]
-            found, end = load(f"{served.url}/denoise", clients, options.seconds, *upload)
-            after = served.metrics()
-            batches = [
-                after[name] - before[name] for name in ("denoise_batch_windows_sum", "denoise_batch_windows_count")
-            ]
-            print_row(row_of(clients, found, end, batches[0] / max(batches[1], 1)))
-            now = [served.answers(status) for status in (200, 503)]
-            got = [len(found.get(status, [])) for status in ("200", "503")]
-            if [b - a for a, b in zip(counted, now, strict=True)] != got:
-                sys.exit(f"bench_serve.py: error: the service has answered {counted} to {now}, hey has got {got}")
+            measure_clients(served, clients, options.seconds, picture)
         with urllib.request.urlopen(f"{served.url}/health") as answer:
             health = json.load(answer)["status"]
-        found, end = load(f"{served.url}/health", 8, 5)
-        print(
-            f"\nHealth afterwards: {health}. GET /health: {len(found['200']) / end:.0f} a second with 8 clients.",
-            end=" ",
-        )
+        found, end = load(f"{served.url}/health", 8, min(5, options.seconds))
+        speed = f"{len(found['200']) / end:.0f} a second with 8 clients"
+        print(f"\nHealth afterwards: {health}. GET /health: {speed}.", end=" ")
         print(f"Most memory: {served.memory_mb():.0f} MB.", flush=True)
 
 
-def main():
-    options = get_parser().parse_args()
-    if not shutil.which("hey"):
-        sys.exit("bench_serve.py: error: needs the load generator hey: apt install hey")
-    print(f"{machine()}; hey, service and network on it together.")
+def measure_clients(served, clients, seconds, picture):
+    """Prints the row for a number of clients, and makes sure that both sides count alike."""
+    before, counted = served.metrics(), [served.answers(status) for status in (200, 503)]
+    found, end = load(f"{served.url}/denoise", clients, seconds, picture)
+    after, now = served.metrics(), [served.answers(status) for status in (200, 503)]
+    windows, batches = (
+        after[name] - before[name] for name in ("denoise_batch_windows_sum", "denoise_batch_windows_count")
+    )
+    print_row(row_of(clients, found, end, windows / max(batches, 1)))
+    received = [len(found.get(status, [])) for status in ("200", "503")]
+    if [b - a for a, b in zip(counted, now, strict=True)] != received:
+        raise RuntimeError(f"the service has answered {counted} to {now}, the load generator has got {received}")
+
+
+def main(argv=None):
+    options = get_parser().parse_args(argv)
+    generator = "hey" if shutil.which("hey") else "this script's own threads (hey is not installed)"
+    print(f"{this_machine()}; load by {generator}; load, service and network on it together.")
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "noisy.png"
         make_noisy(picture, options.size, options.size)
         for max_batch in options.max_batch:
             measure(options, picture, max_batch)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

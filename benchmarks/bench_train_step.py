@@ -1,13 +1,14 @@
-"""The time of a training step on the CPU: this project, PyTorch, and Paddle's own layers.
+"""Compares the time of a training step on the CPU: by this project, by PyTorch, and by Paddle's own layers.
 
     python benchmarks/bench_train_step.py               # five rounds, some ten minutes
     python benchmarks/bench_train_step.py --no-stock    # without Paddle's own layers, which take longest
     python benchmarks/bench_train_step.py --cpu-time    # for a machine that is busy with other things
 
-A step is what train.py does on a batch of four 256x256 images: add noise, split into sub-images, denoise
-the whole images without gradient and the sub-images with it, both losses, backward, Adam. PyTorch runs at
-its best: channels last, bf16 by autocast. It is needed here only (pip install torch). Each measurement is a
-process of its own, in turn with the others, so that a busy machine slows all of them alike.
+A step is what train.py does on a batch of four 256x256 images: it adds noise, splits them into sub-images, denoises the
+whole images without gradient and the sub-images with it, computes both losses, differentiates, and moves the weights
+by Adam. PyTorch runs at its best: channels last, bf16 by autocast. It is needed here only (pip install torch), and
+left out where it is missing. Each measurement has a process of its own, in turn with the others, so that a busy
+machine slows all of them alike.
 """
 
 import argparse
@@ -21,8 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-BATCH, SIZE, LAMBDA, RATE = 4, 256, 2.0, 3e-4
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising import cli, machine
+from denoising.cli import number
+
+LAMBDA, RATE = 2.0, 3e-4
 NAMES = {
     ("ours", "fp32"): "this project, fp32",
     ("torch", "fp32"): "PyTorch, channels last, fp32",
@@ -33,29 +38,30 @@ NAMES = {
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps in each, after two that are not")
-    parser.add_argument("--no-stock", action="store_true", help="leave out Paddle's own layers")
-    parser.add_argument("--cpu-time", action="store_true", help="CPU time of one thread instead of wall time")
-    parser.add_argument("--json", action="store_true", help="print all times in seconds instead of the table")
-    parser.add_argument("--measure", nargs=2, metavar=("WHO", "PRECISION"), help=argparse.SUPPRESS)
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--rounds", type=number(int, 1), default=5, help="how often each is measured")
+    add("--steps", type=number(int, 1), default=6, help="timed steps in each measurement, after two that are not timed")
+    add("--batch", type=number(int, 1), default=4, help="images in a batch")
+    add("--size", type=number(int, 32), default=256, help="side of the images, a multiple of 64")
+    add("--no-stock", action="store_true", help="leave out Paddle's own layers")
+    add("--cpu-time", action="store_true", help="measure the CPU time of one thread instead of wall time")
+    add("--json", action="store_true", help="print all times in seconds instead of the table")
+    add("--measure", nargs=2, metavar=("WHO", "PRECISION"), help=argparse.SUPPRESS)
     return parser
 
 
 # --- One step -----------------------------------------------------------------------------------------------
 
 
-def draw(rng):
+def draw(rng, batch, size):
     """A batch with its noise and its choice of neighbours: the same work on all sides."""
     from denoising.imaging.noise import parse_noise  # imports no framework
 
-    clean = np.zeros((SIZE, SIZE, 3), np.float32)
-    picks = rng.integers(0, 2, (BATCH, 3, SIZE // 2, SIZE // 2), dtype=bool)
+    clean = np.zeros((size, size, 3), np.float32)
+    picks = rng.integers(0, 2, (batch, 3, size // 2, size // 2), dtype=bool)
     model = parse_noise("gauss25")
-    noisy = np.stack([model.add(clean, rng) for _ in range(BATCH)]).transpose(0, 3, 1, 2)
+    noisy = np.stack([model.add(clean, rng) for _ in range(batch)]).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(noisy), picks
 
 
@@ -128,7 +134,7 @@ def torch_step(precision):
         across = torch.where(row, bottom_across, top_across)
         return torch.where(row, bottom, top), torch.where(down, torch.where(row, top, bottom), across)
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", machine.cores())))
     network = UNet().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), RATE)
 
@@ -151,16 +157,16 @@ def torch_step(precision):
     return step
 
 
-def measure(who, precision, steps, clock):
+def measure(who, precision, options, clock):
     """Prints the seconds of each step as JSON."""
     step = torch_step(precision) if who == "torch" else paddle_step(who, precision)
     rng = np.random.default_rng(0)
     warm, seconds = 1 if who == "stock" else 2, []
-    for i in range(warm + steps):
+    for i in range(warm + options.steps):
         start = clock()
-        loss = step(*draw(rng))
+        loss = step(*draw(rng, options.batch, options.size))
         if not np.isfinite(loss):
-            sys.exit(f"the loss is {loss}")
+            raise RuntimeError(f"the loss is {loss}")
         if i >= warm:
             seconds.append(clock() - start)
     print(json.dumps(seconds))
@@ -169,32 +175,34 @@ def measure(who, precision, steps, clock):
 # --- All of them in turn ------------------------------------------------------------------------------------
 
 
-def run(who, precision, steps, cpu_time):
-    command = [sys.executable, "-W", "ignore", __file__, "--measure", who, precision, "--steps", str(steps)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    if cpu_time:
-        command.append("--cpu-time")
+def run(who, precision, options):
+    """Measures in a process of its own; None where the framework is not installed."""
+    # Paddle's own layers take ten times as long, and their time varies less than the difference.
+    steps = 1 if who == "stock" else options.steps
+    flags = ["--steps", steps, "--batch", options.batch, "--size", options.size]
+    environment = dict(os.environ)
+    if options.cpu_time:
+        flags.append("--cpu-time")
         environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, "-W", "ignore", __file__, "--measure", who, precision, *map(str, flags)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
-        print(f"{NAMES[who, precision]}: not measured: {lines[-1] if lines else 'no message'}", file=sys.stderr)
+        cli.note(f"{NAMES[who, precision]}: not measured: {lines[-1] if lines else 'no message'}")
         return None
     return json.loads(done.stdout)
 
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
-    clock = time.thread_time if options.cpu_time else time.perf_counter
     if options.measure:
-        return measure(*options.measure, options.steps, clock)
+        return measure(*options.measure, options, time.thread_time if options.cpu_time else time.perf_counter)
 
     times = {key: [] for key in NAMES if not (options.no_stock and key[0] == "stock")}
     for i in range(options.rounds):
         for who, precision in list(times):
-            print(f"round {i + 1} of {options.rounds}: {NAMES[who, precision]}", file=sys.stderr)
-            # Paddle's own layers take ten times as long, and their time varies less than the difference.
-            seconds = run(who, precision, 1 if who == "stock" else options.steps, options.cpu_time)
+            cli.note(f"round {i + 1} of {options.rounds}: {NAMES[who, precision]}")
+            seconds = run(who, precision, options)
             if seconds is None:
                 del times[who, precision]
             else:
@@ -202,15 +210,15 @@ def main(argv=None):
 
     if options.json:
         print(json.dumps({" ".join(key): seconds for key, seconds in times.items()}))
-        return None
+        return 0
     medians = {key: statistics.median(seconds) for key, seconds in times.items()}
     print("| training step | median s | fastest s | times the speed of this project's |")
     print("|---|---|---|---|")
     for key, seconds in times.items():
         ratio = f"{medians['ours', key[1]] / medians[key]:.2f}" if ("ours", key[1]) in medians else ""
         print(f"| {NAMES[key]} | {medians[key]:.3f} | {min(seconds):.3f} | {ratio} |")
-    return None
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,14 +1,13 @@
-"""Slices from a tenth of their k-space: a network trained on undersampled slices, one on clean ones, and no network.
+"""Reconstructs slices from a tenth of their k-space: by networks trained on undersampled or clean slices, and by none.
 
     python benchmarks/mri_comparison.py --save_dir mri/                    # half an hour on two cores
     python benchmarks/mri_comparison.py --save_dir mri/ --minutes 1 --phantoms 60 --scored 3 --size 96    # a look
 
-Makes phantoms to train and others to score on (or takes --train_dir and --val_dir), trains both networks for the same
-minutes, and prints a table in Markdown; all are scored as val.py scores, on the same undersampled slices. What lies in
---save_dir already is not made again. --picture draws the first scored slice in all versions.
+It makes phantoms to train on and others to score (or takes those of --train_dir and --val_dir), trains both networks
+for the same minutes, and prints a table in Markdown. All are scored as val.py scores, on the same undersampled slices.
+What lies in --save_dir already is not made again. --picture draws the first scored slice in all versions.
 """
 
-import argparse
 import subprocess
 import sys
 import time
@@ -19,14 +18,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-from PIL import Image, ImageDraw, ImageFont
 from skimage.restoration import denoise_tv_chambolle
 
 from denoising import cli
+from denoising.cli import UserError, number
 from denoising.data.validation import ValidationSet
-from denoising.imaging.noise import parse_noise
+from denoising.files import images
+from denoising.imaging.noise import noise_of_flag
 from denoising.inference.denoiser import Denoiser
 from denoising.inference.evaluation import evaluate
+from denoising.reports import montage
 from trainings import trained
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,23 +35,21 @@ RECIPE = (
     "--n_channel 1 --translate 64 --augment --batchsize 4 --optimizer muon --lr 2e-3 --lr_schedule cosine "
     "--warmup_steps 50 --val_dirs none --log_iters 50"
 )
-CAPTION, CAPTION_WIDTH = 22, 220
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--save_dir", required=True, help="where slices and runs are kept")
-    parser.add_argument("--train_dir", help="slices to train on, instead of phantoms")
-    parser.add_argument("--val_dir", help="slices to score on, instead of other phantoms")
-    parser.add_argument("--share", default="0.1", help="of the k-space that is measured (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=10, help="of each training (default: %(default)s)")
-    parser.add_argument("--phantoms", type=int, default=1000, help="to train on (default: %(default)s)")
-    parser.add_argument("--scored", type=int, default=20, help="slices (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="side of the phantoms (default: %(default)s)")
-    parser.add_argument("--flags", default="", help='more for train.py, e.g. "--precision bf16 --n_feature 32"')
-    parser.add_argument("--picture", help="a PNG of the first scored slice in all versions")
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--save_dir", required=True, help="where slices and runs are kept")
+    add("--train_dir", help="slices to train on, instead of phantoms")
+    add("--val_dir", help="slices to score on, instead of other phantoms")
+    add("--share", default="0.1", help="share of the k-space that is measured")
+    add("--minutes", type=number(float, 0), default=10, help="length of each training")
+    add("--phantoms", type=number(int, 1), default=1000, help="how many phantoms to train on")
+    add("--scored", type=number(int, 1), default=20, help="how many slices to score")
+    add("--size", type=number(int, 1), default=256, help="side of the phantoms in pixels")
+    add("--flags", default="", help='further flags for train.py, e.g. "--precision bf16 --n_feature 32"')
+    add("--picture", help="draw the first scored slice in all versions into this PNG file")
     return parser
 
 
@@ -95,7 +94,7 @@ def slices(options, name, seed, count):
         command = [sys.executable, "-W", "ignore", ROOT / "tools/mri_dataset.py", *flags]
         result = subprocess.run([*map(str, command)], capture_output=True, text=True)
         if result.returncode != 0:
-            sys.exit(f"tools/mri_dataset.py: {(result.stderr.strip() or result.stdout).splitlines()[-1]}")
+            raise UserError(f"tools/mri_dataset.py: {(result.stderr.strip() or result.stdout).splitlines()[-1]}")
     return folder
 
 
@@ -110,13 +109,10 @@ def weights_of(options, train_dir, method):
 # --- Results --------------------------------------------------------------------------------------
 
 
-def main():
-    options = get_parser().parse_args()
-    try:
-        noise = parse_noise(f"mri{options.share}")
-    except ValueError as error:
-        sys.exit(f"--share: {error}")
-    Path(options.save_dir).mkdir(parents=True, exist_ok=True)
+def main(argv=None):
+    options = get_parser().parse_args(argv)
+    noise = noise_of_flag("--share", f"mri{options.share}")
+    cli.writable_folder("--save_dir", options.save_dir)
     train_dir = options.train_dir or slices(options, "train", 0, options.phantoms)
     scored = ValidationSet("slices", str(options.val_dir or slices(options, "val", 1, options.scored)))
     compared = {
@@ -145,26 +141,9 @@ def main():
         kind, cost = ("_noisy", "") if reconstruct is None else ("", f"{seconds:.2f}")
         print(f"| {name} | {result.mean('psnr' + kind):.2f} | {result.mean('ssim' + kind):.3f} | {cost} |", flush=True)
     if options.picture:
-        draw(pictures, options.picture)
-
-
-def draw(pictures, target):
-    """Two rows of three, with captions."""
-    tiles = [captioned(picture[..., 0], name) for name, picture in pictures.items()]
-    rows = [np.hstack(tiles[start : start + 3]) for start in (0, 3)]
-    with cli.atomic_write(target) as temporary:
-        Image.fromarray(np.vstack(rows)).save(temporary, optimize=True)
-
-
-def captioned(image, text):
-    height, width = image.shape
-    around = max(width, CAPTION_WIDTH) + 6
-    canvas = Image.new("L", (around, height + CAPTION), 255)
-    canvas.paste(Image.fromarray(image), ((around - width) // 2, 0))
-    place = (around / 2, height + CAPTION / 2)
-    ImageDraw.Draw(canvas).text(place, text, 0, ImageFont.load_default(13), anchor="mm")
-    return np.asarray(canvas)
+        tiles = [(image, name) for name, image in pictures.items()]
+        images.write_image(options.picture, montage.grid([tiles[:3], tiles[3:]]))
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,15 +1,14 @@
-"""Path-traced renders: a network that learnt from noisy targets, one from clean ones, and denoisers that need none.
+"""Compares denoisers of path-traced renders: networks that learnt from noisy or from clean targets, and untrained ones.
 
     python tools/render_dataset.py --save_dir renders --clean_targets          # docs/rendering.md tells how long
     python benchmarks/render_comparison.py --data_dir renders --save_dir compared/          # twenty minutes, two cores
     python benchmarks/render_comparison.py --data_dir renders --save_dir compared/ --minutes 1         # a look
 
-Trains two networks for the same minutes and on the same scenes, and prints a table in Markdown: PSNR and SSIM of the
-tone-mapped 8-bit picture against the converged render, as val.py scores. A network that lies in --save_dir already is
-not trained again. Intel's Open Image Denoise is in the table if its package is there (pip install pyoidn).
+It trains two networks for the same minutes and on the same scenes, and prints a table in Markdown: PSNR and SSIM of
+the tone-mapped 8-bit picture against the converged render, as val.py scores. A network that lies in --save_dir already
+is not trained again. Intel's Open Image Denoise is in the table if its package is installed (pip install pyoidn).
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 import cv2
 
 from denoising import cli
+from denoising.cli import number
 from denoising.data import renders
 from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim
@@ -35,17 +35,14 @@ RECIPE = (
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--data_dir", required=True, help="of tools/render_dataset.py --clean_targets")
-    parser.add_argument("--save_dir", required=True, help="where the runs are kept")
-    parser.add_argument("--minutes", type=float, default=10, help="of each training (default: %(default)s)")
-    parser.add_argument("--flags", default="", help='more for train.py, e.g. "--precision bf16 --n_feature 32"')
-    parser.add_argument("--picture", help="a PNG of some frames in all versions")
-    parser.add_argument(
-        "--pictured", type=int, nargs="+", default=[0, 1, 2, 3], help="their numbers (default: 0 1 2 3)"
-    )
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--data_dir", required=True, help="what tools/render_dataset.py --clean_targets wrote")
+    add("--save_dir", required=True, help="where the runs are kept")
+    add("--minutes", type=number(float, 0), default=10, help="length of each training")
+    add("--flags", default="", help='further flags for train.py, e.g. "--precision bf16 --n_feature 32"')
+    add("--picture", help="draw some frames in all versions into this PNG file")
+    add("--pictured", type=number(int, 0), nargs="+", default=[0, 1, 2, 3], help="the numbers of these frames")
     return parser
 
 
@@ -94,7 +91,7 @@ def open_image_denoise():
     try:
         import pyoidn
     except ImportError:
-        print("without Open Image Denoise: pip install pyoidn", file=sys.stderr)
+        cli.note("without Open Image Denoise: pip install pyoidn")
         return None
     return lambda frame: pyoidn.denoise(frame.render, np.clip(frame.albedo, 0, 1), frame.normal, hdr=True)
 
@@ -102,8 +99,8 @@ def open_image_denoise():
 # --- The table --------------------------------------------------------------------------------------------------
 
 
-def main():
-    options = get_parser().parse_args()
+def main(argv=None):
+    options = get_parser().parse_args(argv)
     by_noisy, by_clean = (Denoiser(str(weights_of(options, method))) for method in ("noise2noise", "supervised"))
     versions = {
         "noisy": lambda frame: frame.render,
@@ -115,7 +112,7 @@ def main():
     versions = {name: denoise for name, denoise in versions.items() if denoise}
     frames = renders.find_frames("--data_dir", Path(options.data_dir) / "valid", "target")
     scores, seconds, rows = {name: [] for name in versions}, dict.fromkeys(versions, 0.0), []
-    for number, (*paths, target_path) in enumerate(frames):
+    for index, (*paths, target_path) in enumerate(frames):
         frame, target = renders.read_frame(paths), renders.read_buffer("target", target_path)[1]
         clean, row = renders.as_picture("target", target), []
         for name, denoise in versions.items():
@@ -125,7 +122,7 @@ def main():
             shown = renders.as_picture("render", denoised)
             scores[name].append((psnr(clean, shown, 255), ssim(clean, shown, 255)))
             row.append((shown, f"{name} {scores[name][-1][0]:.2f}"))
-        if number in options.pictured:
+        if index in options.pictured:
             rows.append([*row, (clean, "converged")])
     print(f"| {len(frames)} frames | PSNR [dB] | SSIM | s a frame |")
     print("|---|---|---|---|")

@@ -33,7 +33,9 @@ NAMES = {"onednn fp32": "engine, fp32", "onednn bf16": "engine, bf16", "paddle f
 def get_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--only", nargs="+", choices=list(SECTIONS), metavar="NAME", help=f"these sections alone: {', '.join(SECTIONS)}")
+    add(
+        "--only", nargs="+", choices=list(SECTIONS), metavar="NAME", help=f"these sections alone: {', '.join(SECTIONS)}"
+    )
     add("--images", type=Path, help="a folder of photos for the section dataset_tool, instead of made ones")
     add("--rounds", type=number(int, 1), default=5, help="how often each cheap measurement is made")
     add("--quick", action="store_true", help="one round of little work, to see whether everything runs: no benchmark")

@@ -47,10 +47,10 @@ def free_memory():
     return max(free, 64 << 20)
 
 
-def used_memory(key="VmRSS"):
-    """A memory figure of this process in bytes, by its name in /proc/self/status; NaN where there is none."""
+def used_memory(key="VmRSS", process="self"):
+    """A memory figure of a process in bytes, by its name in /proc/PROCESS/status; NaN where there is none."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return float("nan")
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))

@@ -7,43 +7,42 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
+from denoising import cli
+from denoising.files import images
 from denoising.imaging.metrics import psnr
 from denoising.inference.denoiser import Denoiser
+from denoising.reports import montage
 
 ROOT = Path(__file__).resolve().parent.parent
-CAPTION = 28
 
 
-def main(weights, target):
+def get_parser():
+    """All flags."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("model_path", help="the weights")
+    parser.add_argument("picture", help="the PNG file to draw")
+    return parser
+
+
+def main(argv=None):
     """Two rows of the validation images that ship, with Gaussian noise of 25."""
-    denoise, rng, rows = Denoiser(weights), np.random.default_rng(25), []
+    options = get_parser().parse_args(argv)
+    cli.existing_file("model_path", options.model_path)
+    denoise, rng, rows = Denoiser(options.model_path), np.random.default_rng(25), []
     for name in ("astronaut_face", "chelsea"):
-        clean = np.asarray(Image.open(ROOT / "validation" / "Sample" / f"{name}.png"))
+        clean = images.read_image(ROOT / "validation" / "Sample" / f"{name}.png").pages[0]
         noisy = np.clip(clean + rng.normal(0, 25, clean.shape) + 0.5, 0, 255).astype(np.uint8)
         denoised = denoise(noisy)
-        captions = [
-            f"noisy, {psnr(clean, noisy, 255):.2f} dB",
-            f"denoised, {psnr(clean, denoised, 255):.2f} dB",
-            "clean",
-        ]
-        rows.append(np.hstack([_captioned(*pair) for pair in zip((noisy, denoised, clean), captions, strict=True)]))
-    Image.fromarray(np.vstack(rows)).save(target, optimize=True)
-
-
-def _captioned(image, text):
-    height, width = image.shape[:2]
-    canvas = Image.new("RGB", (width + 8, height + CAPTION), "white")
-    canvas.paste(Image.fromarray(image), (4, 0))
-    draw = ImageDraw.Draw(canvas)
-    draw.text((4 + width / 2, height + CAPTION / 2), text, "black", ImageFont.load_default(15), anchor="mm")
-    return np.asarray(canvas)
+        rows.append([
+            (noisy, f"noisy, {psnr(clean, noisy, 255):.2f} dB"),
+            (denoised, f"denoised, {psnr(clean, denoised, 255):.2f} dB"),
+            (clean, "clean"),
+        ])  # fmt: skip
+    images.write_image(options.picture, montage.grid(rows))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    cli.run(main)

@@ -16,6 +16,10 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising import cli
+
 # Nothing that is trained on is scored on.
 TRAIN = ("rocket", "hubble_deep_field", "retina", "camera", "brick", "grass", "gravel")
 VALIDATION = {
@@ -29,28 +33,42 @@ DEMO = {"astronaut": "astronaut", "chelsea": "chelsea"}
 SIGMA = 25
 
 
-def main(kind, folder):
-    """Writes one kind of images."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if kind == "train":
-        for name in TRAIN:
-            Image.fromarray(getattr(data, name)()).save(folder / f"{name}.png")
-    elif kind == "validation":
-        for name, (source, top, left) in VALIDATION.items():
-            crop = getattr(data, source)()[top : top + 256, left : left + 256]
-            Image.fromarray(crop).save(folder / f"{name}.png", optimize=True)
-    elif kind == "demo":
-        rng = np.random.default_rng(25)
-        for name, source in DEMO.items():
-            clean = getattr(data, source)()
-            noisy = np.clip(clean + rng.normal(0, SIGMA, clean.shape) + 0.5, 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(folder / f"{name}_noise.png")
-    else:
-        sys.exit(f"sample_images.py: error: {kind} is none of train, validation, demo")
+def get_parser():
+    """All flags."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("kind", choices=KINDS, help="which images")
+    parser.add_argument("folder", help="where they go")
+    return parser
 
+
+def main(argv=None):
+    """Writes images of one kind."""
+    options = get_parser().parse_args(argv)
+    folder = Path(cli.writable_folder("folder", options.folder))
+    for name, image in KINDS[options.kind]():
+        Image.fromarray(image).save(folder / f"{name}.png", optimize=options.kind == "validation")
+
+
+def train_images():
+    """Names with whole images."""
+    return [(name, getattr(data, name)()) for name in TRAIN]
+
+
+def validation_images():
+    """Names with crops of 256x256."""
+    for name, (source, top, left) in VALIDATION.items():
+        yield name, getattr(data, source)()[top : top + 256, left : left + 256]
+
+
+def demo_images():
+    """Names with noisy images."""
+    rng = np.random.default_rng(25)
+    for name, source in DEMO.items():
+        clean = getattr(data, source)()
+        yield f"{name}_noise", np.clip(clean + rng.normal(0, SIGMA, clean.shape) + 0.5, 0, 255).astype(np.uint8)
+
+
+KINDS = {"train": train_images, "validation": validation_images, "demo": demo_images}
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    cli.run(main)

@@ -38,7 +38,7 @@ class Service:
 
     def __init__(self, options, denoiser, processes):
         self.options = options
-        self.stop_signals = 0
+        self.stops = 0  # how often it was told to stop
         self.connections = set()
         self.admission = Admission(options.max_queue, int(options.max_mb * 1e6))
         self.metrics = ServiceMetrics(self.admission, self.connections, processes)
@@ -48,10 +48,19 @@ class Service:
     # --- From start to end ---
 
     async def run(self, listener):
-        """Serves until SIGTERM or Ctrl-C, then finishes what it has; a second signal ends that too."""
-        self.loop = asyncio.get_running_loop()
+        """Serves until SIGTERM or Ctrl-C."""
         for name in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(name, self._count_signal)
+            asyncio.get_running_loop().add_signal_handler(name, self.stop)
+        await self.serve(listener)
+
+    def stop(self):
+        """Lets the service finish what it has, and then end; told a second time, it ends at once."""
+        self.stops += 1
+        self.admission.stopping = True
+
+    async def serve(self, listener):
+        """Serves until it is told to stop."""
+        self.loop = asyncio.get_running_loop()
         try:
             await self.loop.run_in_executor(None, self.pipeline.start, self.metrics.count_batch)
             http = web.Server(self.handle, handler_cancellation=True)
@@ -71,15 +80,11 @@ class Service:
             self.pipeline.stop()
 
     async def _finish(self):
-        """Waits for the requests in work, but not for too long, nor after a second signal."""
+        """Waits for the requests in work, but not for too long, nor when it is told to stop again."""
         cli.note(f"stopping: {self.admission.queue} images are finished first")
         end = self.loop.time() + self.options.stop_timeout
-        while self.stop_signals == 1 and self.loop.time() < end and any(c.busy for c in self.connections):
+        while self.stops == 1 and self.loop.time() < end and any(c.busy for c in self.connections):
             await asyncio.sleep(0.05)
-
-    def _count_signal(self):
-        self.stop_signals += 1
-        self.admission.stopping = True
 
     async def _sweep(self):
         """Ends connections on which nothing has happened for too long, in whatever state they are."""

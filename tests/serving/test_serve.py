@@ -1,5 +1,6 @@
-"""The service as it runs: a process of its own, spoken to over sockets; whatever is sent, it goes on serving."""
+"""The service spoken to over sockets: whatever is sent, it goes on serving."""
 
+import asyncio
 import contextlib
 import http.client
 import io
@@ -16,35 +17,38 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import export_model
+import predict
 import serve
+import serve_client
 from conftest import ENVIRONMENT, ROOT, assert_user_error, broken_copies, noisy_scene, run_script, save
 from denoising import cli
 from denoising.files import images
+from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import Denoiser
+from denoising.serving.image_process import ImageProcesses
 
 pytest.importorskip("aiohttp")
 
+from denoising.serving import connections, pipeline, service
+
 
 class Server:
-    """tools/serve.py on a free port."""
+    """What a service is asked, over its socket."""
 
-    def __init__(self, *flags):
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tools/serve.py"), "--port", "0", *map(str, flags)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-        )  # fmt: skip
-        self.errors: list[str] = []
-        self.reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr))
-        self.reader.start()
-        self.url = self.process.stdout.readline().strip()
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", self.url), self.errors
-        self.port = urlsplit(self.url).port
+    url: str
+    errors: list[str]  # what it wrote to stderr
+
+    @property
+    def port(self):
+        return urlsplit(self.url).port
 
     def ask(self, method, path, body=None, headers=None, timeout=60):
         """Status, headers and body of an answer."""
@@ -90,24 +94,82 @@ class Server:
     def health(self):
         return self.ask("GET", "/health")[0]
 
+
+class ServerHere(Server):
+    """A service in a thread of this process."""
+
+    def __init__(self, *flags):
+        self.options = serve.get_parser().parse_args(["--port", "0", *map(str, flags)])
+        self.errors = []
+        denoiser = serve.load(self.options, serve.check_model(self.options))
+        self.processes = ImageProcesses(serve.IMAGE_PROCESSES, int(self.options.max_megapixels * 1e6))
+        self.service = service.Service(self.options, denoiser, self.processes)
+        self.listener = connections.bound_socket(self.options.host, 0)
+        self.url = connections.url_of(self.listener)
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.service.serve(self.listener)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", io.StringIO())  # it prints its address
+            self.thread.start()
+            wait_for(self.answers)
+
+    def answers(self):
+        with contextlib.suppress(ConnectionRefusedError):
+            return self.health() == 200
+
     def stop(self):
-        """Ends it; returns its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
+        """Ends it."""
+        self.service.stop()
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        self.processes.end()
+        self.listener.close()
+
+
+class ServerProcess(Server):
+    """tools/serve.py on a free port."""
+
+    def __init__(self, *flags):
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tools/serve.py"), "--port", "0", *map(str, flags)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        )  # fmt: skip
+        self.errors = []
+        self.reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr))
+        self.reader.start()
+        self.url = self.process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", self.url), self.errors
+
+    def stop(self):
+        """Ends it."""
+        self.process.kill()
+        self.process.wait(60)
         self.reader.join()
         self.process.stdout.close()
         self.process.stderr.close()
-        return code
 
 
 @contextlib.contextmanager
-def serving(*flags):
-    server = Server(*flags)
-    try:
-        yield server
-    finally:
-        server.stop()
+def serving(*flags, kind=ServerHere):
+    """A service, which must have found no bug at its end."""
+    notes = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (service, pipeline):
+            patch.setattr(module, "cli", SimpleNamespace(note=lambda line: notes.append(str(line))))
+        server = kind(*flags)
+        if kind is ServerHere:
+            server.errors = notes
+        try:
+            yield server
+        finally:
+            server.stop()
+    assert not [line for line in server.errors if "Traceback" in line], "".join(server.errors)
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +179,10 @@ def server(weights):
     with serving("--model_path", weights, *[part for pair in limits.items() for part in pair]) as server:
         yield server
         # Whatever the tests have sent: no bug was found, and nothing is left behind.
-        assert not [line for line in server.errors if "Traceback" in line], "".join(server.errors)
         metrics = server.metrics()
         assert not [name for name in metrics if 'status="500"' in name]
         assert (metrics["denoise_queue"], metrics["denoise_held_bytes"], metrics["denoise_connections"]) == (0, 0, 1)
         assert server.health() == 200
-        assert server.stop() == 0
 
 
 def as_bytes(array, kind, **options):
@@ -166,7 +226,7 @@ def test_each_kind_of_file_comes_back_as_predict_writes_it(server, weights, tmp_
     (tmp_path / "in").mkdir()
     paths = kinds_of_files(tmp_path / "in")
     flags = ("--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "out", "--keep_format")
-    run_script("predict.py", *flags, ok=0)
+    assert predict.main(flags) == 0
     assert len(paths) == 12
     for path in paths:
         status, headers, body = server.post(path.read_bytes())
@@ -232,14 +292,41 @@ def test_the_page_runs_its_own_script_and_nothing_else(server):
     assert json.loads(server.ask("GET", "/health")[2])["status"] == "ok"
 
 
+def exported(weights, folder):
+    """A folder with the exported network of some weights."""
+    assert export_model.main(["--model_path", weights, "--save_dir", folder]) == 0
+    return folder
+
+
 def test_an_exported_model_is_served_too(weights, tmp_path):
-    run_script("export_model.py", "--model_path", weights, "--save_dir", tmp_path, ok=0)
     image = noisy_scene(45, 67)
-    with serving("--model_dir", tmp_path) as server:
+    with serving("--model_dir", exported(weights, tmp_path)) as server:
         status, _, body = server.post(as_bytes(image, "PNG"))
     assert status == 200
     result = images.read_image("answer", body).pages[0].astype(int)
     assert np.abs(result - Denoiser(str(weights))(image)).max() <= 1
+
+
+def test_an_exported_model_puts_the_known_frequencies_back(tmp_path):
+    """The noise is told by what export_model.py wrote about the training."""
+    import paddle
+
+    from arch_unet import build_network
+    from denoising.inference import checkpoint
+
+    paddle.seed(7)
+    network, noise = build_network(n_channel=1, n_feature=4), parse_noise("mri0.3")
+    path = tmp_path / "slices.pdparams"
+    checkpoint.save_network(path, checkpoint.network_state(network), {**network.options, "noisetype": noise.name})
+    undersampled = noise.add(images.to_01(noisy_scene(64, 64, 1)), np.random.default_rng(0))
+    sent = io.BytesIO()
+    np.save(sent, undersampled)
+    with serving("--model_dir", exported(path, tmp_path / "exported")) as server:
+        status, _, body = server.post(sent.getvalue())
+    assert status == 200, body
+    result, denoised = images.read_image("answer", body).pages[0], Denoiser(str(path))(undersampled)
+    np.testing.assert_allclose(result, noise.restore(undersampled, denoised), atol=1e-4)
+    assert np.abs(result - denoised).max() > 0.01
 
 
 # --- What is refused --------------------------------------------------------------------------------------
@@ -402,12 +489,13 @@ def test_what_is_no_http(server):
     assert re.findall(rb"HTTP/1\.[01] (\d+) ", answer) == [b"415", b"400"]
 
 
-def test_slow_clients_are_cut_off(server, png):
+def test_slow_clients_are_cut_off(server, png, monkeypatch):
+    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.5)
     head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(png)
     start = time.monotonic()
     answer = server.raw(head + png[:100])  # less than was announced
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert time.monotonic() - start < 20
+    assert 2 <= time.monotonic() - start < 20
 
 
 def test_broken_files_of_all_kinds(server, tmp_path):
@@ -447,14 +535,6 @@ def slow_server():
     flags = ("--max_queue", 2, "--max_batch", 1, "--max_connections", 20, "--timeout", 20)
     with serving("--model_path", ROOT / "best_model.pdparams", *flags) as server:
         yield server
-        assert not [line for line in server.errors if "Traceback" in line], "".join(server.errors)
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def test_overload_is_answered_with_503_and_all_others_succeed(slow_server):
@@ -501,26 +581,28 @@ def test_work_for_a_client_that_has_gone_is_dropped(slow_server):
     assert not [name for name in slow_server.metrics() if 'status="500"' in name]
 
 
-def test_connections_have_a_limit_and_idle_ones_an_end(slow_server):
+def test_connections_have_a_limit_and_idle_ones_an_end(slow_server, monkeypatch):
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 2)
+    question = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    start = time.monotonic()
     idle = [socket.create_connection(("127.0.0.1", slow_server.port)) for _ in range(20)]
     try:
         for connection in idle:
             connection.sendall(b"GET / HTTP/1.1\r\nX: ")
-        time.sleep(0.2)
-        answer = slow_server.raw(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_for(lambda: len(slow_server.service.connections) == 20)
+        answer = slow_server.raw(question)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"too many connections" in answer
-        # A byte of a header now and then keeps no connection open for long.
-        start = time.monotonic()
-        while time.monotonic() - start < 25:
+
+        def trickles():
+            # A byte of a header now and then keeps no connection open for long.
             with contextlib.suppress(OSError):
                 idle[0].sendall(b"a")
-            if slow_server.raw(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(
-                b"HTTP/1.1 200"
-            ):
-                break
-            time.sleep(0.5)
-        assert 5 < time.monotonic() - start < 20
+            return slow_server.raw(question).startswith(b"HTTP/1.1 200")
+
+        wait_for(trickles)
+        assert time.monotonic() - start >= 2
+        wait_for(lambda: not slow_server.service.connections)
     finally:
         for connection in idle:
             connection.close()
@@ -529,12 +611,15 @@ def test_connections_have_a_limit_and_idle_ones_an_end(slow_server):
 # --- Start and stop ---------------------------------------------------------------------------------------
 
 
-def test_a_stop_finishes_what_is_in_work():
+def test_a_stop_finishes_what_is_in_work_and_a_second_one_ends_at_once():
     data = as_bytes(noisy_scene(384, 384), "PNG")
-    with serving("--model_path", ROOT / "best_model.pdparams") as server, ThreadPoolExecutor(1) as pool:
+    flags = ("--model_path", ROOT / "best_model.pdparams", "--stop_timeout", 300)
+    with serving(*flags, kind=ServerProcess) as server, ThreadPoolExecutor(1) as pool:
         kept = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(2)]
         for connection in kept:
             connection.connect()
+        unfinished = socket.create_connection(("127.0.0.1", server.port))
+        unfinished.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\nnever the rest")
         running = pool.submit(server.post, data)
         wait_for(lambda: server.metrics()["denoise_queue"] == 1)
         server.process.send_signal(signal.SIGTERM)
@@ -550,26 +635,27 @@ def test_a_stop_finishes_what_is_in_work():
         status, _, body = running.result()
         assert status == 200
         assert images.read_image("answer", body).pages[0].shape == (384, 384, 3)
-        assert server.process.wait(30) == 0
-    assert not [line for line in server.errors if "Traceback" in line], server.errors
+        assert server.process.poll() is None, "it waits for the upload"
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 0
+        unfinished.close()
 
 
 def test_a_stop_has_an_end(weights):
     with serving("--model_path", weights, "--stop_timeout", 0.5) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\nnever the rest")
-            time.sleep(0.3)
-            server.process.send_signal(signal.SIGINT)
-            assert server.process.wait(8) == 0
+            wait_for(lambda: server.service.admission.held == 14)
+            start = time.monotonic()
+            server.service.stop()
+            server.thread.join(30)
+            assert 0.5 <= time.monotonic() - start < 20
 
 
 def test_a_decoder_that_dies_is_replaced(server, png):
     """An image process is killed from outside, as the system does when memory ends."""
     before = server.metrics()["denoise_image_process_deaths_total"]
-    tasks = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-    children = [pid for task in tasks for pid in task.read_text().split()]
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-    decoders = [int(pid) for pid, name in names.items() if "image_process.py" in name]
+    decoders = [process.popen.pid for process in list(server.processes.idle.queue)]
     assert len(decoders) == 2
     for pid in decoders:
         os.kill(pid, signal.SIGKILL)
@@ -598,7 +684,6 @@ def test_mistakes_at_the_start_are_one_line(server, weights, tmp_path):
         for word in words:
             assert word in str(refusal.value)
             assert "\n" not in str(refusal.value)
-    assert_user_error(run_script("tools/serve.py", "--model_path", weights, "--port", server.port), "--port", "in use")
 
 
 def test_without_aiohttp_it_is_one_line(weights, tmp_path):
@@ -610,26 +695,47 @@ def test_without_aiohttp_it_is_one_line(weights, tmp_path):
 # --- The client -------------------------------------------------------------------------------------------
 
 
-def test_the_client_denoises_a_tree(server, weights, tmp_path):
+def send(*flags):
+    """What tools/serve_client.py ends with."""
+    return serve_client.main([*map(str, flags)])
+
+
+def test_the_client_denoises_a_tree(server, weights, tmp_path, capsys):
     for name in ("a.png", "deep/b.jpg", "deep/broken.png"):
         save(tmp_path / "in" / name, noisy_scene(40, 50))
     (tmp_path / "in" / "deep" / "broken.png").write_bytes(b"no image")
     flags = ("--image_path", tmp_path / "in", "--url", server.url, "--save_dir", tmp_path / "out")
-    result = run_script("tools/serve_client.py", *flags, ok=1)
-    assert "broken.png" in result.stderr
-    assert "1 of 3" in result.stderr
+    assert send(*flags) == 1
+    errors = capsys.readouterr().err
+    assert "broken.png" in errors
+    assert "1 of 3" in errors
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
     assert found == ["a_denoise.png", "deep/b_denoise.jpg"]
     denoised = images.read_image(tmp_path / "out" / "a_denoise.png").pages[0]
     assert (denoised == Denoiser(str(weights))(noisy_scene(40, 50))).all()
-    assert_user_error(run_script("tools/serve_client.py", *flags), "a_denoise.png", "--overwrite")
+    with pytest.raises(cli.UserError, match=r"a_denoise\.png exists; --overwrite"):
+        send(*flags)
+
+
+def test_the_client_keeps_results_apart_and_sources_whole(server, tmp_path):
+    paths = [save(tmp_path / folder / "a.png", noisy_scene(40, 50)) for folder in ("one", "two")]
+    with pytest.raises(cli.UserError, match=r"--image_path: .* would both become"):
+        send("--image_path", tmp_path / "*" / "a.png", "--url", server.url, "--save_dir", tmp_path / "out")
+    source = save(paths[0].with_name("a_denoise.png"), noisy_scene(30, 30))
+    before = source.read_bytes()
+    with pytest.raises(cli.UserError, match="is itself an image to denoise"):
+        send("--image_path", source.parent, "--url", server.url, "--save_dir", source.parent, "--overwrite")
+    assert source.read_bytes() == before
 
 
 def test_the_client_waits_until_there_is_room(slow_server, tmp_path):
     for index in range(6):
         save(tmp_path / "in" / f"{index}.png", noisy_scene(128, 128, seed=index))
     flags = ("--image_path", tmp_path / "in", "--url", slow_server.url, "--save_dir", tmp_path / "out", "--jobs", 6)
-    run_script("tools/serve_client.py", *flags, ok=0)
+    refused = 'denoise_requests_total{what="denoise",status="503"}'
+    before = slow_server.metrics().get(refused, 0)
+    assert send(*flags) == 0
+    assert slow_server.metrics()[refused] > before
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
@@ -642,13 +748,30 @@ def test_the_client_s_mistakes_are_one_line(server, tmp_path):
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}"
         for changed, words in (
             ({"--url": closed}, ["--url", closed, "refused"]),
-            ({"--url": "ftp://127.0.0.1"}, ["--url", "http://HOST:PORT"]),
             ({"--url": f"{server.url}/elsewhere"}, ["--url", "elsewhere"]),
             ({"--image_path": text}, ["text.png", "no image"]),
             ({"--image_path": tmp_path / "nowhere.png"}, ["--image_path"]),
-            ({"--strength": 2}, ["--strength"]),
         ):
             flags = {"--image_path": image, "--url": server.url, "--save_dir": tmp_path / "o", **changed}
-            assert_user_error(
-                run_script("tools/serve_client.py", *[part for pair in flags.items() for part in pair]), *words
-            )
+            with pytest.raises(cli.UserError) as refusal:
+                send(*[part for pair in flags.items() for part in pair])
+            for word in words:
+                assert word in str(refusal.value)
+                assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("url", [
+    "http://[::1", "http://[zz]:80", "http://host:99999", "http://host:x", "http://host:-1", "http://", "http://:80",
+    "", "ftp://127.0.0.1", "127.0.0.1:8000", "http://a b", "http://127.0.0.1/a b", "http://a\nb", "http://a\tb", "http://\x00",
+    "http://a..b", f"http://{'a' * 300}", "http://127.0.0.1:1/\u00e9",
+])  # fmt: skip
+def test_addresses_that_are_none(url, tmp_path):
+    image = save(tmp_path / "a.png", noisy_scene(40, 50))
+    with pytest.raises(cli.UserError, match="^--url: "):
+        send("--image_path", image, "--url", url, "--save_dir", tmp_path / "out")
+
+
+def test_an_address_that_is_none_ends_with_one_line(tmp_path):
+    image = save(tmp_path / "a.png", noisy_scene(40, 50))
+    result = run_script("tools/serve_client.py", "--image_path", image, "--url", "http://[::1", "--save_dir", tmp_path)
+    assert_user_error(result, "--url: http://[::1: ")

@@ -72,6 +72,7 @@ class Served:
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
+        self.process.stdout.close()
 
     def metrics(self):
         with urllib.request.urlopen(f"{self.url}/metrics") as answer:

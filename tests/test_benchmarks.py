@@ -1,44 +1,259 @@
-import re
+"""Each section of each benchmark in its smallest form, so that none stops working unseen.
 
+Beside these: lite_race.py in tests/tools/test_lite.py, render_comparison.py in tests/data/test_renders.py, and
+bench_from_scratch.py in tests/scratch.
+"""
+
+import contextlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+import train
 from conftest import ROOT, run_script
+from denoising import cli
+from denoising.files import images
+
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
+
+import bench_serve
+import bench_train_step
+import measures
+import mri_comparison
+import noise_picture
+import readme_picture
+import recipes
+import run
+import sample_images
+import targets
 
 
-def figures(output, title):
-    """The rows below a heading: name, median without its unit, ratio."""
-    text = output.split(f"## {title}", 1)[1].split("## ", 1)[0]
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")][2:]
-    return [(row[0], float(row[1].split()[0]), row[3] if len(row) > 3 else "") for row in rows]
+def cells(output):
+    """The rows of the tables in Markdown, without their headings."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")]
+    rules = [index for index, row in enumerate(rows) if set(row[0]) == {"-"}]
+    return [row for index, row in enumerate(rows) if index not in rules and index + 1 not in rules]
 
 
-def test_run_prints_a_table_with_numbers():
-    before = (ROOT / "docs" / "benchmarks.md").read_bytes() if (ROOT / "docs" / "benchmarks.md").exists() else None
-    result = run_script("benchmarks/run.py", "--quick", "--only", "subsampler", "window", ok=0)
-    for title, least in (("The random neighbour sub-sampler", 2), ("Working memory of one window", 1)):
-        rows = figures(result.stdout, title)
-        assert len(rows) >= least
-        assert all(median > 0 for _, median, _ in rows)
-        assert any(re.fullmatch(r"\*\*[\d.]+\*\*", ratio) for _, _, ratio in rows)
-    # A part of the benchmarks is no reason to replace what a whole run has written.
-    after = (ROOT / "docs" / "benchmarks.md").read_bytes() if before is not None else None
-    assert after == before
+def test_every_benchmark_has_its_test():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    scripts = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()]
+    assert len(scripts) >= 9
+    for path in scripts:
+        called = any(f"{path.stem}.{function}(" in tests for function in ("main", "call"))
+        assert called or f"benchmarks/{path.name}" in tests, f"{path.name} is tested nowhere"
 
 
-def test_the_document_tells_command_machine_and_versions(tmp_path):
-    target = tmp_path / "bench.md"
-    result = run_script(
-        "benchmarks/run.py", "--quick", "--only", "dataset_tool", "--rounds", 1, "--output", target, ok=0
-    )
-    text = target.read_text()
-    for word in ("make bench", "--only dataset_tool", "cores", "GiB", "paddle 3.", "python 3.", "numpy"):
+# --- run.py -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(monkeypatch, folders):
+    """Makes run.py measure in this process, on networks of four features and small images."""
+    network_of = measures._denoiser
+
+    def measure(name, **values):
+        values = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+        values |= {"val_dirs": str(folders / "val")} if "val_dirs" in values else {}
+        return json.loads(json.dumps(measures.call(name, values)))
+
+    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(measures, "_denoiser", lambda way, precision, n_feature=4: network_of(way, precision, 4))
+
+
+IN_A_PROCESS = ("subsampler", "dataset_tool")
+
+
+@pytest.mark.parametrize("section", [name for name in run.SECTIONS if name not in IN_A_PROCESS])
+def test_a_section_fills_its_table(section, here, capsys):
+    assert run.main(["--quick", "--only", section]) == 0
+    rows = cells(capsys.readouterr().out)
+    assert len(rows) >= 3
+    for row in rows:
+        # One peak cannot lie above that of the process so far: that takes a process of its own.
+        assert float(row[1].split()[0]) > 0 or row[0].startswith("&nbsp;")
+    assert any(re.fullmatch(r"\*\*[\d.]+( %)?\*\*", row[3]) for row in rows)
+
+
+def test_a_document_tells_command_machine_and_versions(tmp_path):
+    document, written = tmp_path / "bench.md", ROOT / "docs" / "benchmarks.md"
+    before = written.read_bytes()
+    flags = ["--quick", "--only", *IN_A_PROCESS, "--rounds", 1, "--output", document]
+    result = run_script("benchmarks/run.py", *flags, ok=0)
+    text = document.read_text()
+    for word in ("make bench", "--only subsampler dataset_tool", "cores", "GiB", "paddle ", "python 3.", "numpy"):
         assert word in text
     assert "Images per second: published: " in text
-    assert len(figures(result.stdout, "Preparing training images")) == 7
+    assert len(cells(result.stdout)) == 2 + 7
+    # A part of the benchmarks is no reason to replace what a whole run has written.
+    assert written.read_bytes() == before
 
 
-@pytest.mark.parametrize("flags", [["--only", "everything"], ["--images", "/nowhere"], ["--quik"]])
-def test_refuses_what_it_does_not_know(flags):
-    result = run_script("benchmarks/run.py", *flags)
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr
+def test_refuses_what_it_does_not_know(capsys):
+    for flags in (["--only", "everything"], ["--quik"], ["--rounds", "0"]):
+        with pytest.raises(SystemExit) as end:
+            run.main(flags)
+        assert end.value.code == 2
+        assert flags[-1] in capsys.readouterr().err
+    with pytest.raises(cli.UserError, match="--images: /nowhere"):
+        run.main(["--images", "/nowhere"])
+
+
+# --- Training steps -----------------------------------------------------------------------------------------
+
+SMALL_STEP = ["--rounds", "1", "--steps", "1", "--batch", "1", "--size", "64"]
+
+
+def step_here(who, precision, options):
+    """What bench_train_step.run does, in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        bench_train_step.measure(who, precision, options, bench_train_step.time.perf_counter)
+    return json.loads(output.getvalue())
+
+
+def test_training_steps_of_paddle(monkeypatch, capsys):
+    monkeypatch.setattr(bench_train_step, "run", lambda who, *rest: None if who == "torch" else step_here(who, *rest))
+    assert bench_train_step.main(SMALL_STEP) == 0
+    rows = cells(capsys.readouterr().out)
+    assert {row[0] for row in rows} >= {"this project, fp32", "Paddle's own layers, fp32"}
+    assert all(float(row[1]) >= float(row[2]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_steps_of_pytorch(precision):
+    pytest.importorskip("torch", reason="PyTorch is needed for `make bench-train` only")
+    options = bench_train_step.get_parser().parse_args(SMALL_STEP)
+    (seconds,) = step_here("torch", precision, options)
+    assert seconds > 0
+
+
+def test_a_training_step_is_measured_in_a_process_of_its_own():
+    options = bench_train_step.get_parser().parse_args([*SMALL_STEP, "--cpu-time"])
+    (seconds,) = bench_train_step.run("ours", "fp32", options)
+    assert seconds > 0
+
+
+def test_the_steps_from_scratch():
+    flags = ["--rounds", 1, "--steps", 1, "--batch", 4, "--features", 3]
+    result = run_script("benchmarks/bench_from_scratch.py", *flags, "--only", "ours", "blas", "torch-unfold", ok=0)
+    rows = cells(result.stdout)
+    assert len(rows) + result.stderr.count("PyTorch, unfold and fold: not measured: ModuleNotFound") == 3
+    assert all(float(row[1]) > 0 for row in rows)
+
+
+# --- The service --------------------------------------------------------------------------------------------
+
+
+def test_the_service_under_load(weights, capsys, monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(bench_serve.shutil, "which", lambda name: None)  # with hey the counts are the same
+    served = f"--model_path {weights} --max_queue 1"
+    assert bench_serve.main(["--serve", served, "--size", "32", "--seconds", "1", "--clients", "1", "6"]) == 0
+    output = capsys.readouterr().out
+    alone, together = cells(output)
+    assert (alone[0], alone[4], together[0]) == ("1", "0", "6")
+    assert float(alone[1]) > 0
+    assert float(together[4]) > 0, "six at a time are too many for a queue of one"
+    assert alone[6] == together[6] == "0"
+    assert "Health afterwards: ok" in output
+    assert float(re.search(r"Most memory: (\d+) MB", output)[1]) > 100
+
+
+# --- Trainings that are compared ----------------------------------------------------------------------------
+
+
+def trained_here(*changes):
+    """What trainings.trained does, in this process and with further flags."""
+
+    def trained(save_dir, name, *flags):
+        small = ["--n_feature", 4, "--batchsize", 1, "--patchsize", 32, "--precision", "fp32", *changes]
+        flags = [*flags, *small, "--save_model_path", save_dir, "--log_name", name]
+        assert train.main([str(flag) for flag in flags]) == 0
+        return max((Path(save_dir) / name).glob("*/metrics.csv")).parent
+
+    return trained
+
+
+def test_noisy_and_clean_targets(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(targets, "trained", trained_here("--max_steps", 1))
+    flags = ["--data_dir", folders / "data", "--val_dirs", folders / "val", "--save_dir", tmp_path]
+    assert not targets.main([*flags, "--val_images", 1, "--picture", tmp_path / "a.jpg"])
+    rows = cells(capsys.readouterr().out)
+    assert [row[0].strip("`") for row in rows] == list(targets.TASKS)
+    for row in rows:
+        assert all(5 < float(cell.split(" / ")[0]) < 60 for cell in row[2:5])
+        assert row[7] == "1 / 1"
+    picture = images.read_image(tmp_path / "a.jpg").pages[0]
+    assert picture.shape[0] > 4 * 45
+    assert picture.shape[1] > 5 * 67
+
+
+def test_undersampled_slices(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mri_comparison, "trained", trained_here("--max_steps", 1))
+    flags = ["--save_dir", tmp_path, "--phantoms", 2, "--scored", 1, "--size", 48, "--share", 0.3]
+    assert not mri_comparison.main([*flags, "--picture", tmp_path / "a.png"])
+    rows = cells(capsys.readouterr().out)
+    assert len(rows) == 5
+    by_name = {row[0].split(",")[0]: float(row[1]) for row in rows[1:3]}
+    assert by_name["total variation"] > by_name["inverse FFT of what was measured"]
+    assert images.read_image(tmp_path / "a.png").pages[0].shape[0] > 2 * 48
+    with pytest.raises(cli.UserError, match="--share: "):
+        mri_comparison.main(["--save_dir", str(tmp_path), "--share", "2"])
+
+
+def test_recipes(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipes, "trained", trained_here("--max_steps", 4, "--log_iters", 1))
+    flags = ["--data_dir", folders / "data", "--val_dirs", folders / "val", "--save_dir", tmp_path]
+    names = ["adam", "recorrupted"]
+    monkeypatch.setattr(sys, "argv", ["recipes.py", *map(str, flags), "--only", *names])
+    recipes.main()
+    rows = cells(capsys.readouterr().out)
+    assert [row[1] for row in rows] == ["4", "4"]
+    assert all(5 < float(row[4].strip("*")) < 60 for row in rows)
+
+
+def test_every_recipe_is_one_that_train_takes():
+    from denoising.training.options import get_parser
+
+    for name, _, flags, _ in recipes.RECIPES:
+        options = get_parser().parse_args([*recipes.BASE.split(), *flags.split(), "--data_dir", "images"])
+        assert options.noisetype == "gauss25", name
+
+
+# --- Pictures of the documents ------------------------------------------------------------------------------
+
+
+def test_the_picture_of_noise(tmp_path, capsys):
+    noise_picture.main([tmp_path / "a.png", "--calls", 1])
+    assert len(capsys.readouterr().out.splitlines()) == len(noise_picture.SHOWN)
+    assert images.read_image(tmp_path / "a.png").pages[0].shape[1] > 5 * noise_picture.SIDE
+
+
+def test_the_picture_of_the_readme(weights, tmp_path):
+    readme_picture.main([weights, tmp_path / "a.png"])
+    picture = images.read_image(tmp_path / "a.png").pages[0]
+    assert picture.shape[0] > 2 * 256
+    clean = images.read_image(ROOT / "validation" / "Sample" / "astronaut_face.png").pages[0]
+    assert (picture[8:264, 536:792] == clean).all()
+    with pytest.raises(cli.UserError, match="nowhere"):
+        readme_picture.main([tmp_path / "nowhere", tmp_path / "b.png"])
+
+
+def test_the_samples_that_ship_can_be_made_again(tmp_path):
+    for kind, folder in (("validation", ROOT / "validation" / "Sample"), ("demo", ROOT / "demo")):
+        sample_images.main([kind, tmp_path / kind])
+        made = sorted((tmp_path / kind).iterdir())
+        assert made
+        for path in made:
+            np.testing.assert_array_equal(
+                images.read_image(path).pages[0], images.read_image(folder / path.name).pages[0]
+            )
+    sample_images.main(["train", tmp_path / "train"])
+    assert len(list((tmp_path / "train").iterdir())) == len(sample_images.TRAIN)
+    with pytest.raises(SystemExit):
+        sample_images.main(["nothing", tmp_path])

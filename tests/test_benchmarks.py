@@ -21,15 +21,16 @@ from denoising.files import images
 
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 
+import noise_picture
+import readme_picture
+import sample_images
+
 import bench_serve
 import bench_train_step
 import measures
 import mri_comparison
-import noise_picture
-import readme_picture
 import recipes
 import run
-import sample_images
 import targets
 
 

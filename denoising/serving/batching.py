@@ -1,11 +1,11 @@
-"""One network for many requests: what waits together and has one size is computed together.
+"""One network for many requests: windows of one size that wait at the same time are computed together.
 
 >>> batcher = Batcher(Denoiser("best_model.pdparams").run_batch, max_batch=8)
 >>> denoised = BatchedDenoiser(network, batcher, Ticket())(noisy)  # in any thread, many at a time
 
-Not images share a batch but the windows that a Denoiser hands to its network: padded to multiples of 32, grey already
-repeated to three channels. So a grey scan and a colour photo go together, and a small image waits for one window of
-a large one, not for all of it. A batch gives each of its images the same bits as a run of its own would.
+A batch holds not images but the windows that a Denoiser hands to its network, which are padded to multiples of 32 and
+have three channels even if the image is grey. So a grey scan and a colour photo go together, and a small image waits
+for one window of a large one, not for all of it. Each image gets the same bits as if it were computed alone.
 """
 
 import collections
@@ -18,7 +18,7 @@ import numpy as np
 
 from denoising.inference.denoiser import Denoiser
 
-# Larger batches gain nothing (docs/serving.md) and only take memory; a single window may be larger.
+# Larger batches gain nothing (docs/serving.md) and take memory. A single window may be larger.
 BATCH_PIXELS = 1 << 20
 
 
@@ -27,7 +27,7 @@ class Dropped(Exception):
 
 
 class Ticket:
-    """What the windows of one request have in common: whether somebody waits for them."""
+    """Tells the windows of a request whether somebody still waits for them."""
 
     dropped = False
 
@@ -45,10 +45,10 @@ class Batcher:
 
     Args:
         run: takes and returns N x C x H x W.
-        max_batch: so many windows at once at most.
-        max_wait: seconds that the first window of a batch waits for others. What comes while a batch is computed
-            waits together anyway.
-        on_batch: called as on_batch(number of windows, seconds) after each.
+        max_batch: the most windows that are computed at once.
+        max_wait: seconds that the first window of a batch waits for others. Windows that come while a batch is
+            computed wait together anyway.
+        on_batch: called as on_batch(number of windows, seconds) after each batch.
     """
 
     def __init__(self, run, max_batch, max_wait=0.0, on_batch=lambda size, seconds: None):

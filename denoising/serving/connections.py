@@ -1,4 +1,4 @@
-"""Connections and addresses of the service: how long, how many, and what is told to those who speak no HTTP."""
+"""The service's connections, their number and their deadlines, and the address that it listens on."""
 
 import contextlib
 import socket
@@ -8,13 +8,13 @@ from aiohttp import web
 from denoising.cli import UserError
 from denoising.serving.image_process import Refused
 
-HEADER_SECONDS = 10  # for the first line and the headers of a request
-LINGER_SECONDS = 5  # that the rest of an upload is still read after its answer: a client who writes on would not see it
+HEADER_SECONDS = 10  # in which the first line and the headers of a request must have come
+LINGER_SECONDS = 5  # for which an upload is still read after its answer: a client that is writing sees no answer before
 TOO_MANY = b'{"error": "too many connections"}\n'
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's, with a deadline whatever its state, a limit to their number, and errors as JSON."""
+    """A connection of aiohttp with a deadline whatever its state, a limit to their number, and errors as JSON."""
 
     def __init__(self, http, service):
         options = {"access_log": None, "auto_decompress": False, "lingering_time": LINGER_SECONDS}
@@ -22,7 +22,7 @@ class Connection(web.RequestHandler):
         self.service, self.busy, self.peer = service, False, "?"
 
     def connection_made(self, transport):
-        """Counts it, or turns it away."""
+        """Counts the connection, or turns it away."""
         self.wire = transport
         self.peer = (transport.get_extra_info("peername") or "?")[0]
         self.deadline = self.service.loop.time() + HEADER_SECONDS
@@ -37,17 +37,17 @@ class Connection(web.RequestHandler):
         self.service.connections.add(self)
 
     def connection_lost(self, exc):
-        """Forgets it."""
+        """Forgets the connection."""
         self.service.connections.discard(self)
         super().connection_lost(exc)
 
     def abort(self):
-        """Ends it at once, even if the other side reads nothing."""
+        """Ends the connection at once, even if the other side reads nothing."""
         self.force_close()
         self.wire.abort()
 
     def handle_error(self, request, status=500, exc=None, message=None):
-        """What is no HTTP."""
+        """Answers what is no HTTP."""
         self.service.count(self, "other", str(status), self.service.loop.time(), "malformed")
         response = error_response(Refused(status, "this is no valid HTTP request"))
         response.force_close()
@@ -55,7 +55,7 @@ class Connection(web.RequestHandler):
 
 
 def error_response(refusal):
-    """A line of JSON, with status and headers."""
+    """The answer to what was refused: its line as JSON, with its status and headers."""
     return web.json_response({"error": refusal.message}, status=refusal.status, headers=refusal.headers)
 
 
@@ -78,7 +78,7 @@ def bound_socket(host, port):
 
 @contextlib.contextmanager
 def naming_the_address(address):
-    """Tells what the system has to say about an address in one line."""
+    """Turns what the system reports about an address into a refusal of one line."""
     host, port = address
     try:
         yield

@@ -1,11 +1,11 @@
-"""Image files read and written in processes of their own, so that what a hostile file does there ends there.
+"""Reads and writes image files in processes of their own, so that the harm a hostile file does ends there.
 
 >>> processes = ImageProcesses(2, max_pixels=25_000_000)
 >>> picture, pixels = processes.call("decode", data, limit=10)
 >>> data = processes.call("encode", pages, picture, limit=60)
 
-A decoder that crashes, hangs or wants all the memory takes its process with it and not the service: the process is
-replaced by a new one, and `Died` says why. Such a process has neither Paddle nor a network, and starts within a second.
+A decoder that crashes, hangs or wants all the memory ends its process and not the service: a new process takes its
+place, and `Died` says why. These processes have neither Paddle nor a network, and start within a second.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from denoising.imaging import pixels
 START_SECONDS = 60
 MULTIPLE = 32  # the networks' work is counted in squares of this side
 
-# What is answered to each format that is read: in which format, and how that is called in HTTP.
+# The format in which each format that is read is answered, and its name in HTTP.
 FORMATS = {
     "PNG": (".png", "image/png"),
     "JPEG": (".jpg", "image/jpeg"),
@@ -54,7 +54,7 @@ class Died(Exception):
 
 
 class ImageProcesses:
-    """So many processes, of which each does one thing at a time; to be called from any thread.
+    """A number of processes that each do one thing at a time; any thread may call.
 
     Args:
         count: of processes.

@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms in the text format that Prometheus reads.
+"""Counters, gauges and histograms, in the text format that Prometheus reads.
 
 >>> requests = Counter("denoise_requests_total", "Answers by status.", "status")
 >>> requests.add(1, "200")

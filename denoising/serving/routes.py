@@ -48,7 +48,7 @@ class Routes:
         return methods[method]
 
     async def get_page(self, request):
-        """Where one drops an image and sees it before and after."""
+        """A page on which one drops an image and sees it before and after."""
         return web.Response(text=self.page, content_type="text/html", headers=self.page_headers)
 
     async def get_health(self, request):
@@ -60,11 +60,11 @@ class Routes:
         return web.json_response(answer, status=200 if well else 503)
 
     async def get_metrics(self, request):
-        """For Prometheus."""
+        """The counters, for Prometheus."""
         return web.Response(text=self.metrics.page(), headers={"Content-Type": prometheus.CONTENT_TYPE})
 
     async def denoise(self, request):
-        """An image for an image."""
+        """Takes an image and answers with the denoised one."""
         strength = uploads.strength_of(request)
         self.admission.check(self.metrics.seconds_per_image())
         with self.admission.holding() as hold:

@@ -103,7 +103,7 @@ class Service:
         connection.busy = True
         connection.deadline = start + 2 * options.transfer_timeout + options.timeout + IDLE_SECONDS
         what, status, held = "other", "gone", 0
-        response = web.Response()  # for those who have gone before there is one
+        response = web.Response()  # of a client that has gone before there was an answer
         try:
             try:
                 what, answer = self.routes.find(request)
@@ -112,7 +112,7 @@ class Service:
                 response = error_response(refusal)
             except ConnectionError:
                 raise
-            except Exception:  # noqa: BLE001 - a bug: told to the log, and to nobody else
+            except Exception:  # noqa: BLE001 - a bug, which the log tells and no client
                 cli.note(traceback.format_exc())
                 response = error_response(Refused(500, "an error within the service; its log says more"))
             held = len(response.body)

@@ -10,7 +10,7 @@ from denoising.serving.image_process import Refused
 
 
 def strength_of(request):
-    """The only thing that can be asked for."""
+    """The strength that is asked for, which is the only parameter."""
     for name in request.query:
         if name != "strength" or len(request.query.getall(name)) > 1:
             raise Refused(400, "the only parameter is strength, once")

@@ -67,14 +67,14 @@ def here(monkeypatch, folders):
     monkeypatch.setattr(measures, "_denoiser", lambda way, precision, n_feature=4: network_of(way, precision, 4))
 
 
-IN_A_PROCESS = ("subsampler", "dataset_tool")
+IN_A_PROCESS = "dataset_tool"
 
 
-@pytest.mark.parametrize("section", [name for name in run.SECTIONS if name not in IN_A_PROCESS])
+@pytest.mark.parametrize("section", [name for name in run.SECTIONS if name != IN_A_PROCESS])
 def test_a_section_fills_its_table(section, here, capsys):
     assert run.main(["--quick", "--only", section]) == 0
     rows = cells(capsys.readouterr().out)
-    assert len(rows) >= 3
+    assert len(rows) >= 2
     for row in rows:
         # One peak cannot lie above that of the process so far: that takes a process of its own.
         assert float(row[1].split()[0]) > 0 or row[0].startswith("&nbsp;")
@@ -84,13 +84,13 @@ def test_a_section_fills_its_table(section, here, capsys):
 def test_a_document_tells_command_machine_and_versions(tmp_path):
     document, written = tmp_path / "bench.md", ROOT / "docs" / "benchmarks.md"
     before = written.read_bytes()
-    flags = ["--quick", "--only", *IN_A_PROCESS, "--rounds", 1, "--output", document]
+    flags = ["--quick", "--only", IN_A_PROCESS, "--rounds", 1, "--output", document]
     result = run_script("benchmarks/run.py", *flags, ok=0)
     text = document.read_text()
-    for word in ("make bench", "--only subsampler dataset_tool", "cores", "GiB", "paddle ", "python 3.", "numpy"):
+    for word in ("make bench", "--only dataset_tool", "cores", "GiB", "paddle ", "python 3.", "numpy"):
         assert word in text
     assert "Images per second: published: " in text
-    assert len(cells(result.stdout)) == 2 + 7
+    assert len(cells(result.stdout)) == 7
     # A part of the benchmarks is no reason to replace what a whole run has written.
     assert written.read_bytes() == before
 
@@ -208,13 +208,13 @@ def test_undersampled_slices(tmp_path, monkeypatch, capsys):
 
 
 def test_recipes(folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(recipes, "trained", trained_here("--max_steps", 4, "--log_iters", 1))
+    monkeypatch.setattr(recipes, "trained", trained_here("--max_steps", 2, "--log_iters", 1))
     flags = ["--data_dir", folders / "data", "--val_dirs", folders / "val", "--save_dir", tmp_path]
     names = ["adam", "recorrupted"]
     monkeypatch.setattr(sys, "argv", ["recipes.py", *map(str, flags), "--only", *names])
     recipes.main()
     rows = cells(capsys.readouterr().out)
-    assert [row[1] for row in rows] == ["4", "4"]
+    assert [row[1] for row in rows] == ["2", "2"]
     assert all(5 < float(row[4].strip("*")) < 60 for row in rows)
 
 

@@ -33,7 +33,9 @@ class Pipeline:
         if denoiser.n_input != denoiser.n_channel:
             raise UserError("--model_path: this network takes buffers beside the image: use predict.py")
         # What the noise has left of an image is put back: the measured frequencies of an MRI slice.
-        self.noise = noise_of_flag("--model_path", denoiser.options.get("noisetype"))
+        flag = next(f"--{name}" for name in ("model_path", "model_dir", "model_file") if getattr(options, name))
+        noisetype = denoiser.options.get("noisetype")
+        self.noise = noise_of_flag(flag, noisetype and str(noisetype))
 
     def start(self, on_batch):
         """Starts the threads and runs the network once.

@@ -686,6 +686,14 @@ def test_mistakes_at_the_start_are_one_line(server, weights, tmp_path):
             assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("noisetype", ["mystery9", 5, ["gauss25"]])
+def test_a_model_of_unknown_noise_is_refused(noisetype):
+    options = serve.get_parser().parse_args(["--model_dir", "exported"])
+    denoiser = SimpleNamespace(n_input=3, n_channel=3, options={"noisetype": noisetype})
+    with pytest.raises(cli.UserError, match="--model_dir: unknown noise"):
+        pipeline.Pipeline(options, denoiser, None)
+
+
 def test_without_aiohttp_it_is_one_line(weights, tmp_path):
     (tmp_path / "aiohttp.py").write_text("raise ImportError(name='aiohttp')")
     result = run_script("tools/serve.py", "--model_path", weights, PYTHONPATH=str(tmp_path))

@@ -31,6 +31,7 @@ import measures
 import mri_comparison
 import recipes
 import run
+import tables
 import targets
 
 
@@ -65,6 +66,13 @@ def here(monkeypatch, folders):
 
     monkeypatch.setattr(run, "measure", measure)
     monkeypatch.setattr(measures, "_denoiser", lambda way, precision, n_feature=4: network_of(way, precision, 4))
+
+
+def test_ratios_are_those_of_each_round():
+    fast, slow = [1.0, 2.0, 4.0], [2.0, 6.0, 16.0]
+    row = tables.Row("ours", fast, "s", "speed", slow, inverse=True).cells()
+    assert row == ("ours", "2.00 s", "1.00 .. 4.00", "**3.00**", "2.00 .. 4.00", "speed")
+    assert tables.Row("memory", [0.1], "s", "", [0.4], percent=True).cells()[1:4] == ("100 ms", "", "**25.0 %**")
 
 
 IN_A_PROCESS = "dataset_tool"

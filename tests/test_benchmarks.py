@@ -218,9 +218,7 @@ def test_undersampled_slices(tmp_path, monkeypatch, capsys):
 def test_recipes(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "trained", trained_here("--max_steps", 2, "--log_iters", 1))
     flags = ["--data_dir", folders / "data", "--val_dirs", folders / "val", "--save_dir", tmp_path]
-    names = ["adam", "recorrupted"]
-    monkeypatch.setattr(sys, "argv", ["recipes.py", *map(str, flags), "--only", *names])
-    recipes.main()
+    assert not recipes.main([*flags, "--only", "adam", "recorrupted"])
     rows = cells(capsys.readouterr().out)
     assert [row[1] for row in rows] == ["2", "2"]
     assert all(5 < float(row[4].strip("*")) < 60 for row in rows)

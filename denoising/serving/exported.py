@@ -9,7 +9,7 @@ class ExportedNetwork(DenoisingNetwork):
     """What a runtime computes, as a network.
 
     Args:
-        runtime: of `paddle_inference.open_engine`.
+        runtime: of `choice.open_runtime`.
     """
 
     def __init__(self, runtime):

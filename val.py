@@ -12,16 +12,15 @@ import io
 import json
 import os
 import re
-import sys
 
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.data import validation
 from denoising.files import images
-from denoising.imaging.noise import list_of_noise, parse_noise
+from denoising.imaging.noise import list_of_noise, noise_of_flag
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser
-from denoising.inference.evaluation import evaluate
+from denoising.inference.evaluation import evaluate_sets
 from denoising.reports import montage, page, scores
 
 
@@ -94,19 +93,19 @@ class Montages:
             if found and not options.overwrite:
                 raise UserError(f"--show_output: {self._folder}/{min(found)} exists; --overwrite replaces it")
 
-    def add(self, place, score, clean, noisy, denoised):
-        """Makes the montage of an image, told its place among all, at its first repeat, if it is one of the first."""
-        if score.repeat > 0 or place >= self._wanted:
+    def add(self, score, clean, noisy, denoised):
+        """Makes the montage of an image at its first repeat, if it is one of those wanted."""
+        if score.repeat > 0 or score.number >= self._wanted:
             return
         title = f"{score.set_name}: {score.name}"
         cells = [
-            (noisy, f"noisy {page.decimals(score.psnr_noisy)} dB"),
-            (denoised, f"denoised {page.decimals(score.psnr)} dB"),
+            (noisy, f"noisy {scores.decimals(score.psnr_noisy)} dB"),
+            (denoised, f"denoised {scores.decimals(score.psnr)} dB"),
             (clean, "clean"),
         ]
         picture = montage.grid([cells], title)
         if self._folder:
-            images.write_image(os.path.join(self._folder, page.file_name(place, "montage")), picture)
+            images.write_image(os.path.join(self._folder, page.file_name(score.number, "montage")), picture)
         if self._pyplot:
             self._shown.append((title, picture))
 
@@ -123,81 +122,108 @@ class Montages:
             montage.show(self._pyplot, self._shown)
 
 
-def score_rows(results):
-    """A header and one row per scored image."""
-    yield "set", "image", "repeat", "psnr_noisy", "ssim_noisy", "psnr", "ssim"
-    for result in results:
-        for s in result.scores:
-            yield s.set_name, s.name, s.repeat, s.psnr_noisy, s.ssim_noisy, s.psnr, s.ssim
-
-
-def main(argv=None):
-    """Scores, and writes what was asked for."""
-    options = get_parser().parse_args(argv)
-    cli.existing_file("--model_path", options.model_path)
-    present, absent = validation.find_validation_sets(options.val_dirs)
-    refuse_existing(options)
-    montages = Montages(options)
+def load(options):
+    """The denoiser, after a check that its weights are those that the flags describe."""
     ops = devices.prepare(options)
     denoiser = Denoiser(options.model_path, ops, tile=options.tile, tta=options.tta)
     for name in ("n_feature", "n_channel"):
         wanted, found = getattr(options, name), denoiser.network.options[name]
         if wanted not in (None, found):
             raise UserError(f"--{name}: {wanted}, but {options.model_path} holds a network of {found}")
-    noisetype = options.noisetype or denoiser.options.get("noisetype", "gauss25")
-    try:
-        noise = parse_noise(noisetype)
-    except ValueError as error:
-        raise UserError(f"--noisetype: {error}") from None
+    return denoiser
 
-    # Score set by set.
-    report, settings = None, vars(options) | denoiser.options | {"noisetype": noisetype, "Versions": devices.versions()}
+
+def score_sets(options, denoiser, noise, sets, pictures):
+    """The scores of all sets; `pictures` are told of each image as it is scored."""
+    scored = sum((options.val_repeats or each.repeats) * len(each.paths(options.val_images)) for each in sets)
+    total = scored // distributed.WORLD_SIZE
+    with cli.progress(total=total, unit="image", disable=not distributed.IS_MAIN) as bar:
+
+        def on_image(score, *images_255):
+            bar.set_description(score.set_name, refresh=False)
+            bar.update()
+            for picture in pictures:
+                picture.add(score, *images_255)
+
+        limits = options.val_repeats, options.val_images
+        return list(evaluate_sets(denoiser, sets, noise, *limits, on_image))
+
+
+def print_scores(results, absent, val_dirs):
+    """The published lines, the table, and what was not there to be scored."""
+    for result in results:
+        print(f"[EVAL] {result.name}: psnr:{result.mean('psnr')} ssim:{result.mean('ssim')}")
+    print(scores.score_table(results))
+    for missing in absent:
+        cli.note(f"{missing.name} is not under {val_dirs}: {missing.origin}")
+
+
+def write_json(target, options, noisetype, results):
+    """The table for machines, into a file or to stdout."""
+    data = {"model": options.model_path, "noisetype": noisetype, "sets": scores.score_summary(results)}
+    if target == "-":
+        print(json.dumps(data, indent=2))
+    else:
+        cli.write_json(target, data)
+
+
+def write_csv(path, results):
+    """A row for each scored image."""
+    rows = [("set", "image", "repeat", "psnr_noisy", "ssim_noisy", "psnr", "ssim")]
+    for result in results:
+        for s in result.scores:
+            rows.append((s.set_name, s.name, s.repeat, s.psnr_noisy, s.ssim_noisy, s.psnr, s.ssim))
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    cli.write_text(path, text.getvalue())
+
+
+def close_report(report, options, settings, results):
+    """Writes the report's page and settings, and says which images it leaves out."""
+    cli.write_json(os.path.join(options.report, "settings.json"), settings)
+    cli.note(f"report: {report.close(results)}")
+    for result in results:
+        count = result.image_count
+        if count > options.report_images:
+            cli.note(f"{result.name}: it shows {options.report_images} of {count} images; --report_images {count}")
+
+
+def main(argv=None):
+    """Scores, and writes what was asked for."""
+    # Check everything before the first slow step.
+    options = get_parser().parse_args(argv)
+    cli.existing_file("--model_path", options.model_path)
+    sets, absent = validation.find_validation_sets(options.val_dirs)
+    refuse_existing(options)
+    montages = Montages(options)
+
+    # Load, and settle the noise.
+    denoiser = load(options)
+    noisetype = options.noisetype or denoiser.options.get("noisetype", "gauss25")
+    noise = noise_of_flag("--noisetype", noisetype)
+
+    # Score set by set; pictures are written as they come.
+    pictures, report = [montages], None
+    settings = vars(options) | denoiser.options | {"noisetype": noisetype, "Versions": devices.versions()}
     if options.report:
         more = options.report_images, options.overwrite, distributed.IS_MAIN
         report = page.HtmlReport(options.report, "Denoising report", settings, *more)
         distributed.gather([])  # nobody writes pictures before those of an earlier run are gone
-    results, first = [], 0  # how many images the sets before had
-    for one in present:
-        total = (options.val_repeats or one.repeats) * len(one.paths(options.val_images)) // distributed.WORLD_SIZE
-        with cli.progress(total=total, unit="image", label=one.name, disable=not distributed.IS_MAIN) as bar:
-
-            def on_image(score, *pictures, bar=bar, first=first):
-                bar.update()
-                if report:
-                    report.add(first + score.index, score, *pictures)
-                montages.add(first + score.index, score, *pictures)
-
-            results.append(evaluate(denoiser, one, noise, options.val_repeats, options.val_images, on_image))
-        first += page.image_count(results[-1])
+        pictures.append(report)
+    results = score_sets(options, denoiser, noise, sets, pictures)
     if not distributed.IS_MAIN:
         return 0
 
     # Tell.
     if options.json != "-":
-        for result in results:
-            print(f"[EVAL] {result.name}: psnr:{result.mean('psnr')} ssim:{result.mean('ssim')}")
-        print(scores.score_table(results))
-        for one in absent:
-            cli.note(f"{one.name} is not under {options.val_dirs}: {one.origin}")
+        print_scores(results, absent, options.val_dirs)
     if options.json:
-        data = {"model": options.model_path, "noisetype": noisetype, "sets": scores.score_summary(results)}
-        if options.json == "-":
-            json.dump(data, sys.stdout, indent=2)
-            print()
-        else:
-            cli.write_json(options.json, data)
+        write_json(options.json, options, noisetype, results)
     if options.csv:
-        text = io.StringIO()
-        csv.writer(text).writerows(score_rows(results))
-        cli.write_text(options.csv, text.getvalue())
+        write_csv(options.csv, results)
     if report:
-        cli.write_json(os.path.join(options.report, "settings.json"), settings)
-        cli.note(f"report: {report.close(results)}")
-        for result in results:
-            count = page.image_count(result)
-            if count > options.report_images:
-                cli.note(f"{result.name}: it shows {options.report_images} of {count} images; --report_images {count}")
-    montages.show(first)
+        close_report(report, options, settings, results)
+    montages.show(sum(result.image_count for result in results))
     return 0
 
 

@@ -20,6 +20,7 @@ class Score:
     set_name: str
     name: str
     index: int  # of the image within its set
+    number: int  # of the image among those of all sets
     repeat: int
     psnr: float
     ssim: float
@@ -29,7 +30,7 @@ class Score:
 
 @dataclass
 class SetScores:
-    """All scores of a set, in order, with the time that they took."""
+    """All scores of a set, repeat by repeat and in the order of its images, with the time that they took."""
 
     name: str
     scores: list = field(default_factory=list)
@@ -40,8 +41,31 @@ class SetScores:
         """The average of a measure over all images and repeats."""
         return float(np.mean([getattr(score, measure) for score in self.scores]))
 
+    @property
+    def repeats(self):
+        """How often each image was scored."""
+        return 1 + max(score.repeat for score in self.scores)
 
-def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image=None):
+    @property
+    def image_count(self):
+        """How many images the set has."""
+        return len(self.scores) // self.repeats
+
+
+def evaluate_sets(denoiser, validation_sets, noise, repeats=None, limit=None, on_image=None):
+    """Scores set after set; images are numbered through all of them. The arguments are those of `evaluate`.
+
+    Yields:
+        The SetScores of each set, as soon as it has been scored.
+    """
+    first = 0
+    for validation_set in validation_sets:
+        result = evaluate(denoiser, validation_set, noise, repeats, limit, on_image, first)
+        first += result.image_count
+        yield result
+
+
+def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image=None, first=0):
     """Scores a set as published: seeded noise in float and not clipped, results rounded to 8 bits.
 
     The noise of each set starts from seed 101. Images are padded to a square, as the published evaluation does.
@@ -54,20 +78,22 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
         repeats: instead of the set's own.
         limit: only the first so many images.
         on_image: called as on_image(score, clean, noisy, denoised) with HWC uint8 images, for each that is scored here.
+        first: the number of the first image; how many the sets before this one have.
     """
     rng = np.random.RandomState(VALIDATION_SEED)
     result = SetScores(validation_set.name)
     start = time.perf_counter()
-    number = 0
+    order = 0
     for repeat in range(repeats or validation_set.repeats):
         for index, (name, clean, noisy_01) in enumerate(validation_set.images(denoiser.n_channel, noise, rng, limit)):
-            number += 1
-            if number % distributed.WORLD_SIZE != distributed.RANK:
+            order += 1
+            if order % distributed.WORLD_SIZE != distributed.RANK:
                 continue
             denoised = validation_set.shown(_denoised(denoiser, noise, noisy_01))
             noisy = validation_set.shown(noisy_01)
-            score = Score(validation_set.name, name, index, repeat, *_scores(clean, denoised), *_scores(clean, noisy))
-            result.scores.append((number, score))
+            place = validation_set.name, name, index, first + index, repeat
+            score = Score(*place, *_scores(clean, denoised), *_scores(clean, noisy))
+            result.scores.append((order, score))
             result.megapixels += clean.shape[0] * clean.shape[1] / 1e6
             if on_image:
                 on_image(score, clean, noisy, denoised)

@@ -12,6 +12,7 @@ import numpy as np
 from denoising import cli
 from denoising.files import images
 from denoising.reports.montage import displayable
+from denoising.reports.scores import decimals
 
 FILES = {"noisy": "input", "denoised": "output", "clean": "label", "residual": "residual"}  # how pictures are called
 OWN_FILES = re.compile(r"index\.html|settings\.json|\d{5,}-(input|output|label|residual|montage)\.png")
@@ -55,12 +56,11 @@ class HtmlReport:
             for path in _own_files(folder):
                 path.unlink()
 
-    def add(self, number, score, clean, noisy, denoised):
+    def add(self, score, clean, noisy, denoised):
         """Writes the pictures of one image at its first repeat.
 
         Args:
-            number: of the image among those of all sets.
-            score: as `denoising.evaluate` tells it: its repeat, and the index of the image within the set.
+            score: of `evaluation.evaluate_sets`.
             clean: HWC or HW uint8, as all three are; None where there is none.
             noisy: what the network was given.
             denoised: what it returned.
@@ -71,7 +71,7 @@ class HtmlReport:
         residual = _amplified(noisy, denoised, REMOVED_GAIN) if removed else _amplified(denoised, clean, ERROR_GAIN)
         for kind, image in zip(FILES, (noisy, denoised, clean, residual), strict=True):
             if image is not None:
-                images.write_image(self._folder / file_name(number, FILES[kind]), displayable(image))
+                images.write_image(self._folder / file_name(score.number, FILES[kind]), displayable(image))
 
     def _figures_of(self, number, name):
         """The HTML of an image's pictures, which whatever process has written."""
@@ -137,21 +137,6 @@ def _own_files(folder):
 # --- Numbers --------------------------------------------------------------------------------------
 
 
-def repeats(result):
-    """How often each image of a set was scored."""
-    return 1 + max(score.repeat for score in result.scores)
-
-
-def image_count(result):
-    """How many images a set has."""
-    return len(result.scores) // repeats(result)
-
-
-def decimals(value, form=".2f"):
-    """A number for reading: 30.79, inf, or a dash for what is unknown."""
-    return "-" if math.isnan(value) else format(value, form)
-
-
 def _image_means(results):
     """One dict per image, in order: its key, and its measures averaged over the repeats."""
     collected = defaultdict(list)
@@ -187,7 +172,7 @@ def _text(value):
 def _set_row(result):
     means = {measure: result.mean(measure) for measure in FORMATS if measure != "gain"}
     means["gain"] = means["psnr"] - means["psnr_noisy"]
-    count = f'<td class="number wide">{image_count(result)} \u00d7 {repeats(result)}</td>'
+    count = f'<td class="number wide">{result.image_count} \u00d7 {result.repeats}</td>'
     return f"<tr><td>{_text(result.name)}</td>{count}{_cells(means)}</tr>"
 
 

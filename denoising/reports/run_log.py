@@ -1,4 +1,4 @@
-"""What a run leaves to look at: log, metrics.csv, TensorBoard events, plots, the score table."""
+"""What a run leaves to look at: log, metrics.csv, TensorBoard events, the page of its latest snapshot."""
 
 import csv
 import io
@@ -14,9 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from denoising import cli
-from denoising.reports.page import HtmlReport as HtmlReport
-from denoising.reports.page import file_name as file_name
-from denoising.reports.page import refuse_report as refuse_report
+from denoising.reports.page import HtmlReport
 
 # --- A training run -------------------------------------------------------------------------------
 

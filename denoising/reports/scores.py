@@ -2,7 +2,10 @@
 
 import math
 
-from denoising.reports.page import decimals, image_count, repeats
+
+def decimals(value, form=".2f"):
+    """A number for reading: 30.79, inf, or a dash for what is unknown."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def score_summary(results):
@@ -15,7 +18,7 @@ def score_summary(results):
     for result in results:
         means = {key: result.mean(key) for key in ("psnr_noisy", "ssim_noisy", "psnr", "ssim")}
         summary.append(
-            {"set": result.name, "images": image_count(result), "repeats": repeats(result)}
+            {"set": result.name, "images": result.image_count, "repeats": result.repeats}
             | {key: value if math.isfinite(value) else None for key, value in means.items()}
             | {"seconds": round(result.seconds, 3)}
         )
@@ -27,7 +30,7 @@ def score_table(results):
     table = [("set", "images", "noisy PSNR", "PSNR", "gain", "SSIM")]
     for result in results:
         noisy, psnr, ssim = (result.mean(key) for key in ("psnr_noisy", "psnr", "ssim"))
-        images = f"{image_count(result)} x {repeats(result)}"
+        images = f"{result.image_count} x {result.repeats}"
         numbers = (decimals(noisy), decimals(psnr), decimals(psnr - noisy, "+.2f"))
         table.append((result.name, images, *numbers, decimals(ssim, ".4f")))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -8,9 +8,8 @@ import numpy as np
 from denoising.files import images
 from denoising.inference import distributed
 from denoising.inference.denoiser import Denoiser
-from denoising.inference.evaluation import evaluate
+from denoising.inference.evaluation import evaluate_sets
 from denoising.reports import plots, run_log
-from denoising.reports.page import image_count
 
 SHOWN = 5  # how many images of each set are kept as pictures
 
@@ -42,10 +41,9 @@ def score(training, sets, noise, folder, log, epoch):
     options, denoiser, results = training.options, Denoiser(training.averaged), []
     page = run_log.run_page(folder, epoch, SHOWN, distributed.IS_MAIN)
     distributed.gather([])  # nobody writes pictures before those of the last snapshot are gone
-    first = 0  # how many images the sets before had
 
     def save_pictures(score, clean, noisy, denoised):
-        page.add(first + score.index, score, clean, noisy, denoised)
+        page.add(score, clean, noisy, denoised)
         if score.repeat == 0 and score.index < SHOWN:
             name = f"{score.set_name}_{score.index:03d}"
             for kind, picture in (("clean", clean), ("noisy", noisy), ("denoised", denoised)):
@@ -53,15 +51,13 @@ def score(training, sets, noise, folder, log, epoch):
                 log.image(f"{name}/{kind}", picture, training.step)
 
     training.averaged.eval()
-    for validation_set in sets:
-        result = evaluate(denoiser, validation_set, noise, options.val_repeats, options.val_images, save_pictures)
+    for result in evaluate_sets(denoiser, sets, noise, options.val_repeats, options.val_images, save_pictures):
         psnr, ssim = result.mean("psnr"), result.mean("ssim")
         log.line(f"[EVAL] {result.name}: psnr:{psnr} ssim:{ssim}")
         log.scalars(training.step, {f"psnr/{result.name}": psnr, f"ssim/{result.name}": ssim})
         if distributed.IS_MAIN:
             run_log.append_score(os.path.join(folder, "validation"), result.name, epoch, psnr, ssim)
         results.append(result)
-        first += image_count(result)
     training.averaged.train()
     if distributed.IS_MAIN:
         page.close(results)

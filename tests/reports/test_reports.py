@@ -10,13 +10,13 @@ import subprocess
 import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from denoising import cli
+from denoising.inference.evaluation import Score, SetScores
 from denoising.reports import plots, run_log, scores
 from denoising.reports.page import HtmlReport
 from denoising.reports.run_log import RunLog
@@ -146,16 +146,12 @@ def test_plot_curves_draws_a_png(tmp_path, count):
 
 
 def set_scores(name, scores):
-    """Stands for denoising.SetScores, without Paddle."""
-
-    def mean(key):
-        return float(np.mean([getattr(score, key) for score in scores]))
-
-    return SimpleNamespace(name=name, scores=scores, seconds=1.25, megapixels=0.1, mean=mean)
+    return SetScores(name, scores, seconds=1.25, megapixels=0.1)
 
 
-def score(set_name, name, repeat=0, psnr=30.0, ssim=0.75, psnr_noisy=20.0, ssim_noisy=0.5, index=0):
-    return SimpleNamespace(**locals())
+def score(set_name, name, repeat=0, psnr=30.0, ssim=0.75, psnr_noisy=20.0, ssim_noisy=0.5, index=0, number=None):
+    number = index if number is None else number
+    return Score(set_name, name, index, number, repeat, psnr, ssim, psnr_noisy, ssim_noisy)
 
 
 def test_score_table_and_summary():
@@ -225,9 +221,9 @@ def report(tmp_path):
         scores = []
         for repeat in range(repeats):
             for n, name in enumerate(names):
-                scores.append(score(set_name, name, repeat, psnr=30.0 + n + repeat, index=n))
+                scores.append(score(set_name, name, repeat, psnr=30.0 + n + repeat, index=n, number=first + n))
                 images = [picture(10 * n + k, channels=channels) for k in range(3)]
-                page.add(first + n, scores[-1], *images)
+                page.add(scores[-1], *images)
         first += len(names)
         results.append(set_scores(set_name, scores))
     bare = [score("bare", f"{n}", psnr=psnr, index=n) for n, psnr in enumerate((float("inf"), float("nan")))]
@@ -314,8 +310,8 @@ def test_pictures_are_the_pixels(tmp_path, channels):
     shape = (40, 60) if channels is None else (40, 60, channels)
     clean, noisy, denoised = (picture(n, channels=channels or 1).reshape(shape) for n in range(3))
     page = HtmlReport(tmp_path, "title", {})
-    page.add(0, score("set", "a"), clean, noisy, denoised)
-    page.add(1, score("set", "b", index=1), None, noisy, denoised)
+    page.add(score("set", "a"), clean, noisy, denoised)
+    page.add(score("set", "b", index=1), None, noisy, denoised)
 
     def read(name):
         image = cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED)
@@ -335,7 +331,7 @@ def test_pictures_are_the_pixels(tmp_path, channels):
 
 def test_packed_raw_is_shown_in_grey(tmp_path):
     raw = picture(1, channels=4)
-    HtmlReport(tmp_path, "title", {}).add(0, score("set", "a"), raw, raw, raw)
+    HtmlReport(tmp_path, "title", {}).add(score("set", "a"), raw, raw, raw)
     shown = cv2.imread(str(tmp_path / "00000-input.png"), cv2.IMREAD_UNCHANGED)
     assert (shown == raw.mean(axis=2).astype(np.uint8)).all()
 
@@ -344,8 +340,8 @@ def test_a_report_is_replaced_only_when_asked(tmp_path):
     def write(names, **options):
         page = HtmlReport(tmp_path, "title", {}, **options)
         scores = [score("set", name, index=n) for n, name in enumerate(names)]
-        for one in scores:
-            page.add(one.index, one, picture(1), picture(2), picture(3))
+        for image_score in scores:
+            page.add(image_score, picture(1), picture(2), picture(3))
         return page.close([set_scores("set", scores)])
 
     write(["first", "second"])
@@ -371,8 +367,8 @@ def test_a_run_has_the_page_of_its_latest_snapshot(tmp_path):
     for epoch, images in ((1, 3), (2, 2)):
         page = run_log.run_page(folder, epoch, 5, first=True)
         scores = [score("set", f"{n}.png", index=n) for n in range(images)]
-        for one in scores:
-            page.add(one.index, one, picture(1), picture(2), picture(3))
+        for image_score in scores:
+            page.add(image_score, picture(1), picture(2), picture(3))
         page.close([set_scores("set", scores)])
     text = (folder / "validation" / "index.html").read_text("utf-8")
     for told in ("name, epoch 2", "<dt>lr</dt><dd>0.125</dd>", "<dt>paddle</dt><dd>3</dd>", "1.png"):

@@ -12,16 +12,17 @@ import argparse
 import contextlib
 import datetime
 import errno
+import functools
 import json
 import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import sys
 import tempfile
 import threading
-import warnings
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,9 +31,6 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
-
-# Paddle's import complains of a missing compiler cache, which nothing here needs: import cli before it.
-warnings.filterwarnings("ignore", message="No ccache found")
 
 
 class UserError(Exception):
@@ -199,10 +197,15 @@ def writable_folder(flag, path):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Yields a temporary path beside `path`; renamed onto it on success, removed on failure: never half a file."""
+    """Yields a temporary path beside `path`; renamed onto it on success, removed on failure: never half a file.
+
+    What an earlier process left of the same file, because it was killed while writing, is removed first.
+    """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: is no regular file, and is not replaced by one")
+    refuse((path.exists() and not path.is_file(), f"{path}: is no regular file, and is not replaced by one"))
+    for leftover in _leftovers_by_target(path.parent).pop(path.name, ()):
+        with contextlib.suppress(OSError):
+            leftover.unlink(missing_ok=True)
     # The suffix is kept, because writers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -213,6 +216,42 @@ def atomic_write(path):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder):
+    """The temporaries in a folder that killed processes have left.
+
+    Returns:
+        Pairs of a temporary's path and the name of the file that it was to become: only who knows that name to be of
+        a file of ours may remove the temporary.
+    """
+    try:
+        found = [(path, re.fullmatch(r"\.(.+)\.([0-9]+)\.tmp(\.[^.]+)?", path.name)) for path in Path(folder).iterdir()]
+    except OSError:
+        return []
+    return [(path, match[1] + (match[3] or "")) for path, match in found if match and not _is_running(int(match[2]))]
+
+
+@functools.cache
+def _leftovers_by_target(folder):
+    """Listed once for each folder, because a folder of many results is written to many times."""
+    by_target: dict[str, list[Path]] = {}
+    for path, target in leftovers(folder):
+        by_target.setdefault(target, []).append(path)
+    return by_target
+
+
+def _is_running(process):
+    """Whether there is a process of this number; where the system does not tell, there is."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def write_text(path, text):

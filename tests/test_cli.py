@@ -1,0 +1,79 @@
+"""What every script shares: files that are whole or absent, and what a kill leaves of them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from denoising import cli
+
+GONE = 2**22 + 1  # Linux gives no process a number so high
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_kill_left_of_a_file_goes_when_the_file_is_written_again(tmp_path):
+    for name in ("psnr.png", "NAME.zip", "notes", "a.tar.gz"):
+        stem, suffix = os.path.splitext(name)
+        (tmp_path / f".{stem}.{GONE}.tmp{suffix}").write_text("half")
+        cli.write_text(tmp_path / name, "whole")
+        assert names(tmp_path) == [name]
+        (tmp_path / name).unlink()
+        cli._leftovers_by_target.cache_clear()  # as the next process finds the folder
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        f".notes.{GONE}.tmp",  # of another file
+        f".psnr.{GONE}.tmp",  # of psnr, which is not psnr.png
+        f".psnr.{GONE}.tmp.svg",
+        f".psnr.{GONE}.tmp.png.bak",
+        f"psnr.{GONE}.tmp.png",
+        ".psnr.x.tmp.png",
+        f".psnr.old.{GONE}.tmp.png",
+        f".psnr.{os.getppid()}.tmp.png",  # somebody is still writing it
+    ],
+)
+def test_what_is_not_surely_of_a_killed_process_stays(tmp_path, stranger):
+    (tmp_path / stranger).write_text("mine")
+    cli.write_text(tmp_path / "psnr.png", "whole")
+    assert names(tmp_path) == sorted([stranger, "psnr.png"])
+    assert (tmp_path / stranger).read_text() == "mine"
+
+
+WRITES_HALF_AND_IS_KILLED = """
+import os, signal, sys
+from denoising import cli
+with cli.atomic_write(sys.argv[1]) as temporary:
+    open(temporary, "w").write("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_leaves_what_the_next_one_sweeps(tmp_path):
+    command = [sys.executable, "-c", WRITES_HALF_AND_IS_KILLED, tmp_path / "a.json"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    ((leftover, target),) = cli.leftovers(tmp_path)
+    assert (leftover.read_text(), target) == ("half", "a.json")
+    cli.write_json(tmp_path / "a.json", {})
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path):
+    cli.write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ZeroDivisionError), cli.atomic_write(tmp_path / "a.txt") as temporary:
+        open(temporary, "w").close()
+        print(1 / 0)
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_refusal_is_the_first_that_holds():
+    cli.refuse((False, "no"), (None, "no"))
+    with pytest.raises(cli.UserError, match="^second$"):
+        cli.refuse((False, "first"), (True, "second"), (True, "third"))

@@ -10,7 +10,7 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 # A stamp per set of requirements: a second run finds it and installs nothing.
-$(VENV)/runtime: requirements.txt requirements-common.txt
+$(VENV)/runtime: requirements.txt requirements-common.txt requirements-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

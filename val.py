@@ -34,10 +34,7 @@ def get_parser():
     parser.add_argument("--n_channel", type=int, choices=[1, 3, 4], help="refuse weights of other channels")
     parser.add_argument("--val_repeats", type=number(int, 1), help="repeats per set, instead of its own")
     parser.add_argument("--val_images", type=number(int, 1), help="only the first so many images of each set")
-    parser.add_argument("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
-    parser.add_argument(
-        "--tile", type=number(int, 352), help="side of the largest window; from the free memory unless given"
-    )
+    devices.add_window_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the table as JSON, to stdout or a file")
     output.add_argument("--csv", metavar="FILE", help="PSNR and SSIM of every image")
@@ -61,7 +58,7 @@ def get_parser():
     )
     output.add_argument("--overwrite", action="store_true", help="replace results that exist")
     devices.add_flags(parser)
-    return parser  # fmt: skip
+    return parser
 
 
 def refuse_existing(options):

@@ -21,7 +21,8 @@ def room_of(module):
     """The room in which a module of ours stands, or None."""
     first, *rest = module.split(".")
     if first == "denoising":
-        return rest[0] if rest else None
+        # `python -m denoising` is a script, though it stands in the package.
+        return {"__main__": "scripts"}.get(rest[0], rest[0]) if rest else None
     if first == "tools" or (ROOT / "tools" / f"{first}.py").exists():
         return "tools"
     if first in ("arch_unet", "dataset"):

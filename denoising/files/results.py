@@ -8,7 +8,7 @@ from denoising.cli import UserError
 OWN_FORMAT = (".npy", ".tif", ".tiff", ".exr")  # hold what PNG cannot
 
 
-def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False):
+def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False, also_read=()):
     """The result's path for each image.
 
     Args:
@@ -19,12 +19,13 @@ def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False):
         keep_format: keeps each image's own format; else it is PNG, which holds 8 and 16 bits. None where the script
             has no such flag to recommend.
         overwrite: results that exist are replaced.
+        also_read: other files that must be there until they have been read, such as the buffers of renders.
 
     Raises:
-        UserError: two results have one name, one exists, or one is itself an image to denoise.
+        UserError: two results have one name, one exists, or one is itself a file to be read.
     """
     root, targets, owner = Path(root), [], {}
-    sources = {os.path.realpath(path) for path in paths}
+    sources = {os.path.realpath(path) for path in (*paths, *also_read)}
     for path in map(Path, paths):
         folder = path.parent.relative_to(root) if root.is_dir() else Path()
         keep = keep_format or path.suffix.lower() in OWN_FORMAT
@@ -34,7 +35,8 @@ def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False):
             raise UserError(f"{flag}: {owner[target]} and {path} would both become {target}{helps}")
         if os.path.realpath(target) in sources:
             raise UserError(f"--save_dir: {target}, the result of {path}, is itself an image to denoise")
-        if os.path.lexists(target) and not overwrite:  # lexists: a name that is too long fails when it is written
+        # os.path knows no error: a name that is too long for the disk fails when it is written, and fails alone.
+        if os.path.lexists(target) and not overwrite:
             raise UserError(f"--save_dir: {target} exists; --overwrite replaces it")
         owner[target] = path
         targets.append(target)

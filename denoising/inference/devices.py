@@ -1,16 +1,28 @@
 """Where to compute and how: the device flags of train.py, val.py and predict.py, and what they lead to."""
 
-import os
+import contextlib
 import platform
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import paddle
 
 from denoising import cli
-from denoising.cli import UserError
+from denoising.cli import UserError, number
 from denoising.engine import operators
 from denoising.inference import distributed
+
+
+def add_window_flags(parser):
+    """How a Denoiser goes over an image."""
+    parser.add_argument("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
+    parser.add_argument(
+        "--tile",
+        type=number(int, 352),
+        help="side of the largest window, which bounds the memory; from the free memory unless given. Windows overlap "
+        "by 320 pixels: small ones take many times as long",
+    )
 
 
 def add_flags(parser, precisions=("fp32", "bf16"), precision_note=""):
@@ -23,12 +35,12 @@ def add_flags(parser, precisions=("fp32", "bf16"), precision_note=""):
     """
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu"], help="where to compute")
-    group.add_argument("--gpu_devices", help="the GPU to take, as published, e.g. 0")
+    group.add_argument("--gpu_devices", help="the number of the GPU to compute on, e.g. 0")
     group.add_argument(
         "--engine",
         default="auto",
         choices=["auto", "onednn", "paddle"],
-        help="on a CPU: the fast convolutions of engine/, or Paddle's own",
+        help="on a CPU: the fast convolutions of denoising/engine, or Paddle's own",
     )
     group.add_argument(
         "--precision",
@@ -47,10 +59,10 @@ def prepare(options):
             if wanted:
                 raise UserError(f"--{flag}: no GPU that this Paddle can use")
     if found and options.device != "cpu":
-        number = (options.gpu_devices or "0").split(",")[0]
+        gpu = (options.gpu_devices or "0").split(",")[0]
         if distributed.WORLD_SIZE > 1:
-            number = distributed.LOCAL_DEVICE
-        paddle.set_device(f"gpu:{number}")
+            gpu = distributed.LOCAL_DEVICE
+        paddle.set_device(f"gpu:{gpu}")
     else:
         paddle.set_device("cpu")
     distributed.start()
@@ -76,13 +88,12 @@ def fastest_precision():
 
 def versions():
     """What the run was made with."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=os.path.dirname(os.path.abspath(__file__)),
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
+    root, commit = Path(__file__).resolve().parents[2], "unknown"
+    # Where the package is installed, a repository around it is somebody else's.
+    if (root / ".git").exists():
+        with contextlib.suppress(OSError):  # git is not installed
+            done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+            commit = done.stdout.strip() or commit
     return {
         "python": platform.python_version(),
         "paddle": paddle.__version__,

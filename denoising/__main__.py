@@ -1,0 +1,36 @@
+"""Denoises an image, a folder tree or a glob; size, type, metadata and names are kept.
+
+Examples:
+  denoise --image_path noisy.png --model_path best_model.pdparams --save_dir denoised/
+  denoise --image_path photos/ --model_path best_model.pdparams --save_dir denoised/ --keep_format
+  python -m denoising --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --strength 0.7
+"""
+
+import importlib.util
+import sys
+
+from denoising import cli
+
+
+def main(argv=None):
+    """Denoises all images; what is broken is told, and the rest goes on."""
+    # Whoever installs this project alone has no Paddle yet, because only they know which one their machine takes.
+    absent = importlib.util.find_spec("paddle") is None
+    cli.refuse((absent, "Paddle is not installed: pip install paddlepaddle (or paddlepaddle-gpu for an NVIDIA GPU)"))
+    from denoising.inference import prediction
+
+    options = prediction.get_parser(__doc__).parse_args(argv)
+    planned = prediction.plan(options)
+    denoiser, noise = prediction.load(options)
+    failed = prediction.denoise_files(denoiser, noise, planned)
+    return prediction.report(failed, planned)
+
+
+def command():
+    """The entry point of `denoise`."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "denoise"  # help and refusals name the command, not this file
+    command()

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from denoising import cli
+
 # As it was before Paddle's import set OMP_NUM_THREADS to 1: a process started by a test gets what a user's shell gives.
 ENVIRONMENT = dict(os.environ)
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +67,19 @@ def run_script(name, *arguments, cwd=ROOT, ok=None, **environment):
     if ok is not None:
         assert result.returncode == ok, result.stdout + result.stderr
     return result
+
+
+def refusal(main, flags, capsys):
+    """What a script's main, called here, says of a user's mistake: the one line that its process would end with."""
+    try:
+        code = main([str(part) for pair in flags.items() for part in pair])
+    except cli.UserError as error:
+        return str(error)
+    except SystemExit as end:  # of the parser
+        code = end.code
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert (code, len(lines)) == (2, 1), f"not refused: {flags}"
+    return lines[0]
 
 
 def assert_user_error(result, *words):

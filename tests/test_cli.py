@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,9 +67,14 @@ def test_a_killed_writer_leaves_what_the_next_one_sweeps(tmp_path):
 
 def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     cli.write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(ZeroDivisionError), cli.atomic_write(tmp_path / "a.txt") as temporary:
-        open(temporary, "w").close()
-        print(1 / 0)
+
+    def write_half():
+        with cli.atomic_write(tmp_path / "a.txt") as temporary:
+            Path(temporary).write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
     assert names(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
 

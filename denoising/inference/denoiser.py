@@ -74,38 +74,35 @@ class Denoiser:
     def _in_tiles(self, hwc):
         """Runs windows that overlap by the network's reach, so that the result equals that of the whole image."""
         height, width, channels = hwc.shape
-        step, margin = self.network.multiple, self.network.margin
         # The image is the input, but where buffers go in beside it.
         mixed = self.n_input == self.n_channel
         if self.strength == 0 and mixed:
             return hwc.copy()
         result = np.empty((height, width, channels if mixed else self.n_channel), hwc.dtype)
-        padded_height, padded_width = round_up(height, step), round_up(width, step)
-        rows, columns = plan_tiles(padded_height, padded_width, step, margin, self._window_pixels())
-        window_height = min(rows + 2 * margin, padded_height)
-        window_width = min(columns + 2 * margin, padded_width)
-        for top in range(0, height, rows):
-            for left in range(0, width, columns):
-                # All windows have one size, moved inwards at the borders: the memory of one serves the next.
-                y0 = min(max(top - margin, 0), padded_height - window_height)
-                x0 = min(max(left - margin, 0), padded_width - window_width)
-                y1, x1 = y0 + window_height, x0 + window_width
-                window = reflected(reflected(hwc, y0, y1, axis=0), x0, x1, axis=1)
-                window = images.to_01(window)
-                if channels < self.n_channel:
-                    window = np.repeat(window, self.n_channel, axis=2)
-                denoised = self._run(window)
-                bottom, right = min(top + rows, height), min(left + columns, width)
-                inside = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
-                denoised, window = denoised[inside], window[inside]
-                if self.strength < 1 and mixed:
-                    denoised = window + np.float32(self.strength) * (denoised - window)
-                if channels < self.n_channel:
-                    denoised = denoised.mean(axis=2, keepdims=True)
-                if not np.isfinite(denoised).all():
-                    raise ValueError("the result is not finite: the image's values are too large for the network")
-                result[top:bottom, left:right] = images.from_01(denoised, hwc.dtype)
+        for (y0, y1, top, bottom), (x0, x1, left, right) in self._windows(height, width):
+            window = reflected(reflected(hwc, y0, y1, axis=0), x0, x1, axis=1)
+            window = images.to_01(window)
+            if channels < self.n_channel:
+                window = np.repeat(window, self.n_channel, axis=2)
+            denoised = self._run(window)
+            inside = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
+            denoised, window = denoised[inside], window[inside]
+            if self.strength < 1 and mixed:
+                denoised = window + np.float32(self.strength) * (denoised - window)
+            if channels < self.n_channel:
+                denoised = denoised.mean(axis=2, keepdims=True)
+            result[top:bottom, left:right] = images.from_01(finite(denoised), hwc.dtype)
         return result
+
+    def _windows(self, height, width):
+        """Pairs of what `along` yields for rows and columns. All windows have one size: their memory is taken once."""
+        step, margin = self.network.multiple, self.network.margin
+        padded = round_up(height, step), round_up(width, step)
+        sides = plan_windows(*padded, step, margin, self._window_pixels())
+        rows, columns = (list(along(size, side, margin)) for size, side in zip(padded, sides, strict=True))
+        for y0, y1, top, bottom in rows:
+            for x0, x1, left, right in columns:
+                yield (y0, y1, top, min(bottom, height)), (x0, x1, left, min(right, width))
 
     def _window_pixels(self):
         if self.tile:
@@ -138,24 +135,55 @@ class Denoiser:
             return (total / 8).numpy()
 
 
-def plan_tiles(height, width, step, margin, window_pixels):
-    """The tile size, in multiples of `step`, that computes the fewest pixels with windows within the budget."""
+def finite(result):
+    """The result, or a refusal of one that is not to be written or scored."""
+    if not np.isfinite(result).all():
+        raise ValueError("the result is not finite: the image's values are too large for the network")
+    return result
+
+
+def plan_windows(height, width, step, margin, window_pixels):
+    """Height and width of the windows, multiples of `step`, that compute the fewest pixels within the budget.
+
+    A window at the image's border needs no margin there. Where no window is within the budget, it is the smallest
+    that keeps any of its result.
+    """
     best = None
-    for across in range(1, width // step + 1):
-        columns = round_up(math.ceil(width / across), step)
-        window_width = min(columns + 2 * margin, width)
-        # The tallest tile that the budget leaves; at least one step, however small the budget.
-        rows = (window_pixels // window_width) // step * step
-        rows = height if rows >= height else min(max(rows - 2 * margin, step), height)
-        window_height = min(rows + 2 * margin, height)
-        work = math.ceil(height / rows) * window_height * math.ceil(width / columns) * window_width
-        # Windows over the budget count by how far they are over it: tiny budgets get the smallest windows.
-        key = (max(window_height * window_width - window_pixels, 0), work)
+    least = 2 * margin + step
+    for count in range(1, max(width // step, 1) + 1):
+        window_width = window_side(width, count, step, margin)
+        # The tallest window that the budget leaves, and then the lowest that needs no more of them.
+        tallest = max(window_pixels // window_width // step * step, least)
+        rows = window_count(height, tallest, margin)
+        window_height = window_side(height, rows, step, margin)
+        pixels = window_height * window_width
+        work = rows * window_count(width, window_width, margin) * pixels
+        key = (max(pixels - window_pixels, 0), work)
         if best is None or key < best[0]:
-            best = key, (rows, columns)
-        if columns == step:
+            best = key, (window_height, window_width)
+        if window_width <= least:
             break
     return best[1]
+
+
+def window_side(length, count, step, margin):
+    """How long `count` windows must be that cover a length and overlap by two margins."""
+    return min(round_up(math.ceil((length + 2 * margin * (count - 1)) / count), step), length)
+
+
+def window_count(length, side, margin):
+    """How many windows cover a length."""
+    return 1 if side >= length else math.ceil((length - 2 * margin) / (side - 2 * margin))
+
+
+def along(length, side, margin):
+    """The windows along an axis: start and end of each, and between which lines its result is kept."""
+    first = 0
+    while first < length:
+        start = max(min(first - margin, length - side), 0)
+        last = length if start + side >= length else start + side - margin
+        yield start, start + side, first, last
+        first = last
 
 
 def round_up(size, step):

@@ -21,7 +21,7 @@ def add_window_flags(parser):
         "--tile",
         type=number(int, 352),
         help="side of the largest window, which bounds the memory; from the free memory unless given. Windows overlap "
-        "by 320 pixels: small ones take many times as long",
+        "by 320 pixels: a large image takes twice as long at 1000, six times at 512, a hundred times at 352",
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from denoising.cli import UserError
 from denoising.imaging.metrics import psnr, ssim
 from denoising.inference import distributed
-from denoising.inference.denoiser import reflected, round_up
+from denoising.inference.denoiser import finite, reflected, round_up
 
 VALIDATION_SEED = 101  # published
 
@@ -108,7 +108,7 @@ def _denoised(denoiser, noise, noisy_01):
     side = round_up(max(height, width), denoiser.network.multiple)
     square = reflected(reflected(noisy_01, 0, side, axis=0), 0, side, axis=1)
     try:
-        return noise.restore(noisy_01, denoiser(np.ascontiguousarray(square))[:height, :width])
+        return finite(noise.restore(noisy_01, denoiser(np.ascontiguousarray(square))[:height, :width]))
     except ValueError as error:
         raise UserError(f"--val_dirs: {error}") from None
 

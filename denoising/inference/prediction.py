@@ -9,7 +9,7 @@ from denoising.data import renders
 from denoising.files import images, results
 from denoising.imaging.noise import noise_of_flag
 from denoising.inference import devices, distributed
-from denoising.inference.denoiser import Denoiser
+from denoising.inference.denoiser import Denoiser, finite
 
 
 def get_parser(doc):
@@ -63,9 +63,9 @@ def denoise_file(denoiser, noise, files, target):
     picture = frame.picture if frame else images.read_image(files[0])
     try:
         if frame:
-            pages = [renders.as_stored(frame, renders.denoise(denoiser, frame))]
+            pages = [finite(renders.as_stored(frame, renders.denoise(denoiser, frame)))]
         else:
-            pages = [noise.restore(page, denoiser(page)) for page in picture.pages]
+            pages = [finite(noise.restore(page, denoiser(page))) for page in picture.pages]
     except ValueError as error:
         raise UserError(f"{files[0]}: {error}") from None
     cli.writable_folder("--save_dir", target.parent)

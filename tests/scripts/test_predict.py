@@ -1,9 +1,13 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import predict
-from conftest import assert_user_error, noisy_scene, opened, run_script, save
+from conftest import assert_user_error, noisy_scene, opened, refusal, run_script, save
+from denoising import cli
+from denoising.cli import UserError
 from denoising.files import images
 from denoising.inference.denoiser import Denoiser
 
@@ -34,15 +38,7 @@ def test_a_folder_tree_keeps_its_shape(tmp_path, weights):
 def test_a_glob_and_the_own_format(tmp_path, weights):
     for name in ("a.webp", "b.webp", "c.png"):
         save(tmp_path / name, noisy_scene(40, 50))
-    run(
-        "--image_path",
-        tmp_path / "*.webp",
-        "--model_path",
-        weights,
-        "--save_dir",
-        tmp_path / "o",
-        "--keep_format",
-    )
+    run("--image_path", tmp_path / "*.webp", "--model_path", weights, "--save_dir", tmp_path / "o", "--keep_format")
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a_denoise.webp", "b_denoise.webp"]
 
 
@@ -89,40 +85,59 @@ def test_nothing_is_overwritten_unasked(tmp_path, weights):
     save(tmp_path / "a.png", noisy_scene(40, 50))
     (tmp_path / "a_denoise.png").write_text("mine")
     flags = ("--image_path", tmp_path / "a.png", "--model_path", weights, "--save_dir", tmp_path)
-    assert_user_error(run_script("predict.py", *flags), "a_denoise.png", "--overwrite")
+    with pytest.raises(UserError, match=r"a_denoise\.png exists; --overwrite"):
+        run(*flags)
     assert (tmp_path / "a_denoise.png").read_text() == "mine"
     run(*flags, "--overwrite")
     assert opened(tmp_path / "a_denoise.png").size == (50, 40)
 
 
-def test_a_broken_file_is_reported_and_the_rest_goes_on(tmp_path, weights):
+def test_a_broken_file_is_reported_and_the_rest_goes_on(tmp_path, weights, capfd):
     for name in ("a.png", "c.png"):
         save(tmp_path / "in" / name, noisy_scene(40, 50))
     (tmp_path / "in" / "b.png").write_bytes(b"no image")
     nan = np.full((20, 20, 3), np.nan, np.float32)
     np.save(tmp_path / "in" / "d.npy", nan)
-    result = run_script(
-        "predict.py",
-        "--image_path",
-        tmp_path / "in",
-        "--model_path",
-        weights,
-        "--save_dir",
-        tmp_path / "o",
-        ok=1,
-    )
-    assert "b.png" in result.stderr
-    assert "d.npy" in result.stderr
-    assert "2 of 4" in result.stderr
-    assert "Traceback" not in result.stderr
+    run("--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "o", code=1)
+    errors = capfd.readouterr().err
+    assert "b.png" in errors
+    assert "d.npy" in errors
+    assert "2 of 4" in errors
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a_denoise.png", "c_denoise.png"]
+
+
+def test_no_source_is_overwritten_before_it_is_read(tmp_path, weights):
+    for name in ("a.png", "a_denoise.png"):
+        save(tmp_path / name, noisy_scene(40, 50))
+    before = (tmp_path / "a_denoise.png").read_bytes()
+    with pytest.raises(UserError, match=r"--save_dir: .*a_denoise\.png, the result of .*a\.png, is itself"):
+        run("--image_path", tmp_path, "--model_path", weights, "--save_dir", tmp_path, "--overwrite")
+    assert (tmp_path / "a_denoise.png").read_bytes() == before
+
+
+def test_a_name_that_is_too_long_fails_alone(tmp_path, weights, capfd):
+    for name in ("a", "n" * 245, "z"):
+        save(tmp_path / "in" / f"{name}.png", noisy_scene(40, 50))
+    run("--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "o", code=1)
+    errors = capfd.readouterr().err
+    assert re.search(r"n_denoise\.png: cannot be written: File name too long", errors)
+    assert "1 of 3 images could not be denoised" in errors
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a_denoise.png", "z_denoise.png"]
+
+
+def test_a_result_that_is_not_finite_is_refused(tmp_path, weights, capfd):
+    save(tmp_path / "in" / "a.png", noisy_scene(40, 50))
+    np.save(tmp_path / "in" / "b.npy", np.full((40, 50, 3), 3e38, np.float32))
+    run("--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "o", code=1)
+    assert re.search(r"b\.npy: the result is not finite", capfd.readouterr().err)
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["a_denoise.png"]
 
 
 def test_names_that_would_collide_are_refused(tmp_path, weights):
     save(tmp_path / "in" / "a.png", noisy_scene(40, 50))
     save(tmp_path / "in" / "a.jpg", noisy_scene(40, 50))
-    flags = ("--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "o")
-    assert_user_error(run_script("predict.py", *flags), "a.jpg", "a.png", "--keep_format")
+    with pytest.raises(UserError, match=r"a\.jpg.*a\.png.*--keep_format"):
+        run("--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "o")
 
 
 def bad_flags(tmp_path, weights):
@@ -147,13 +162,16 @@ def bad_flags(tmp_path, weights):
     yield "unknown flag", {"--strenght": 1}, ["--strenght"]
 
 
-def test_mistakes_are_one_line(tmp_path, weights):
+def test_mistakes_are_one_line(tmp_path, weights, capsys):
     image = save(tmp_path / "good.png", noisy_scene(40, 50))
+    good = {"--image_path": image, "--model_path": weights, "--save_dir": tmp_path / "o"}
     for what, changed, words in bad_flags(tmp_path, weights):
-        flags = {"--image_path": image, "--model_path": weights, "--save_dir": tmp_path / "o", **changed}
-        result = run_script("predict.py", *[part for pair in flags.items() for part in pair])
-        assert_user_error(result, *words)
+        message = refusal(predict.main, {**good, **changed}, capsys)
+        assert all(word in message for word in words), message
         assert not list((tmp_path / "o").glob("*")), what
+    # In a process of its own once: one line, exit code 2.
+    result = run_script("predict.py", *[part for pair in {**good, "--tile": -3}.items() for part in pair])
+    assert_user_error(result, "predict.py: error: argument --tile", "-3")
 
 
 def test_dashes_are_taken_for_underscores(tmp_path, weights):
@@ -168,7 +186,7 @@ def test_a_full_disk_is_one_line(tmp_path, weights, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "a_denoise.png")
 
-    monkeypatch.setattr(images.os, "replace", full)
-    with pytest.raises(predict.UserError, match="No space left"):
+    monkeypatch.setattr(cli.os, "replace", full)
+    with pytest.raises(UserError, match="No space left"):
         run("--image_path", image, "--model_path", weights, "--save_dir", tmp_path / "o")
     assert not list((tmp_path / "o").glob("*"))

@@ -2,8 +2,9 @@ import numpy as np
 import paddle
 import pytest
 
-from arch_unet import build_network
+from arch_unet import PlainOps, build_network
 from conftest import noisy_scene
+from denoising import machine
 from denoising.files import images
 from denoising.inference.denoiser import Denoiser, along, plan_windows
 
@@ -97,6 +98,42 @@ def test_float_images_are_not_clipped(network):
     image = noisy_scene(40, 50).astype(np.float32) / 255 * 9
     result = Denoiser(network)(image)
     assert result.max() > 1.5 or result.min() < -0.5
+
+
+def test_a_colour_network_takes_grey_as_three_equal_channels(network):
+    grey = noisy_scene(40, 50, 1).astype(np.float32) / 255
+    expected = Denoiser(network)(np.repeat(grey, 3, axis=2)).mean(axis=2, keepdims=True)
+    np.testing.assert_allclose(Denoiser(network)(grey), expected, atol=1e-6)
+
+
+def test_the_bytes_of_an_image_may_stand_in_either_order(network):
+    image = noisy_scene(40, 50).astype(np.uint16) * 257
+    swapped = image.astype(image.dtype.newbyteorder())
+    assert (Denoiser(network)(swapped) == Denoiser(network)(image)).all()
+
+
+@pytest.mark.parametrize("options", [{"strength": 1.01}, {"strength": -0.1}, {"tile": 0}])
+def test_options_out_of_range_are_refused(network, options):
+    with pytest.raises(ValueError, match=r"strength is 0\.\.1 and tile a positive number"):
+        Denoiser(network, **options)
+
+
+def test_a_loaded_network_computes_as_it_is_told(weights):
+    ops = PlainOps()
+    assert Denoiser(str(weights), ops).network.ops is ops
+    assert Denoiser(str(weights)).network.ops is not ops
+
+
+def test_windows_are_planned_from_half_of_the_free_memory(network, monkeypatch):
+    plain = Denoiser(network)
+    taken = network.ops.bytes_per_pixel
+    for free, budget in ((6 << 30, 3 << 30), (1 << 40, 4 << 30)):
+        monkeypatch.setattr(machine, "free_memory", lambda free=free: free)
+        assert plain._window_pixels() == budget // taken
+    # However little there is, a window keeps more of its result than a fifth.
+    monkeypatch.setattr(machine, "free_memory", lambda: 64 << 20)
+    side = plain._window_pixels() ** 0.5
+    assert (side - 2 * network.margin) ** 2 / side**2 >= 0.19
 
 
 def test_a_grey_network_takes_each_channel_of_colour():

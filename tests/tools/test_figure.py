@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from conftest import ROOT, assert_user_error, noisy_scene, opened, run_script, save, scene
+import figure
+from conftest import ROOT, noisy_scene, opened, refusal, run_script, save, scene
 from denoising.reports import montage
 
 
@@ -62,9 +63,9 @@ def results(tmp_path):
 def test_the_figure_has_rows_of_inputs_labels_and_outputs(results, tmp_path):
     flags = ["--result_dir", results, "--save_path", tmp_path / "f.png"]
     assert run_script("tools/figure.py", *flags, ok=0).stdout == f"{tmp_path}/f.png\n"
-    figure = np.asarray(opened(tmp_path / "f.png"))
-    column = (figure.shape[1] - montage.GAP) // 5  # the captions of so small pictures are wider: equal columns
-    row = (figure.shape[0] - montage.GAP) // 3
+    drawn = np.asarray(opened(tmp_path / "f.png"))
+    column = (drawn.shape[1] - montage.GAP) // 5  # the captions of so small pictures are wider: equal columns
+    row = (drawn.shape[0] - montage.GAP) // 3
     for i, kind in enumerate(("input", "label", "output")):
         for n in range(5):
             picture = np.asarray(opened(results / f"{n:05d}-{kind}.png").convert("RGB"))
@@ -72,16 +73,16 @@ def test_the_figure_has_rows_of_inputs_labels_and_outputs(results, tmp_path):
                 (y, x)
                 for y in range(i * row, (i + 1) * row)
                 for x in range(n * column, (n + 1) * column)
-                if np.array_equal(figure[y, x : x + 6], picture[0, :6])
-                and np.array_equal(figure[y : y + len(picture), x : x + picture.shape[1]], picture)
+                if np.array_equal(drawn[y, x : x + 6], picture[0, :6])
+                and np.array_equal(drawn[y : y + len(picture), x : x + picture.shape[1]], picture)
             ]
             assert len(places) == 1, (kind, n)
     two = run_script("tools/figure.py", *flags, "--images", 6, 2, "--overwrite", ok=0)
     assert two.stderr == ""
-    assert opened(tmp_path / "f.png").size[0] < figure.shape[1]
+    assert opened(tmp_path / "f.png").size[0] < drawn.shape[1]
 
 
-def test_mistakes_are_one_line(results, tmp_path):
+def test_mistakes_are_one_line(results, tmp_path, capsys):
     (tmp_path / "taken.png").write_text("mine")
     (tmp_path / "empty").mkdir()
     shutil.copytree(results, tmp_path / "half")
@@ -99,8 +100,8 @@ def test_mistakes_are_one_line(results, tmp_path):
         ({"--save_path": tmp_path / "taken.png"}, ["--save_path", "--overwrite"]),
         ({"--save_path": tmp_path / "figure.xyz"}, ["figure.xyz", ".png"]),
     ):
-        flags = [part for pair in {**good, **changed}.items() for part in pair]
-        assert_user_error(run_script("tools/figure.py", *flags), *words)
+        message = refusal(figure.main, {**good, **changed}, capsys)
+        assert all(word in message for word in words), message
     assert (tmp_path / "taken.png").read_text() == "mine"
     assert not (tmp_path / "new.png").exists()
 

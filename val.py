@@ -132,9 +132,10 @@ def load(options):
 
 def score_sets(options, denoiser, noise, sets, pictures):
     """The scores of all sets; `pictures` are told of each image as it is scored."""
-    scored = sum((options.val_repeats or each.repeats) * len(each.paths(options.val_images)) for each in sets)
-    total = scored // distributed.WORLD_SIZE
-    with cli.progress(total=total, unit="image", disable=not distributed.IS_MAIN) as bar:
+    counts = [(options.val_repeats or found.repeats) * len(found.paths(options.val_images)) for found in sets]
+    with cli.progress(
+        total=sum(counts) // distributed.WORLD_SIZE, unit="image", disable=not distributed.IS_MAIN
+    ) as bar:
 
         def on_image(score, *images_255):
             bar.set_description(score.set_name, refresh=False)

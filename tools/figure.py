@@ -79,7 +79,8 @@ def main(argv=None):
         raise UserError(f"--save_path: {options.save_path} exists; --overwrite replaces it")
     cli.writable_folder("--save_path", os.path.dirname(options.save_path) or ".")
     found = columns(options.result_dir, options.images)
-    figure = montage.grid([[(one[row], caption(row, place, one)) for place, one in found.items()] for row in ROWS])
+    rows = [[(pictures[row], caption(row, place, pictures)) for place, pictures in found.items()] for row in ROWS]
+    figure = montage.grid(rows)
     images.write_image(options.save_path, figure)
     print(options.save_path)
     if options.show:

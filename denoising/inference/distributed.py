@@ -55,7 +55,7 @@ def gather(items):
         return list(items)
     lists = []
     dist.all_gather_object(lists, list(items))
-    return [item for one in lists for item in one]
+    return [item for share in lists for item in share]
 
 
 def from_main(value):

@@ -97,8 +97,8 @@ def test_every_truncation_and_many_corruptions_end_in_one_line(tmp_path):
     checkpoint.save_network(path, checkpoint.network_state(network), network.options)
     broken = list(broken_copies(path.read_bytes(), 211))
     refused = 0
-    for one in broken:
-        path.write_bytes(one)
+    for damaged in broken:
+        path.write_bytes(damaged)
         try:
             checkpoint.load_network(path)
         except UserError as error:

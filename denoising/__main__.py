@@ -14,7 +14,7 @@ from denoising import cli
 
 def main(argv=None):
     """Denoises all images; what is broken is told, and the rest goes on."""
-    # Whoever installs this project alone has no Paddle yet, because only they know which one their machine takes.
+    # Who installs this project without its dependencies, for another Paddle, may not have one yet.
     absent = importlib.util.find_spec("paddle") is None
     cli.refuse((absent, "Paddle is not installed: pip install paddlepaddle (or paddlepaddle-gpu for an NVIDIA GPU)"))
     from denoising.inference import prediction

@@ -1,20 +1,15 @@
 """Shared by the tests: small images, a small network, and the scripts run as users run them."""
 
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import forks
 from denoising import cli
-
-# As it was before Paddle's import set OMP_NUM_THREADS to 1: a process started by a test gets what a user's shell gives.
-ENVIRONMENT = dict(os.environ)
-ROOT = Path(__file__).resolve().parent.parent
+from forks import ENVIRONMENT as ENVIRONMENT
+from forks import ROOT as ROOT
 
 
 def scene(height, width, channels=3, seed=0):
@@ -58,12 +53,9 @@ def opened(path):
         return image
 
 
-def run_script(name, *arguments, cwd=ROOT, ok=None, **environment):
-    """Runs a script in a process of its own; with `ok`, checks its exit code."""
-    result = subprocess.run(
-        [sys.executable, str(ROOT / name), *map(str, arguments)],
-        cwd=cwd, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+def run_script(name, *arguments, ok=None, **options):
+    """Runs a script in a process of its own (see forks.run); with `ok`, checks its exit code."""
+    result = forks.run(name, *arguments, **options)
     if ok is not None:
         assert result.returncode == ok, result.stdout + result.stderr
     return result

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench bench-train test-paddle26 clean help
+.PHONY: demo test lint bench bench-train mutants test-paddle26 clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -40,6 +40,10 @@ bench-train: $(VENV)/dev
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python benchmarks/bench_train_step.py
 
+# make mutants      puts faults into a copy of the code, and lists those that the tests let pass
+mutants: $(VENV)/dev
+	$(BIN)/python tests/mutants.py --count 100 --jobs 2
+
 # make test-paddle26  the whole lifecycle under Paddle 2.6.2, which is what GPU users get
 .venv26/dev: requirements-common.txt
 	test -x .venv26/bin/python || $(PYTHON) -m venv .venv26
@@ -48,7 +52,7 @@ bench-train: $(VENV)/dev
 	touch $@
 
 test-paddle26: .venv26/dev
-	.venv26/bin/python -m pytest tests/test_lifecycle.py
+	.venv26/bin/python -m pytest tests/scripts/test_lifecycle.py
 
 clean:
 	rm -rf .venv .venv26 results output data

@@ -44,16 +44,19 @@ def can_fork(script, environment):
     return sys.platform == "linux" and mine and not alone and not changes
 
 
-def start(script, *arguments, cwd=ROOT, fresh=False, stdin=subprocess.DEVNULL, **environment):
-    """Starts a script of this project, or `-c` and code; returns a process with stdout and stderr as pipes of text."""
+def start(script, *arguments, cwd=ROOT, fresh=False, stdin=subprocess.DEVNULL, setup=None, **environment):
+    """Starts a script of this project, or `-c` and code; returns a process with stdout and stderr as pipes of text.
+
+    Of a fork, `setup` may be code that it runs first: limits, other ends of stdin and stdout.
+    """
     words = [str(script) if str(script) == "-c" else str(ROOT / script), *map(os.fsdecode, map(_plain, arguments))]
     variables = {**ENVIRONMENT, **environment}
-    if fresh or not can_fork(script, environment):
+    if fresh or not (setup or can_fork(script, environment)):
         return subprocess.Popen(
             [sys.executable, *words], cwd=cwd, env=variables, stdin=stdin, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="surrogateescape",
         )  # fmt: skip
-    return Process(words, cwd, variables)
+    return Process(words, cwd, variables, setup)
 
 
 def run(script, *arguments, timeout=300, **options):
@@ -75,12 +78,12 @@ def _plain(argument):
 class Process:
     """A forked run, used like subprocess.Popen."""
 
-    def __init__(self, words, cwd, environment):
+    def __init__(self, words, cwd, environment, setup=None):
         self.returncode = None
         self._end, theirs = socket.socketpair()
         (out, out_of), (err, err_of) = os.pipe(), os.pipe()
         with open(os.devnull) as null:
-            message = json.dumps([words, str(cwd), environment]).encode()
+            message = json.dumps([words, str(cwd), environment, setup]).encode()
             with Server.lock:
                 server = Server.get()
                 server.sendall(len(message).to_bytes(8, "big"))
@@ -210,7 +213,7 @@ def serve(connection, variables):
             if not length:
                 os._exit(0)
             _, ends, _, _ = socket.recv_fds(connection, 1, 4)
-            words, cwd, environment = json.loads(connection.recv(length, socket.MSG_WAITALL))
+            words, cwd, environment, setup = json.loads(connection.recv(length, socket.MSG_WAITALL))
             report = socket.socket(fileno=ends.pop())
             number = os.fork()
             if number == 0:
@@ -223,6 +226,7 @@ def serve(connection, variables):
                 os.environ.clear()
                 os.environ.update({**variables, **environment})
                 os.chdir(cwd)
+                exec(setup or "")
                 return words
             for end in ends:
                 os.close(end)
@@ -237,8 +241,11 @@ def become(words):
     numpy.random.seed()
     for number, mode in enumerate("rww"):
         name = ("stdin", "stdout", "stderr")[number]
-        stream = open(number, mode, encoding="utf-8", closefd=False)
-        if number == 2:
+        try:
+            stream = open(number, mode, encoding="utf-8", closefd=False)
+        except OSError:
+            stream = None  # closed, as the interpreter finds it too
+        if number == 2 and stream:
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
@@ -272,7 +279,8 @@ def end(words):
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream:
+                stream.flush()
         except OSError as error:
             print(f"Exception ignored in: {stream}\n{type(error).__name__}: {error}", file=sys.__stderr__)
             code = 120

@@ -41,7 +41,9 @@ def run(main):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     name = os.path.basename(sys.argv[0])
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()  # while a full disk can still be told
+        sys.exit(code)
     except UserError as error:
         message, code = " ".join(str(error).split()), 2
     except OSError as error:
@@ -67,8 +69,17 @@ def atomic_write(path):
 
 def positive(text):
     """A whole number from 1 up, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return _whole(text, 1)
+
+
+def seed(text):
+    """A whole number from 0 up, for argparse."""
+    return _whole(text, 0)
+
+
+def _whole(text, low):
+    if not text.isdecimal() or not low <= int(text[:30]) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text[:30]!r} is no whole number from {low} up")
     return int(text)
 
 

@@ -11,9 +11,9 @@ each is taken once, from larger ones patches are cut at random. Without --val_im
 import os
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from files import Parser, UserError, new_file, not_negative, positive, run, write_arrays
+from files import Parser, UserError, new_file, not_negative, positive, run, seed, write_arrays
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
@@ -28,7 +28,7 @@ def get_parser():
     parser.add_argument("--val_count", type=positive, default=1000, help="validation images (default: %(default)s)")
     parser.add_argument("--size", type=positive, default=32, help="of a patch's side (default: %(default)s)")
     parser.add_argument("--sigma", type=not_negative, default=25, help="of the noise, of 255 (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="(default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     return parser
 
@@ -53,16 +53,30 @@ def hold_out(paths, count):
     return sorted(set(paths) - set(held_out)), held_out
 
 
+def read_image(path):
+    """An image's pixels in RGB; a broken file is a mistake to be told, whichever way it breaks its decoder."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # noqa: BLE001 - decoders raise a dozen kinds, and files come from anywhere
+        raise UserError(f"{path}: cannot be read: {error or type(error).__name__}") from None
+
+
+def read_image(path):
+    """An image's pixels in RGB; a broken file is a mistake to be told, whichever way it breaks its decoder."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # noqa: BLE001 - decoders raise a dozen kinds, and files come from anywhere
+        raise UserError(f"{path}: cannot be read: {error or type(error).__name__}") from None
+
+
 def cut_patches(paths, count, size, rng):
     """`count` patches, N x 3 x size x size: as many from each image, in random order, at random places."""
     patches = np.empty((count, 3, size, size), np.uint8)
     paths = [paths[i] for i in rng.permutation(len(paths))][:count]
     for i, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from None
+        pixels = read_image(path)
         if min(pixels.shape[:2]) < size:
             raise UserError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, patches need {size}x{size}")
         for place in range(i, count, len(paths)):

@@ -6,11 +6,13 @@ The numbers are compared as they are printed, to the last digit. A log without l
 loss more on a side than on the other is a difference; ends with 1 then.
 """
 
-import argparse
 import math
 import re
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+from denoising import cli
 
 # epoch, iteration, and everything that is a loss; times differ, of course.
 LINE = re.compile(r"^(\d{4} \d{5} Loss1=\S+, .*?Loss_Full=\S+?),", re.MULTILINE)
@@ -18,14 +20,16 @@ LINE = re.compile(r"^(\d{4} \d{5} Loss1=\S+, .*?Loss_Full=\S+?),", re.MULTILINE)
 
 def get_parser():
     """One log, or two."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logs", nargs="+", type=Path)
+    parser = cli.Parser(__doc__)
+    parser.add_argument("log", type=Path, help="of a training")
+    parser.add_argument("other", type=Path, nargs="?", help="of another one, which should have the same losses")
     return parser
 
 
 def main(argv=None):
     """Prints one log's losses or compares those of two."""
-    logs = get_parser().parse_args(argv).logs
+    options = get_parser().parse_args(argv)
+    logs = [Path(cli.existing_file("LOG", path)) for path in (options.log, options.other) if path]
     lines = [LINE.findall(path.read_text(errors="replace")) for path in logs]
     for path, found in zip(logs, lines, strict=True):
         values = [float(value) for line in found for value in re.findall(r"Loss\w+=([^,\s]+)", line)]
@@ -44,4 +48,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -7,7 +7,6 @@ Each run must end in time and not by a signal, with one of the exit codes that f
 running code from a file, and without changing a file that it was given. tests/test_hostile.py does the same by pytest.
 """
 
-import hashlib
 import importlib
 import io
 import json
@@ -53,8 +52,10 @@ class Case:
 
     @property
     def name(self):
-        words = " ".join(word.encode("utf-8", "backslashreplace").decode() for word in self.arguments)
-        return re.sub(r"[^ -~]", "_", f"{self.script} {words} {self.setup[:12]}".replace("{zoo}/", "").strip())[:110]
+        """What distinguishes it: the words that its script's good run does not have."""
+        usual = set(BASES.get(self.script, "").replace("OUT", OUT).split())
+        words = [self.script, *(repr(word) for word in self.arguments if word not in usual), self.setup[:12]]
+        return re.sub(r"[^ -~]", "_", " ".join(words)).replace("{zoo}/", "").replace("'", "").strip()[:110]
 
 
 # --- What is good -------------------------------------------------------------------------------------------
@@ -72,11 +73,12 @@ BASES = {  # runs that end well in a second or two; each case changes something 
     "tools/convert_weights.py": "--model_path {zoo}/tiny.pdparams --save_path OUT.pdparams",
     "tools/figure.py": "--result_dir {zoo}/good --save_path OUT.png",
     "tools/mri_dataset.py": "--phantoms 1 --size 32 --save_dir OUT",
-    "tools/render_dataset.py": "--save_dir OUT --n_scenes 1 --n_valid 1 --size 16 --spp 1 --reference_spp 2 --workers 1",
+    "tools/render_dataset.py": "--save_dir OUT --n_scenes 1 --n_valid 1 --size 16 --spp 1 --reference_spp 2"
+    " --workers 1",
     "tools/serve_client.py": "--image_path {zoo}/good --url http://127.0.0.1:9 --patience 0 --save_dir OUT",
     "from_scratch/make_pairs.py": "--images {zoo}/good --val_images {zoo}/val --size 16 --count 9 --val_count 2"
     " --out OUT",
-    "from_scratch/train.py": "--train {zoo}/pairs/train.npz --val {zoo}/pairs/val.npz --features 4 --batch 4 --steps 1"
+    "from_scratch/train.py": "--train {zoo}/pairs/train.npz --val {zoo}/pairs/val.npz --features 4 --batch 4 --epochs 1"
     " --out OUT",
     "test_tipc/train_for_tipc.py": "--data_dir={zoo}/good --val_dirs={zoo}/val --max_steps=1 --n_feature=4"
     " --patchsize=16 --batchsize=1 --val_repeats=1 --workers=1 --save_model_path=OUT",
@@ -148,13 +150,15 @@ def odd_images(folder, canary):
         archive.writestr("inner.png", good[:99])
     contents = {
         "empty.png": b"", "one_byte.png": b"\x89", "truncated.png": good[:99], "half.png": good[: len(good) // 2],
-        "text.png": b"no picture\n" * 9, "checksum.png": bytes(crc), "huge.png": bytes(huge), "trap.npy": pickled.getvalue(),
+        "text.png": b"no picture\n" * 9, "checksum.png": bytes(crc), "huge.png": bytes(huge),
+        "trap.npy": pickled.getvalue(),
         "bomb.npy": npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 3), }", b"abc"),
         "negative.npy": npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 4), }", b"abcd" * 16),
         "nan.npy": npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4), }", b"\0\0\xc0\x7f" * 16),
         "code.npy": npy_of(f"__import__('os').system('touch {canary}')"),
         "nothing.npy": npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4, 3), }"),
-        "empty.tif": b"", "loop.tif": b"II*\0\x08\0\0\0\0\0\x08\0\0\0", "empty.exr": b"", "magic.exr": b"v/1\x01\x02\0\0\0",
+        "empty.tif": b"", "loop.tif": b"II*\0\x08\0\0\0\0\0\x08\0\0\0", "empty.exr": b"",
+        "magic.exr": b"v/1\x01\x02\0\0\0",
         "half.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0\1", "tiny.gif": b"GIF89a\1\0\1\0", "zero.bmp": b"BM" + b"\0" * 52,
         "slip.zip": zipped.getvalue(), "x" * 245 + ".png": good, "new\nline.png": good[:70], "-h.png": good[:70],
         os.fsdecode(b"\xff\xfe.png"): good,
@@ -270,6 +274,18 @@ def broken_runs(folder, script_ends):
     run("binary_log", keep, train__log=bytes(range(256)))
 
 
+MAKE_WEIGHTS = """
+import sys
+import paddle
+from arch_unet import build_network
+from denoising.inference import checkpoint
+paddle.seed(1)
+network = build_network(n_feature=4)
+options = {**network.options, "noisetype": "gauss25"}
+checkpoint.save_network(sys.argv[1], checkpoint.network_state(network), options)
+"""
+
+
 def zoo(folder):
     """Makes all inputs; returns the folder, and the file that only code from one of them would make."""
     folder, canary = Path(folder, "zoo"), Path(folder, "canary")
@@ -292,10 +308,7 @@ def zoo(folder):
     for name, target in {"inner/up": "..", "inner/self": ".", "inner/twice": "../../rings", "side": "inner"}.items():
         (folder / "rings" / name).symlink_to(target)
     odd_images(folder / "odd", canary)
-    code = "import paddle; from arch_unet import build_network; from denoising.inference import checkpoint as c; import sys\n"
-    code += "paddle.seed(1); n = build_network(n_feature=4)\n"
-    code += "c.save_network(sys.argv[1], c.network_state(n), {**n.options, 'noisetype': 'gauss25'})"
-    ends(forks.run("-c", code, folder / "tiny.pdparams"))
+    ends(forks.run("-c", MAKE_WEIGHTS, folder / "tiny.pdparams"))
     broken_weights(folder / "broken", canary, folder / "tiny.pdparams")
     ends(
         forks.run("export_model.py", *filled(base("export_model.py", save_dir=str(folder / "export")), folder, folder))
@@ -314,13 +327,13 @@ def zoo(folder):
 
 # --- The cases ----------------------------------------------------------------------------------------------
 
-NO_NUMBERS = ("", "x", "nan", "1e999", "-1e99", "0x10", "١e٣", "1" * 5000)
-ODD_IMAGES = """empty.png one_byte.png truncated.png half.png text.png checksum.png huge.png trap.npy bomb.npy negative.npy
-    nan.npy code.npy nothing.npy empty.tif loop.tif empty.exr magic.exr half.jpg tiny.gif zero.bmp slip.zip -h.png folder.png
-    fifo.png device.png dangling.png ring.png""".split()
+NO_NUMBERS = ("", "x", "nan", "1e999", "-1e99", "0x10", "1,5", "1" * 5000)
+ODD_IMAGES = """empty.png one_byte.png truncated.png half.png text.png checksum.png huge.png trap.npy bomb.npy
+    negative.npy nan.npy code.npy nothing.npy empty.tif loop.tif empty.exr magic.exr half.jpg tiny.gif zero.bmp
+    slip.zip -h.png folder.png fifo.png device.png dangling.png ring.png""".split()
 ODD_IMAGES += ["x" * 245 + ".png", "new\nline.png", os.fsdecode(b"\xff\xfe.png")]
-WEIGHTS = """empty truncated half text trap trap_inside list nan shape text_inside no_options other_name claims deep loops
-    memory folder fifo device dangling ring""".split()
+WEIGHTS = """empty truncated half text trap trap_inside list nan shape text_inside no_options other_name claims deep
+    loops memory folder fifo device dangling ring""".split()
 WEIGHTS = [f"{name}.pdparams" for name in WEIGHTS] + ["trap.pth", "trap_old.pth", "rubbish.pth"]
 EXPORTS = """no_program no_weights empty_all empty_program empty_weights cut_program cut_weights text_facts list_facts
     binary_facts deep_facts trap_weights text_program changed_program""".split()
@@ -334,9 +347,11 @@ SOURCES = {  # the flag of each script that names images
 }  # fmt: skip
 PLACES = ("nowhere", "nothing", "rings", "odd/text.png", "odd/fifo.png", "odd/device.png", "odd/ring.png")
 RESULTS = {
-    "dataset_tool.py": "save_dir", "train.py": "save_model_path", "predict.py": "save_dir", "export_model.py": "save_dir",
-    "infer.py": "save_dir", "tools/quantize_model.py": "save_dir", "tools/mri_dataset.py": "save_dir",
-    "tools/convert_weights.py": "save_path", "tools/render_dataset.py": "save_dir", "from_scratch/make_pairs.py": "out",
+    "dataset_tool.py": "save_dir", "train.py": "save_model_path", "predict.py": "save_dir",
+    "export_model.py": "save_dir", "infer.py": "save_dir", "tools/quantize_model.py": "save_dir",
+    "tools/mri_dataset.py": "save_dir",
+    "tools/convert_weights.py": "save_path", "tools/render_dataset.py": "save_dir",
+    "from_scratch/make_pairs.py": "out",
     "from_scratch/train.py": "out", "tools/figure.py": "save_path",
 }  # fmt: skip
 HELPERS = (
@@ -346,7 +361,8 @@ HELPERS = (
     ("compare_results.py", ""), ("compare_results.py", "--gt_file {zoo}/* --log_file {zoo}/*"),
     ("compare_results.py", "--gt_file {zoo}/nowhere --log_file {zoo}/binary.log"),
     ("compare_results.py", "--gt_file {zoo}/** --log_file {zoo}/binary.log --atol x"),
-    ("analysis.py", ""), ("analysis.py", "--filename {zoo}/nowhere --speed_log_file {out}/x --model_name x --base_batch_size 1"),
+    ("analysis.py", ""),
+    ("analysis.py", "--filename {zoo}/nowhere --speed_log_file {out}/x --model_name x --base_batch_size 1"),
     ("analysis.py", "--filename {zoo}/binary.log --speed_log_file {out}/x --model_name x --base_batch_size 0"),
     ("analysis.py", "--filename {zoo}/good --speed_log_file {out}/x --model_name x --base_batch_size 1"),
     ("make_renders.py", ""), ("make_renders.py", "{zoo}/text.txt"), ("make_renders.py", "/proc/nowhere"),
@@ -448,7 +464,9 @@ def cases():
             yield Case("from_scratch/train.py", base("from_scratch/train.py", **{flag: "{zoo}/" + path}), REFUSES)
     for path in ("odd/slip.zip", "odd/trap.npy", "odd/empty.png", "broken/trap.pth"):
         yield Case(
-            "from_scratch/denoise.py", ("--weights", "{zoo}/" + path, "--images", "{zoo}/good", "--out", OUT), REFUSES
+            "from_scratch/denoise.py",
+            ("--weights", "{zoo}/" + path, "--image", "{zoo}/good/0.png", "--out", OUT + ".png"),
+            REFUSES,
         )
     for script, flags in HELPERS:
         yield Case(f"test_tipc/{script}", tuple(flags.split()), FAILS)
@@ -473,14 +491,13 @@ def filled(words, inputs, out):
 
 
 def state_of(folder):
-    """A digest of every file and link below a folder."""
+    """What changes with every file and link below a folder, whether it is written, replaced, moved or made."""
     found = {}
     for root, folders, names in os.walk(folder):
-        for name in sorted(folders + names):
-            path = Path(root, name)
-            content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
-            data = content if isinstance(content, bytes) else os.fsencode(content)
-            found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
+        for name in names + folders:
+            about = os.lstat(path := os.path.join(root, name))
+            # Of a folder, only that it is there: something may have been tried in it and taken away again.
+            found[path] = about.st_ino if name in folders else (about.st_ino, about.st_size, about.st_mtime_ns)
     return found
 
 

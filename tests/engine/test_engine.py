@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
+import forks
 from arch_unet import PlainOps, build_network
 from conftest import ENVIRONMENT, ROOT
 from denoising import machine
@@ -22,14 +23,6 @@ needs_bf16 = pytest.mark.skipif("avx512_bf16" not in machine.cpu_flags(), reason
 
 def choose(precision="fp32"):
     return operators.choose("onednn", precision)[0]
-
-
-def run_python(code, *arguments, **environment):
-    """Runs code in a process of its own, from the project's folder."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
-        cwd=ROOT, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
 
 
 def results(ops, function, inputs, layers):
@@ -235,22 +228,29 @@ def test_threads_of_python_may_denoise_at_once():
 
 
 @needs_compiler
-def test_training_step_lowers_the_loss_and_leaves_the_state_as_it_was_named():
-    paddle.seed(0)
-    network = build_network(n_feature=8)
-    names = list(network.state_dict())
-    network.ops = choose()
-    optimizer = paddle.optimizer.Adam(3e-3, parameters=network.parameters())
+def test_a_training_goes_as_with_paddles_layers():
     image = paddle.to_tensor(images((2, 3, 32, 32))[0])
-    losses = []
-    for _ in range(10):
-        loss = ((network(image) - image) ** 2).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        losses.append(float(loss))
-    assert losses[-1] < losses[0]
-    assert list(network.state_dict()) == names
+
+    def trained(ops):
+        paddle.seed(0)
+        network = build_network(n_feature=8)
+        network.ops = ops
+        optimizer = paddle.optimizer.SGD(0.1, parameters=network.parameters())
+        losses = []
+        for _ in range(10):
+            loss = ((network(image) - image) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            losses.append(float(loss))
+        return losses, network.state_dict()
+
+    expected, found = trained(PlainOps()), trained(choose())
+    assert found[0][-1] < 0.98 * found[0][0]
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
+    assert list(found[1]) == list(expected[1])
+    for name, weights in expected[1].items():
+        np.testing.assert_allclose(found[1][name].numpy(), weights.numpy(), atol=1e-4, err_msg=name)
 
 
 @needs_compiler
@@ -320,28 +320,63 @@ except UserError as error:
 """
 
 
+# Building, loading and keeping are the same for a library without operators, which compiles in a second.
+STUB = """
+#include <string>
+#include <unordered_map>
+#include <vector>
+extern "C" void denoise_set_threads(int threads) {}
+extern "C" std::unordered_map<std::string, std::vector<int>> &PD_GetOpMetaInfoMap() {
+  static std::unordered_map<std::string, std::vector<int>> none;
+  return none;
+}
+"""
+LOAD = """
+import sys
+from pathlib import Path
+from denoising.engine import build
+build.HERE = Path(sys.argv[1])
+build.load()
+print("loaded")
+"""
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stub")
+    (folder / "ops.cc").write_text(STUB)
+    return folder
+
+
 @needs_compiler
-def test_two_processes_at_once_build_it_once(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", CHOOSE, "onednn"]
-    environment = {**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path)}
-    both = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+def test_two_processes_at_once_build_it_once(stub, tmp_path):
+    both = [forks.start("-c", LOAD, stub, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in both]
-    assert [out for out, _ in outputs] == ["EngineOps | engine: onednn, fp32\n"] * 2
+    assert [out for out, _ in outputs] == ["loaded\n"] * 2, outputs
     assert sum(err.count("compiling") for _, err in outputs) == 1
     assert len(list(tmp_path.glob("*/*.so"))) == 1
 
 
 @needs_compiler
-def test_what_a_killed_build_left_is_not_loaded(tmp_path):
-    first = run_python(CHOOSE, "onednn", XDG_CACHE_HOME=str(tmp_path))
+def test_what_a_killed_build_left_is_not_loaded(stub, tmp_path):
+    first = forks.run("-c", LOAD, stub, XDG_CACHE_HOME=str(tmp_path))
     (library,) = tmp_path.glob("*/*.so")
     library.rename(library.with_suffix(".partial"))
     library.with_suffix(".partial").write_bytes(b"half")
-    second = run_python(CHOOSE, "onednn", XDG_CACHE_HOME=str(tmp_path))
-    assert first.stdout == second.stdout == "EngineOps | engine: onednn, fp32\n"
+    second = forks.run("-c", LOAD, stub, XDG_CACHE_HOME=str(tmp_path))
+    assert first.stdout == second.stdout == "loaded\n"
     assert "compiling" in second.stderr
-    third = run_python(CHOOSE, "onednn", XDG_CACHE_HOME=str(tmp_path))
-    assert third.stderr == ""
+    third = forks.run("-c", LOAD, stub, XDG_CACHE_HOME=str(tmp_path))
+    assert (third.stdout, third.stderr) == ("loaded\n", "")
+
+
+@needs_compiler
+def test_a_changed_source_is_compiled_anew(stub, tmp_path):
+    folder = shutil.copytree(stub, tmp_path / "source")
+    forks.run("-c", LOAD, folder, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    (folder / "more.h").write_text("// a header of it")
+    assert "compiling" in forks.run("-c", LOAD, folder, XDG_CACHE_HOME=str(tmp_path / "cache")).stderr
+    assert len(list(tmp_path.glob("cache/*/*.so"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -367,23 +402,23 @@ def test_without_a_working_compiler_paddles_layers_are_taken(compiler, words, tm
         path.chmod(0o755)
     environment = {"CXX": str(path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     words = words.format(path)
-    auto = run_python(CHOOSE, "auto", **environment)
+    auto = forks.run("-c", CHOOSE, "auto", **environment)
     assert auto.stdout.startswith("PlainOps | engine: Paddle's own layers ("), auto.stderr
     assert words in auto.stdout
-    assert run_python(CHOOSE, "onednn", **environment).stdout.startswith("UserError | --engine onednn: ")
-    assert run_python(CHOOSE, "auto", "bf16", **environment).stdout.startswith("UserError | --precision bf16")
+    assert forks.run("-c", CHOOSE, "onednn", **environment).stdout.startswith("UserError | --engine onednn: ")
+    assert forks.run("-c", CHOOSE, "auto", "bf16", **environment).stdout.startswith("UserError | --precision bf16")
     assert "Traceback" not in auto.stderr
 
 
 @needs_compiler
-def test_a_home_that_cannot_be_written_is_said_and_not_needed():
-    done = run_python(CHOOSE, "onednn", XDG_CACHE_HOME="/proc/nowhere")
-    assert done.stdout == "EngineOps | engine: onednn, fp32\n"
+def test_a_home_that_cannot_be_written_is_said_and_not_needed(stub):
+    done = forks.run("-c", LOAD, stub, XDG_CACHE_HOME="/proc/nowhere")
+    assert done.stdout == "loaded\n"
     assert re.search("cannot write to /proc/nowhere/.*will not be kept", done.stderr)
 
 
 @needs_compiler
-def test_a_cpu_without_avx512_gets_the_same_results(tmp_path):
+def test_a_cpu_without_avx512_gets_the_same_results():
     code = """
 import sys; sys.path[:0] = ["tests", "tests/engine"]
 from denoising.engine import build
@@ -393,8 +428,33 @@ for sizes in test_engine.CONVOLUTIONS:
     test_engine.test_convolution_equals_paddles(sizes, True)
 print("same")
 """
-    done = run_python(code, XDG_CACHE_HOME=str(tmp_path), ONEDNN_MAX_CPU_ISA="AVX2")
+    done = forks.run("-c", code, ONEDNN_MAX_CPU_ISA="AVX2")
     assert done.stdout == "same\n", done.stderr
+
+
+def wrong_result(result):
+    return result * 1.01
+
+
+def wrong_gradients(result):
+    return result + 0.01 * (result - result.detach())
+
+
+def not_a_number(result):
+    return result * float("nan")
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", [wrong_result, wrong_gradients, not_a_number])
+def test_an_engine_that_computes_wrongly_is_not_taken(fault, monkeypatch):
+    assert isinstance(choose(), operators.EngineOps)
+    right = operators.EngineOps.conv
+    monkeypatch.setattr(operators.EngineOps, "conv", lambda ops, *arguments: fault(right(ops, *arguments)))
+    ops, line = operators.choose("auto")
+    assert isinstance(ops, PlainOps)
+    assert line == "engine: Paddle's own layers (its results differ from Paddle's on this machine)"
+    with pytest.raises(UserError, match="--engine onednn: its results differ"):
+        operators.choose("onednn")
 
 
 def test_bf16_on_a_cpu_without_it_is_refused(monkeypatch):

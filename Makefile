@@ -1,10 +1,10 @@
 # make demo   the whole walk-through on what ships, in a virtual environment of its own
-# make test   linters, type check and tests
+# make test   linters, type check and the tests that take seconds
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench bench-train mutants test-paddle26 clean help
+.PHONY: demo test test-all lint bench bench-train mutants test-paddle26 clean help
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -28,8 +28,13 @@ lint: $(VENV)/dev
 	$(BIN)/mypy *.py denoising tools
 	MYPYPATH=from_scratch $(BIN)/mypy from_scratch/*.py
 
+# On all cores. What is marked slow is left to test-all, and pytest says how many that are.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+# make test-all     the slow tests too
+test-all: lint
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # make bench        ratios of speed and memory, into docs/benchmarks.md
 bench: $(VENV)/dev

@@ -82,6 +82,10 @@ def run(main):
         if error.errno not in USERS_ERRORS:
             raise
         code = _complain(name, f"{error.filename or 'writing'}: {error.strerror}")
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk: the interpreter would try again at its end, and complain in its own words
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

@@ -42,12 +42,14 @@ def run(main):
     name = os.path.basename(sys.argv[0])
     try:
         code = main()
-        sys.stdout.flush()  # while a full disk can still be told
+        if sys.stdout:  # while a full disk can still be told
+            sys.stdout.flush()
         sys.exit(code)
     except UserError as error:
         message, code = " ".join(str(error).split()), 2
     except OSError as error:
         message, code = f"{error.filename or 'a file'}: {error.strerror or error}", 2
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what could not be written is not tried again at the end
     except KeyboardInterrupt:
         message, code = "interrupted", 130
     print(f"{name}: error: {message}", file=sys.stderr)

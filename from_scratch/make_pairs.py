@@ -62,15 +62,6 @@ def read_image(path):
         raise UserError(f"{path}: cannot be read: {error or type(error).__name__}") from None
 
 
-def read_image(path):
-    """An image's pixels in RGB; a broken file is a mistake to be told, whichever way it breaks its decoder."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # noqa: BLE001 - decoders raise a dozen kinds, and files come from anywhere
-        raise UserError(f"{path}: cannot be read: {error or type(error).__name__}") from None
-
-
 def cut_patches(paths, count, size, rng):
     """`count` patches, N x 3 x size x size: as many from each image, in random order, at random places."""
     patches = np.empty((count, 3, size, size), np.uint8)

@@ -7,7 +7,6 @@ The flags and the record's keys are those of the official benchmark. `ips` is th
 --skip_steps, over all processes together; fewer than three of them, or one that is no positive number, is an error.
 """
 
-import argparse
 import contextlib
 import json
 import math
@@ -24,9 +23,7 @@ from denoising import cli
 
 def get_parser():
     """The official flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = cli.Parser(__doc__)
     parser.add_argument("--filename", type=Path, required=True, help="the training log")
     parser.add_argument("--speed_log_file", type=Path, required=True, help="where the record goes")
     parser.add_argument("--model_name", required=True)
@@ -63,7 +60,7 @@ def git(*words):
 def main(argv=None):
     """Writes the record."""
     options = get_parser().parse_args(argv)
-    text = options.filename.read_text(errors="replace")
+    text = Path(cli.existing_file("--filename", options.filename)).read_text(errors="replace")
     speeds = numbers_after(text, options.keyword)[options.skip_steps :]
     losses = numbers_after(text, options.convergence_key)
     if len(speeds) < 3 or not all(0 < speed < math.inf for speed in speeds):
@@ -96,4 +93,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -7,7 +7,6 @@ Mitsuba is not needed. A stored frame is a folder of render, albedo, normal and 
 on, the target is another noisy render, as Noise2Noise has it.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
+from denoising import cli
 from denoising.files import images
 
 STORED = {"frame0": (49, 63), "frame1": (64, 48), "frame2": (40, 56)}
@@ -62,10 +62,11 @@ def write(folder, name, made, target):
 
 def main(argv=None):
     """Writes one kind of frames."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--train", action="store_true", help="frames to learn from, in one folder")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(argv)
+    cli.writable_folder("FOLDER", options.folder)
     rng = np.random.default_rng(9 if options.train else 25)
     if options.train:
         for number in range(TRAIN_COUNT):
@@ -77,4 +78,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -96,6 +96,34 @@ def broken_copies(data, step):
         yield bytes(damaged)
 
 
+# --- What a selection leaves out is told, also where several processes share the tests ----------------------
+
+
+class LeftOut:
+    """How many tests were collected and not run."""
+
+    count = 0
+
+    def pytest_deselected(self, items):
+        self.count += len(items)
+
+    def pytest_sessionfinish(self, session):
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["left_out"] = self.count
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        self.count = max(self.count, getattr(node, "workeroutput", {}).get("left_out", 0))
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.count:
+            terminalreporter.write_line(f"{self.count} tests were left out; make test-all runs all of them")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(LeftOut())
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """data/ with eight noisy-able images, val/ with one small validation set."""

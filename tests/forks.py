@@ -80,6 +80,8 @@ class Process:
 
     def __init__(self, words, cwd, environment, setup=None):
         self.returncode = None
+        self._readers: list[threading.Thread] = []
+        self._texts: dict[str, str] = {}
         self._end, theirs = socket.socketpair()
         (out, out_of), (err, err_of) = os.pipe(), os.pipe()
         with open(os.devnull) as null:
@@ -112,24 +114,22 @@ class Process:
 
     def communicate(self, timeout=None):
         ends = time.monotonic() + timeout if timeout else None
-        texts = ["", ""]
 
-        def read(which, stream):
+        def read(name, stream):
             with stream:
-                texts[which] = stream.read()
+                self._texts[name] = stream.read()
 
-        readers = [
-            threading.Thread(target=read, args=pair, daemon=True)
-            for pair in enumerate((self.stdout, self.stderr)) if not pair[1].closed
-        ]  # fmt: skip
-        for reader in readers:
-            reader.start()
-        for reader in readers:
+        if not self._readers:  # those of an earlier call, which was too short, still read
+            streams = {"out": self.stdout, "err": self.stderr}
+            self._readers = [threading.Thread(target=read, args=pair, daemon=True) for pair in streams.items()]
+            for reader in self._readers:
+                reader.start()
+        for reader in self._readers:
             reader.join(max(0, ends - time.monotonic()) if ends else None)
             if reader.is_alive():
                 raise subprocess.TimeoutExpired("a forked run", timeout)
         self.wait(max(0.01, ends - time.monotonic()) if ends else None)
-        return tuple(texts)
+        return self._texts["out"], self._texts["err"]
 
     def send_signal(self, number):
         if self.poll() is None:
@@ -166,7 +166,14 @@ class Server:
                     [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=ROOT,
                     env={**ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
                 )  # fmt: skip
+            atexit.register(cls.end)
         return cls.connection
+
+    @classmethod
+    def end(cls):
+        if cls.connection:
+            cls.connection.close()
+            cls.process.wait()
 
 
 # --- The server's side --------------------------------------------------------------------------------------

@@ -12,10 +12,9 @@ import numpy as np
 import paddle
 import pytest
 
+import dataset
 from conftest import ROOT, run_script, save, scene
 from denoising.cli import UserError
-
-pytestmark = pytest.mark.slow
 
 # What there is to be mapped.
 THEIRS = {
@@ -178,8 +177,17 @@ def test_folders_of_arrays_are_the_images_they_hold(done):
         assert np.array_equal(label, expected), i
 
 
+class Begun(Exception):
+    """A training has all that it needs."""
+
+
+def begin(*_arguments, **_more):
+    raise Begun
+
+
 @pytest.mark.parametrize(("section", "script", "flag"), FLAGS, ids=[f"{s[:11]} {f[:60]}" for s, _, f in FLAGS])
-def test_the_flag_does_it(done, section, script, flag, tmp_path, capsys):
+def test_the_flag_does_it(done, section, script, flag, tmp_path, capsys, monkeypatch):
+    """A training is stopped before its first step, when the flags have been taken and the images found."""
     folder, _ = done
     commands = [words_of(command) for where, command in COMMANDS if where == section]
     base = next(words for words in commands if words[0] == script) + shlex.split(TINY[script])
@@ -193,6 +201,10 @@ def test_the_flag_does_it(done, section, script, flag, tmp_path, capsys):
     has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if "gpu" in flag and not has_gpu:
         with pytest.raises(UserError, match="--gpu_devices: no GPU"):
+            run(folder, base + shlex.split(flag))
+    elif script == "train.py" and flag != "--resume":
+        monkeypatch.setattr(dataset, "Batches", begin)
+        with pytest.raises(Begun):
             run(folder, base + shlex.split(flag))
     else:
         run(folder, base + shlex.split(flag))

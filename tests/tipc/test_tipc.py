@@ -1005,7 +1005,7 @@ def test_8_bits_are_rounded_in_training_and_ranges_are_learnt():
     result.sum().backward()
     assert all(bound.grad is not None for bound in ops.ranges.values())
     bound = next(iter(ops.ranges.values()))
-    assert np.abs(bound.grad.numpy()).sum() >= 0
+    assert np.abs(bound.grad.numpy()).sum() > 0
     assert_user_error(
         run_script("test_tipc/export_qat.py", f"--model_path={ROOT / 'best_model.pdparams'}"), "no ranges"
     )

@@ -1,0 +1,26 @@
+"""Every script against hostile inputs; see hostile.py."""
+
+import pytest
+
+import hostile
+
+CASES = list(hostile.cases())
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    return hostile.zoo(tmp_path_factory.mktemp("hostile"))
+
+
+def test_there_are_cases_for_every_script():
+    scripts = {case.script for case in CASES}
+    assert len(CASES) >= 500
+    assert scripts >= {str(path.relative_to(hostile.ROOT)) for path in hostile.ROOT.glob("tools/*.py")} - {
+        "tools/lite.py"
+    }
+    assert scripts >= {f"{name}.py" for name in "dataset_tool train val predict export_model infer".split()}
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_it_ends_as_it_should(case, zoo, tmp_path):
+    assert not hostile.faults_of(case, *zoo, tmp_path)

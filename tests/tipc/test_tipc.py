@@ -1004,7 +1004,12 @@ def test_8_bits_are_rounded_in_training_and_ranges_are_learnt():
     assert set(ops.ranges) == set(convolutions) - {"nin_c"}
     result.sum().backward()
     assert all(bound.grad is not None for bound in ops.ranges.values())
+    # A range that cuts something off learns from it: half of what the first layer has seen.
+    network.clear_gradients()
     bound = next(iter(ops.ranges.values()))
+    bound.clear_gradient()
+    bound.set_value(bound / 2)
+    network(image).sum().backward()
     assert np.abs(bound.grad.numpy()).sum() > 0
     assert_user_error(
         run_script("test_tipc/export_qat.py", f"--model_path={ROOT / 'best_model.pdparams'}"), "no ranges"
@@ -1184,6 +1189,11 @@ def test_the_stored_pictures_are_pairs_and_noisy():
 
 
 SCRIPTS = sorted((ROOT / "test_tipc").glob("*.sh"))
+
+
+def test_nodes_are_not_launched_without_arguments():
+    result = subprocess.run([BASH, ROOT / "test_tipc/launch_nodes.sh", "python", "2"], capture_output=True, text=True)
+    assert_user_error(result, "PYTHON NODES PROCESSES_PER_NODE LOG_DIR SCRIPT")
 
 
 def test_the_shell_is_plain():

@@ -74,7 +74,7 @@ def positive(text):
     return _whole(text, 1)
 
 
-def seed(text):
+def natural(text):
     """A whole number from 0 up, for argparse."""
     return _whole(text, 0)
 

@@ -13,7 +13,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from files import Parser, UserError, new_file, not_negative, positive, run, seed, write_arrays
+from files import Parser, UserError, natural, new_file, not_negative, positive, run, write_arrays
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
@@ -28,7 +28,7 @@ def get_parser():
     parser.add_argument("--val_count", type=positive, default=1000, help="validation images (default: %(default)s)")
     parser.add_argument("--size", type=positive, default=32, help="of a patch's side (default: %(default)s)")
     parser.add_argument("--sigma", type=not_negative, default=25, help="of the noise, of 255 (default: %(default)s)")
-    parser.add_argument("--seed", type=seed, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="(default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     return parser
 

@@ -9,10 +9,6 @@ if (($# < 5)); then
     echo "launch_nodes.sh: error: usage: launch_nodes.sh PYTHON NODES PROCESSES_PER_NODE LOG_DIR SCRIPT ARGUMENTS..." >&2
     exit 2
 fi
-if (($# < 5)); then
-    echo "launch_nodes.sh: error: usage: launch_nodes.sh PYTHON NODES PROCESSES_PER_NODE LOG_DIR SCRIPT ARGUMENTS..." >&2
-    exit 2
-fi
 python=$1 nodes=$2 processes=$3 logs=$4
 shift 4
 # A port of our own: two chains may run at once.

@@ -11,9 +11,14 @@ from denoising import cli
 from denoising.inference import prediction
 
 
+def get_parser():
+    """The published flags under their published names, and ours."""
+    return prediction.get_parser(__doc__)
+
+
 def main(argv=None):
     """Denoises all images; what is broken is told, and the rest goes on."""
-    options = prediction.get_parser(__doc__).parse_args(argv)
+    options = get_parser().parse_args(argv)
     planned = prediction.plan(options)
     denoiser, noise = prediction.load(options)
     failed = prediction.denoise_files(denoiser, noise, planned)

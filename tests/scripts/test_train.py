@@ -282,13 +282,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folders, tmp_path, monkeypatch, caps
                 os.kill(os.getpid(), signal.SIGINT)
             return super().train_on(*arguments)
 
+    before = signal.getsignal(signal.SIGINT)  # a shell that starts tests in the background has it ignored
     arguments = flags(folders, tmp_path, "--n_epoch", 100_000, *BARE)
     ended = train.train(*parse_options(get_parser(), arguments), training_class=Interrupted)
     assert train.end(*ended) == 130
     folder = run_folder(tmp_path)
     assert f"--resume {folder}" in capsys.readouterr().err
     assert step_of(folder) == 6
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resume_refuses_to_become_another_run(copy, capsys):

@@ -101,14 +101,14 @@ elif script == "val.py":
     print(f"[EVAL] Sample: psnr:{{psnr}} ssim:0.9")
     if psnr != "nan":
         print(f"Sample   5 x 1       20.50  {{psnr}}  {{float(psnr) - 20.5:+.2f}}  0.9000")
-elif script in ("predict.py", "infer.py", "tools/serve_client.py"):
+elif script in ("predict.py", "infer.py", "serve_client.py"):
     source = Path(flags.get("image_path") or flags.get("input_file") or "none")
     target = Path(flags.get("save_dir", "none"))
     mine = fault if script != "predict.py" else ""
     pictures = [] if "random_input" in flags else sorted(source.iterdir())
     if pictures:
         target.mkdir(parents=True)
-    if script == "tools/serve_client.py":
+    if script == "serve_client.py":
         with open(os.environ["CALLS"] + ".sent", "a") as file:
             file.write("x" * (len(pictures) - (mine == "lost count")))
     for path in pictures[mine == "a picture is missing" :]:
@@ -140,13 +140,13 @@ elif script in ("predict.py", "infer.py", "tools/serve_client.py"):
             print(f"[2026/01/01 00:00:00] root INFO:  {{key}}: {{value}}")
         times = "preprocess_time(ms): 1.0, inference_time(ms): 2.0, postprocess_time(ms): 3.0"
         print(f"[2026/01/01 00:00:00] root INFO:  {{times}}")
-elif script == "tools/serve.py":
+elif script == "serve.py":
     if fault != "no address":
         server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
         print(f"http://127.0.0.1:{{server.server_address[1]}}", flush=True)
         signal.signal(signal.SIGTERM, lambda *_: os._exit(5 if fault == "ends badly" else 0))
         server.serve_forever()
-elif script == "tools/quantize_model.py":
+elif script == "quantize_model.py":
     folder = Path(flags["save_dir"])
     folder.mkdir(parents=True)
     (folder / ("model_int8.onnx" if flags["format"] == "onnx" else "model.pdmodel")).write_text("model")
@@ -849,7 +849,7 @@ def test_eight_bits_are_measured_by_each_method_on_each_runtime(chain):
     config = chain.config(PTQ, **one, runs=runs)
     result = chain.run(config, **run)
     assert result.returncode == 0, result.stdout
-    made = [words[-2:] for words in chain.called("tools/quantize_model.py")]
+    made = [words[-2:] for words in chain.called("quantize_model.py")]
     assert made == [["--method=absmax", "--format=pdmodel"], ["--method=kl", "--format=onnx"]]
     assert len(chain.called("infer.py")) == 3
     assert all("--precision=int8" in words for words in chain.called("infer.py"))
@@ -879,7 +879,7 @@ def test_the_service_has_to_answer_count_and_end_well(chain):
     assert names == ["model_reference.log", "server_infer_cpu_jobs_4.log", "server_cpu_health.log", "server_cpu.log"]
     for fault, expected in {
         "no address": ["successfully", "failed", "failed", "failed"],
-        "tools/serve.py fails": ["successfully", "failed", "failed", "failed"],
+        "serve.py fails": ["successfully", "failed", "failed", "failed"],
         "ends badly": ["successfully", "successfully", "successfully", "failed"],
         "unwell": ["successfully", "successfully", "failed", "successfully"],
         "lost count": ["successfully", "successfully", "failed", "successfully"],

@@ -57,56 +57,33 @@ BATCH = 16  # files per task: the cost of handing over is spread, and a crash lo
 
 def get_parser():
     """The published flags under their published names, and ours."""
+    # fmt: off
     parser = cli.Parser(__doc__)
-    data = parser.add_argument_group("data")
-    data.add_argument("--input_dir", required=True, help="a folder with all that is below it, a .zip or a .tar")
-    data.add_argument(
-        "--save_dir", required=True, help="a new folder, one that this command was filling before, or a .zip"
-    )
-    data.add_argument(
-        "--validation_set",
-        choices=sorted(validation.PUBLISHED_SETS),
-        help="instead of preparing training images, unpack this set from its owner's archive, --input_dir",
-    )
-    data.add_argument("--pairs", type=number(int, 1), help="write train.npz with this many noisy pairs, and val.npz")
-    data.add_argument(
-        "--val_pairs",
-        type=number(int, 1),
-        default=1000,
-        help="how many pairs of noisy and clean patches, of other images, val.npz gets",
-    )
-    data.add_argument("--val_dir", help="the images of val.npz; without it, some of --input_dir are held out for them")
-    filters = parser.add_argument_group("filter")
-    filters.add_argument("--min_size", type=number(int, 1), default=256, help="pixels that the shorter side must have")
-    filters.add_argument("--max_size", type=number(int, 1), default=512, help="pixels that the longer side may have")
-    filters.add_argument(
-        "--crop",
-        type=number(int, 8),
-        metavar="SIDE",
-        help="cut what is larger than --max_size into squares of this side; of --pairs the side, 32 unless given",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument("--n_channel", type=int, default=3, choices=[1, 3], help="1 grey, 3 RGB")
-    output.add_argument(
-        "--format",
-        default="keep",
-        choices=["keep", "copy", "png", "jpeg"],
-        help="keep: JPEG stays JPEG (quality 100, 4:4:4), the rest becomes PNG; "
-        "copy: as keep, but JPEG that needs no change is copied byte for byte",
-    )
-    output.add_argument(
-        "--noise",
-        default="none",
+    add = parser.add_argument_group("data").add_argument
+    add("--input_dir", required=True, help="a folder with all that is below it, a .zip or a .tar")
+    add("--save_dir", required=True, help="a new folder, one that this command was filling before, or a .zip")
+    add("--validation_set", choices=sorted(validation.PUBLISHED_SETS),
+        help="instead of preparing training images, unpack this set from its owner's archive, --input_dir")
+    add("--pairs", type=number(int, 1), help="write train.npz with this many noisy pairs, and val.npz")
+    add("--val_pairs", type=number(int, 1), default=1000,
+        help="how many pairs of noisy and clean patches, of other images, val.npz gets")
+    add("--val_dir", help="the images of val.npz; without it, some of --input_dir are held out for them")
+    add = parser.add_argument_group("filter").add_argument
+    add("--min_size", type=number(int, 1), default=256, help="pixels that the shorter side must have")
+    add("--max_size", type=number(int, 1), default=512, help="pixels that the longer side may have")
+    add("--crop", type=number(int, 8), metavar="SIDE",
+        help="cut what is larger than --max_size into squares of this side; of --pairs the side, 32 unless given")
+    add = parser.add_argument_group("output").add_argument
+    add("--n_channel", type=int, default=3, choices=[1, 3], help="1 grey, 3 RGB")
+    add("--format", default="keep", choices=["keep", "copy", "png", "jpeg"],
+        help="keep: JPEG stays JPEG (quality 100, 4:4:4), the rest becomes PNG; copy: as keep, but JPEG that needs no "
+        "change is copied byte for byte")
+    add("--noise", default="none",
         help=f"write noisy copies, {list_of_noise()}: as float32 NPY, which loses "
-        "nothing, or with --format png clipped to 8 bits as by a camera",
-    )
-    output.add_argument("--seed", type=number(int, 0), default=7, help="the same seed gives the same noise")
-    output.add_argument(
-        "--overwrite", action="store_true", help="start anew in a folder that is not empty, or replace a .zip"
-    )
-    output.add_argument(
-        "--workers", type=number(int, 1), default=machine.cores(), help="how many processes work at once"
-    )
+        "nothing, or with --format png clipped to 8 bits as by a camera")
+    add("--seed", type=number(int, 0), default=7, help="the same seed gives the same noise")
+    add("--overwrite", action="store_true", help="start anew in a folder that is not empty, or replace a .zip")
+    add("--workers", type=number(int, 1), default=machine.cores(), help="how many processes work at once")
     return parser
 
 

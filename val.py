@@ -26,37 +26,28 @@ from denoising.reports import montage, page, scores
 
 def get_parser():
     """The published flags under their published names, and ours."""
+    # fmt: off
     parser = cli.Parser(__doc__)
-    parser.add_argument("--model_path", required=True, help="the .pdparams weights to score")
-    parser.add_argument("--val_dirs", default="./validation", help="folder of clean validation sets, or a pair file")
-    parser.add_argument("--noisetype", help=f"{list_of_noise()}; what the network was trained on, unless given")
-    parser.add_argument("--n_feature", type=number(int, 1), help="refuse weights of another width")
-    parser.add_argument("--n_channel", type=int, choices=[1, 3, 4], help="refuse weights of other channels")
-    parser.add_argument("--val_repeats", type=number(int, 1), help="repeats per set, instead of its own")
-    parser.add_argument("--val_images", type=number(int, 1), help="only the first so many images of each set")
+    add = parser.add_argument
+    add("--model_path", required=True, help="the .pdparams weights to score")
+    add("--val_dirs", default="./validation", help="folder of clean validation sets, or a pair file")
+    add("--noisetype", help=f"{list_of_noise()}; what the network was trained on, unless given")
+    add("--n_feature", type=number(int, 1), help="refuse weights of another width")
+    add("--n_channel", type=int, choices=[1, 3, 4], help="refuse weights of other channels")
+    add("--val_repeats", type=number(int, 1), help="repeats per set, instead of its own")
+    add("--val_images", type=number(int, 1), help="only the first so many images of each set")
     devices.add_window_flags(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the table as JSON, to stdout or a file")
-    output.add_argument("--csv", metavar="FILE", help="PSNR and SSIM of every image")
-    output.add_argument(
-        "--report",
-        "--save_dir",
-        "--result_dir",
-        metavar="DIR",
+    add = parser.add_argument_group("output").add_argument
+    add("--json", nargs="?", const="-", metavar="FILE", help="the table as JSON, to stdout or a file")
+    add("--csv", metavar="FILE", help="PSNR and SSIM of every image")
+    add("--report", "--save_dir", "--result_dir", metavar="DIR",
         help="index.html with every image, plots and settings; beside it the pictures 00000-input.png, -output, -label "
-        "and -residual, and settings.json",
-    )
-    output.add_argument(
-        "--report_images", type=number(int, 0), default=100, help="pictures of how many images of each set"
-    )
-    output.add_argument(
-        "--show_output",
-        type=number(int, 1),
-        metavar="N",
+        "and -residual, and settings.json")
+    add("--report_images", type=number(int, 0), default=100, help="pictures of how many images of each set")
+    add("--show_output", type=number(int, 1), metavar="N",
         help="the first N images noisy, denoised and clean side by side: on the screen; in files where there is none, "
-        "and in --save_dir",
-    )
-    output.add_argument("--overwrite", action="store_true", help="replace results that exist")
+        "and in --save_dir")
+    add("--overwrite", action="store_true", help="replace results that exist")
     devices.add_flags(parser)
     return parser
 

@@ -16,13 +16,12 @@ from denoising.inference import distributed
 
 def add_window_flags(parser):
     """How a Denoiser goes over an image."""
-    parser.add_argument("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
-    parser.add_argument(
-        "--tile",
-        type=number(int, 352),
+    # fmt: off
+    add = parser.add_argument
+    add("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
+    add("--tile", type=number(int, 352),
         help="side of the largest window, which bounds the memory; from the free memory unless given. Windows overlap "
-        "by 320 pixels: a large image takes twice as long at 1000, six times at 512, a hundred times at 352",
-    )
+        "by 320 pixels: a large image takes twice as long at 1000, six times at 512, a hundred times at 352")
 
 
 def add_flags(parser, precisions=("fp32", "bf16"), precision_note=""):
@@ -33,21 +32,15 @@ def add_flags(parser, precisions=("fp32", "bf16"), precision_note=""):
         precisions: what --precision takes.
         precision_note: follows its help.
     """
+    # fmt: off
     group = parser.add_argument_group("device")
-    group.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu"], help="where to compute")
-    group.add_argument("--gpu_devices", help="the number of the GPU to compute on, e.g. 0")
-    group.add_argument(
-        "--engine",
-        default="auto",
-        choices=["auto", "onednn", "paddle"],
-        help="on a CPU: the fast convolutions of denoising/engine, or Paddle's own",
-    )
-    group.add_argument(
-        "--precision",
-        default="fp32",
-        choices=precisions,
-        help="of the engine's activations; bf16 halves the time on CPUs that have it" + precision_note,
-    )
+    add = group.add_argument
+    add("--device", default="auto", choices=["auto", "cpu", "gpu"], help="where to compute")
+    add("--gpu_devices", help="the number of the GPU to compute on, e.g. 0")
+    add("--engine", default="auto", choices=["auto", "onednn", "paddle"],
+        help="on a CPU: the fast convolutions of denoising/engine, or Paddle's own")
+    add("--precision", default="fp32", choices=precisions,
+        help="of the engine's activations; bf16 halves the time on CPUs that have it" + precision_note)
     return group
 
 

@@ -14,16 +14,16 @@ from denoising.inference.denoiser import Denoiser, finite
 
 def get_parser(doc):
     """The published flags under their published names, and ours."""
+    # fmt: off
     parser = cli.Parser(doc)
-    parser.add_argument("--image_path", required=True, help="an image, a folder (searched recursively), or a glob")
-    parser.add_argument("--model_path", required=True, help="the .pdparams weights")
-    parser.add_argument("--save_dir", default="./output/", help="where results go; created if needed")
-    parser.add_argument("--keep_format", action="store_true", help="write each image in its own format, not PNG")
-    parser.add_argument(
-        "--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect"
-    )
+    add = parser.add_argument
+    add("--image_path", required=True, help="an image, a folder (searched recursively), or a glob")
+    add("--model_path", required=True, help="the .pdparams weights")
+    add("--save_dir", default="./output/", help="where results go; created if needed")
+    add("--keep_format", action="store_true", help="write each image in its own format, not PNG")
+    add("--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect")
     devices.add_window_flags(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    add("--overwrite", action="store_true", help="replace results that exist")
     devices.add_flags(parser)
     return parser
 

@@ -60,187 +60,97 @@ class Stopped:
 
 def get_parser(description=None):
     """The published flags under their published names, and ours."""
+    # fmt: off
     parser = cli.Parser(description)
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help="a set of flags for one purpose (docs/lite.md); any of them may still be given",
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", help="folder of training images, searched recursively; or a pair file (.npz, .pkl)")
-    data.add_argument(
-        "--pair_dir",
+    add = parser.add_argument
+    add("--preset", choices=PRESETS,
+        help="a set of flags for one purpose (docs/lite.md); any of them may still be given")
+    add = parser.add_argument_group("data").add_argument
+    add("--data_dir", help="folder of training images, searched recursively; or a pair file (.npz, .pkl)")
+    add("--pair_dir",
         help="real pairs: a folder with another capture (with --method supervised: the clean image) of each file in "
-        "--data_dir, under the same name; without --data_dir, a folder that holds a folder of frames for each scene",
-    )
-    data.add_argument(
-        "--val_dirs", default="./validation", help="folder of clean validation sets, a pair file, or none"
-    )
-    data.add_argument("--train_size", type=number(int, 1), help="train only on this many images, the first by name")
-    data.add_argument(
-        "--noisetype", help=f"the noise that is added to the images (gauss25 unless there are pairs): {list_of_noise()}"
-    )
-    data.add_argument("--val_noisetype", help="the noise that is added for validation (default: that of --noisetype)")
-    data.add_argument(
-        "--noise_protocol",
-        default="fresh",
-        choices=["fresh", "frozen"],
-        help="fresh: new noise in each epoch, as published; frozen: each image keeps its noise, as real files do",
-    )
-    data.add_argument(
-        "--patchsize",
-        type=number(int, 2, 8192),
-        default=256,
-        help="side of the training patches in pixels; even for neighbor2neighbor",
-    )
-    data.add_argument("--augment", action="store_true", help="flip and rotate the patches at random")
-    data.add_argument(
-        "--translate",
-        type=number(int, 0, 8192),
-        default=0,
-        help="roll the patches at random by up to this many pixels; what leaves at one border comes in at the other",
-    )
-    data.add_argument(
-        "--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="threads that prepare the batches"
-    )
-    data.add_argument(
-        "--cache_gb", type=number(float, 0), help="memory for decoded images (default: a quarter of what is free)"
-    )
-    method = parser.add_argument_group("method")
-    method.add_argument(
-        "--method",
-        default="neighbor2neighbor",
-        choices=METHODS,
+        "--data_dir, under the same name; without --data_dir, a folder that holds a folder of frames for each scene")
+    add("--val_dirs", default="./validation", help="folder of clean validation sets, a pair file, or none")
+    add("--train_size", type=number(int, 1), help="train only on this many images, the first by name")
+    add("--noisetype",
+        help=f"the noise that is added to the images (gauss25 unless there are pairs): {list_of_noise()}")
+    add("--val_noisetype", help="the noise that is added for validation (default: that of --noisetype)")
+    add("--noise_protocol", default="fresh", choices=["fresh", "frozen"],
+        help="fresh: new noise in each epoch, as published; frozen: each image keeps its noise, as real files do")
+    add("--patchsize", type=number(int, 2, 8192), default=256,
+        help="side of the training patches in pixels; even for neighbor2neighbor")
+    add("--augment", action="store_true", help="flip and rotate the patches at random")
+    add("--translate", type=number(int, 0, 8192), default=0,
+        help="roll the patches at random by up to this many pixels; what leaves at one border comes in at the other")
+    add("--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="threads that prepare the batches")
+    add("--cache_gb", type=number(float, 0), help="memory for decoded images (default: a quarter of what is free)")
+    add = parser.add_argument_group("method").add_argument
+    add("--method", default="neighbor2neighbor", choices=METHODS,
         help="the first two learn from single noisy images (the second one better, where the noise is Gaussian or "
-        "Poisson and of known strength), noise2noise from two noisy images of each scene, supervised from clean ones",
-    )
-    method.add_argument(
-        "--known_noise",
+        "Poisson and of known strength), noise2noise from two noisy images of each scene, supervised from clean ones")
+    add("--known_noise",
         help="the noise that the images have already, for recorrupted2recorrupted with --noisetype none: gauss12 (a "
-        "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white)",
-    )
-    method.add_argument(
-        "--loss",
-        choices=LOSSES,
+        "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white)")
+    add("--loss", choices=LOSSES,
         help="the loss of noise2noise and supervised: l2 (ends at the mean of all targets), l1 (median), l0 (mode), "
         "robust (mean without outliers), hdr (relative, for renders); by default robust for impulse noise, l1 for "
-        "text, hdr for renders, else l2",
-    )
-    method.add_argument(
-        "--all_neighbors",
-        action="store_true",
+        "text, hdr for renders, else l2")
+    add("--all_neighbors", action="store_true",
         help="neighbor2neighbor uses all pixels of each patch, as four pairs of sub-images instead of one: four times "
-        "the draws for one pass over the whole patch",
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
-    model.add_argument(
-        "--norm", default="none", choices=sorted(NORMS), help="normalisation after the convolutions of unet_n2n"
-    )
-    model.add_argument("--n_feature", type=number(int, 1, 1024), default=48, help="how many features the network has")
-    model.add_argument("--n_channel", type=int, default=3, choices=[1, 3, 4], help="1: grey, 3: RGB, 4: Bayer raw")
-    model.add_argument("--pretrained", help="weights to start from (.pdparams)")
-    plan = parser.add_argument_group("schedule")
-    plan.add_argument("--n_epoch", type=number(int, 1, 10**9), help="length in epochs (100 unless any length is given)")
-    plan.add_argument("--max_steps", type=number(int, 1), help="length in steps; the shortest length counts")
-    plan.add_argument(
-        "--max_minutes",
-        type=number(float, 0.001),
-        help="length in minutes without those of scoring; the shortest length counts",
-    )
-    plan.add_argument("--batchsize", type=number(int, 1), default=4, help="patches per step and process")
-    plan.add_argument(
-        "--optimizer",
-        default="adam",
-        choices=OPTIMIZERS,
-        help="adam as published, or muon, which needs a fifth of the steps (use --lr 1e-3)",
-    )
-    plan.add_argument("--lr", type=number(float, 0), default=3e-4, help="learning rate of Adam; Muon's follows from it")
-    plan.add_argument(
-        "--lr_schedule",
-        default="step",
-        choices=["step", "cosine"],
+        "the draws for one pass over the whole patch")
+    add = parser.add_argument_group("model").add_argument
+    add("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
+    add("--norm", default="none", choices=sorted(NORMS), help="normalisation after the convolutions of unet_n2n")
+    add("--n_feature", type=number(int, 1, 1024), default=48, help="how many features the network has")
+    add("--n_channel", type=int, default=3, choices=[1, 3, 4], help="1: grey, 3: RGB, 4: Bayer raw")
+    add("--pretrained", help="weights to start from (.pdparams)")
+    add = parser.add_argument_group("schedule").add_argument
+    add("--n_epoch", type=number(int, 1, 10**9), help="length in epochs (100 unless any length is given)")
+    add("--max_steps", type=number(int, 1), help="length in steps; the shortest length counts")
+    add("--max_minutes", type=number(float, 0.001),
+        help="length in minutes without those of scoring; the shortest length counts")
+    add("--batchsize", type=number(int, 1), default=4, help="patches per step and process")
+    add("--optimizer", default="adam", choices=OPTIMIZERS,
+        help="adam as published, or muon, which needs a fifth of the steps (use --lr 1e-3)")
+    add("--lr", type=number(float, 0), default=3e-4, help="learning rate of Adam; Muon's follows from it")
+    add("--lr_schedule", default="step", choices=["step", "cosine"],
         help="step: the rate is multiplied by --gamma at 20, 40, 60 and 80 %% of the run, as published; cosine: it "
-        "falls smoothly to zero",
-    )
-    plan.add_argument("--gamma", type=number(float, 0), default=0.5, help="factor of the step schedule")
-    plan.add_argument("--warmup_steps", type=number(int, 0), default=0, help="steps in which the rate rises")
-    plan.add_argument(
-        "--Lambda1", type=number(float, 0), default=1.0, help="weight of neighbor2neighbor's reconstruction loss"
-    )
-    plan.add_argument("--Lambda2", type=number(float, 0), default=1.0, help="weight of its regulariser")
-    plan.add_argument(
-        "--increase_ratio", type=number(float, 0), default=2.0, help="what the regulariser's factor Lambda rises to"
-    )
-    plan.add_argument(
-        "--reg_start",
-        type=number(float, 0, 1),
-        default=0.0,
-        help="share of the run, 0..1, after which the regulariser and its pass over the whole patch start",
-    )
-    plan.add_argument(
-        "--reg_full",
-        type=number(float, 0.001, 1),
-        default=1.0,
+        "falls smoothly to zero")
+    add("--gamma", type=number(float, 0), default=0.5, help="factor of the step schedule")
+    add("--warmup_steps", type=number(int, 0), default=0, help="steps in which the rate rises")
+    add("--Lambda1", type=number(float, 0), default=1.0, help="weight of neighbor2neighbor's reconstruction loss")
+    add("--Lambda2", type=number(float, 0), default=1.0, help="weight of its regulariser")
+    add("--increase_ratio", type=number(float, 0), default=2.0, help="what the regulariser's factor Lambda rises to")
+    add("--reg_start", type=number(float, 0, 1), default=0.0,
+        help="share of the run, 0..1, after which the regulariser and its pass over the whole patch start")
+    add("--reg_full", type=number(float, 0.001, 1), default=1.0,
         help="share of the run, 0..1, after which Lambda has its full value, where the length is given in steps or "
-        "minutes; in a run of epochs it rises to the end, as published",
-    )
-    plan.add_argument(
-        "--ema",
-        type=number(float, 0, 0.99999),
-        default=0.999,
-        help="decay of the running average of the weights, which is what is scored and saved; 0 for no average",
-    )
-    plan.add_argument(
-        "--clip_grad", type=number(float, 0), default=0.0, help="largest norm of the gradients; 0 for no limit"
-    )
-    plan.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of all randomness")
-    output = parser.add_argument_group("output")
-    output.add_argument("--save_model_path", default="./results", help="folder for the runs")
-    output.add_argument("--log_name", default="unet_gauss25_b4e100r02", help="name of this run's folder there")
-    output.add_argument("--log_iters", type=number(int, 1), default=100, help="steps between log lines")
-    output.add_argument(
-        "--n_snapshot",
-        type=number(int, 1),
+        "minutes; in a run of epochs it rises to the end, as published")
+    add("--ema", type=number(float, 0, 0.99999), default=0.999,
+        help="decay of the running average of the weights, which is what is scored and saved; 0 for no average")
+    add("--clip_grad", type=number(float, 0), default=0.0, help="largest norm of the gradients; 0 for no limit")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of all randomness")
+    add = parser.add_argument_group("output").add_argument
+    add("--save_model_path", default="./results", help="folder for the runs")
+    add("--log_name", default="unet_gauss25_b4e100r02", help="name of this run's folder there")
+    add("--log_iters", type=number(int, 1), default=100, help="steps between log lines")
+    add("--n_snapshot", type=number(int, 1),
         help="epochs between snapshots, which save and score the weights (default: 1; a tenth of the run where its "
-        "length is given in steps or minutes)",
-    )
-    output.add_argument(
-        "--val_repeats",
-        type=number(int, 1),
-        help="how often each validation set is scored, with other noise each time (default: as published for it)",
-    )
-    output.add_argument(
-        "--val_images",
-        "--valid_size",
-        type=number(int, 1),
-        help="score only this many images of each set",
-    )
-    output.add_argument(
-        "--plot_stats", action="store_true", help="accepted and ignored: loss.png and psnr.png are always drawn"
-    )
-    output.add_argument(
-        "--save_minutes",
-        type=number(float, 0),
-        default=5,
-        help="minutes between saved states, from which --resume goes on",
-    )
-    output.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="RUN_FOLDER",
-        help="go on with a run where it stopped (without a folder: the latest run of --log_name)",
-    )
-    device = devices.add_flags(parser)
-    device.add_argument(
-        "--parallel",
-        action="store_true",
+        "length is given in steps or minutes)")
+    add("--val_repeats", type=number(int, 1),
+        help="how often each validation set is scored, with other noise each time (default: as published for it)")
+    add("--val_images", "--valid_size", type=number(int, 1), help="score only this many images of each set")
+    add("--plot_stats", action="store_true", help="accepted and ignored: loss.png and psnr.png are always drawn")
+    add("--save_minutes", type=number(float, 0), default=5,
+        help="minutes between saved states, from which --resume goes on")
+    add("--resume", nargs="?", const="", metavar="RUN_FOLDER",
+        help="go on with a run where it stopped (without a folder: the latest run of --log_name)")
+    add = devices.add_flags(parser).add_argument
+    add("--parallel", action="store_true",
         help="accepted and ignored: python -m paddle.distributed.launch --nproc_per_node N train.py ... trains in N "
-        "processes",
-    )
-    device.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
-    device.add_argument("--to_static", action="store_true", help="run Paddle's own layers as a static graph")
+        "processes")
+    add("--amp", action="store_true", help="mixed precision on a GPU")
+    add("--to_static", action="store_true", help="run Paddle's own layers as a static graph")
     return parser
 
 

@@ -28,9 +28,6 @@ class TrainingImages:
         data_dir: searched recursively.
         method: of training/methods.py.
         noise: the model that corrupts the images.
-        n_channel: of the patches.
-        patchsize: their side.
-        seed: of all randomness.
         frozen: whether each image has one noise realisation for good, as a camera's files have.
         augment: whether patches are flipped and rotated by quarter turns.
         cache_bytes: decoded images are kept up to this much memory; the rest are decoded each time.
@@ -151,10 +148,7 @@ class TrainingRenders(TrainingImages):
         return renders.find_frames("--data_dir", data_dir, "clean" if self.method.clean_targets else "target")
 
     def _make_layers(self, index):
-        *paths, target_path = self.groups[index]
-        frame = renders.read_frame(paths)
-        _, target = renders.read_buffer("target", target_path)
-        renders.check_size(target_path, target, paths[0], frame.render)
+        frame, target = renders.read_with_target(self.groups[index])
         return [frame.network_input(), target]
 
 
@@ -182,26 +176,26 @@ class TrainingPairs(TrainingImages):
     def _layers(self, index, rng):
         group = self.groups[index]
         first, second = (0, 1) if self.method.clean_targets else rng.choice(len(group), 2, replace=False)
-        layers = [self._cached(group[i], lambda i=i: [self._read(group[i])])[0] for i in (first, second)]
-        if layers[0].shape != layers[1].shape:
-            raise pairs.unequal(group[first], layers[0].shape, group[second], layers[1].shape)
-        return layers
+        return self._read_pair(group[first], group[second])
+
+    def _read_pair(self, first, second):
+        pair = [self._cached(path, lambda path=path: [self._read(path)])[0] for path in (first, second)]
+        if pair[0].shape != pair[1].shape:
+            raise pairs.unequal(first, pair[0].shape, second, pair[1].shape)
+        return pair
 
     def _check(self, workers):
         """Refuses all groups whose frames differ in size or are shifted, before training starts."""
-        pairs = [(group[0], other) for group in self.groups for other in group[1:]]
+        firsts, others = zip(*[(group[0], other) for group in self.groups for other in group[1:]], strict=True)
         with (
             concurrent.futures.ThreadPoolExecutor(workers) as pool,
-            cli.progress(total=len(pairs), unit="pair", label="checking pairs") as bar,
+            cli.progress(total=len(firsts), unit="pair", label="checking pairs") as bar,
         ):
-            for _ in pool.map(lambda pair: self._check_pair(*pair), pairs):
+            for _ in pool.map(self._check_pair, firsts, others):
                 bar.update()
 
     def _check_pair(self, first, second):
-        pages = [self._cached(path, lambda path=path: [self._read(path)])[0] for path in (first, second)]
-        if pages[0].shape != pages[1].shape:
-            raise pairs.unequal(first, pages[0].shape, second, pages[1].shape)
-        down, right = pairs.shift_between(*pages)
+        down, right = pairs.shift_between(*self._read_pair(first, second))
         if down or right:
             raise UserError(f"--pair_dir: {second} shows the scene of {first} moved by {down} down, {right} right")
 
@@ -213,16 +207,13 @@ class PairFile:
     images is the input.
 
     Args:
-        path: a .npz or .pkl.
-        n_channel: that the images must have.
         patchsize: side of the patches; images that are no larger are taken whole.
-        seed: of all randomness.
         augment: whether patches are flipped and rotated by quarter turns.
         clean_targets: whether the file holds clean images beside the noisy ones, or other noisy ones.
         size: only the first so many pairs.
     """
 
-    n_input = None  # channels of what the network gets, where they are not those of the image
+    n_input = None
 
     def __init__(self, path, n_channel, patchsize, seed, augment=False, clean_targets=False, size=None):
         names = pair_files.VALIDATION if clean_targets else pair_files.TRAINING

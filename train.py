@@ -37,8 +37,6 @@ import os
 import signal
 import time
 
-import numpy as np
-
 import dataset
 from denoising import cli
 from denoising.cli import UserError
@@ -49,6 +47,7 @@ from denoising.inference import devices, distributed
 from denoising.machine import free_memory
 from denoising.reports import run_log
 from denoising.reports.snapshot import snapshot
+from denoising.training.log_line import Pace, log_losses
 from denoising.training.methods import build_method
 from denoising.training.options import get_parser, parse_options
 from denoising.training.schedule import Schedule
@@ -120,14 +119,6 @@ def run_folder(options, training, stopped):
     return folder
 
 
-def one_process(folder):
-    """The lock of the run's folder, held by the process that writes there."""
-    return cli.only_process_in(folder) if distributed.IS_MAIN else contextlib.nullcontext()
-
-
-# --- What the loop asks -------------------------------------------------------------------------------------
-
-
 class StopRequest:
     """Ctrl-C or a polite kill: the step is finished and saved. A second one ends at once."""
 
@@ -147,60 +138,6 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = number
         cli.note("stopping after this step; once more to stop at once")
-
-
-class Pace:
-    """How many seconds a step takes on average since the last log line, and how many of them it waits for images."""
-
-    def __init__(self, step):
-        self.restart(step)
-
-    def restart(self, step):
-        self.first_step, self.start, self.waited = step, time.perf_counter(), 0.0
-
-    def next(self, stream):
-        """The next batch, whose loading counts as waiting."""
-        start = time.perf_counter()
-        batch = next(stream)
-        self.waited += time.perf_counter() - start
-        return batch
-
-    def per_step(self, step):
-        count = step - self.first_step
-        return (time.perf_counter() - self.start) / count, self.waited / count
-
-
-def log_due(plan, step, every):
-    """Whether a step is logged: counted within each epoch, as published, and through epochs that are too short."""
-    return (step % plan.steps_per_epoch if plan.steps_per_epoch >= every else step) % every == 0
-
-
-def log_losses(log, options, plan, training, losses, rate, pace):
-    """The published log line of the step that has just been made, and the same as numbers by name.
-
-    Raises:
-        UserError: a loss is not finite.
-    """
-    loss, loss1, loss2, Lambda = losses
-    step = training.step - 1
-    loss1, loss2, loss = (distributed.mean(value.item()) for value in (loss1, loss2, loss))
-    if not np.isfinite([loss1, loss2, loss]).all():
-        where = f"at step {step} (--lr {options.lr})"
-        raise UserError(f"the loss is not finite {where}: try a smaller --lr, or --clip_grad 1")
-    epoch, iteration = step // plan.steps_per_epoch + 1, step % plan.steps_per_epoch
-    cost, reader = pace.per_step(training.step)
-    ips = options.batchsize * distributed.WORLD_SIZE / cost
-    eta = plan.remaining(training.step, training.seconds, cost)
-    log.line(
-        f"{epoch:04d} {iteration:05d} Loss1={loss1:.6f}, Lambda={Lambda}, Loss2={loss2:.6f}, Loss_Full={loss:.6f}, "
-        f"Time={cost:.4f} avg_reader_cost: {reader:.5f} sec, avg_batch_cost: {cost:.5f} sec, "
-        f"avg_samples: {options.batchsize}, ips: {ips:.5f} images/s, eta: {eta}"
-    )
-    log.scalars(training.step, {
-        "loss/rec": loss1, "loss/reg": loss2, "loss/full": loss,
-        "schedule/lr": rate, "schedule/Lambda": Lambda, "speed/ips": ips,
-    })  # fmt: skip
-    pace.restart(training.step)
 
 
 # --- The run ------------------------------------------------------------------------------------------------
@@ -248,8 +185,9 @@ def train(options, stopped=None, method=None, training_class=Training):
         training.save_state(folder)  # a run can be resumed from its first moment on
 
     stream = batches.starting_at(training.step)
-    pace, last_saved = Pace(training.step), time.perf_counter()
-    with log, contextlib.closing(stream), StopRequest() as stop, one_process(folder):
+    pace, last_saved = Pace(), time.perf_counter()
+    lock = cli.only_process_in(folder) if distributed.IS_MAIN else contextlib.nullcontext()
+    with log, contextlib.closing(stream), StopRequest() as stop, lock:
         while plan.progress(training.step, training.seconds) < 1 and not stop.signal:
             start = time.perf_counter()
             # Rate.
@@ -260,8 +198,8 @@ def train(options, stopped=None, method=None, training_class=Training):
             losses = training.train_on(method, pace.next(stream), rate, ramp)
 
             # Log: the only place that reads the losses, because that waits for the device.
-            if log_due(plan, training.step - 1, options.log_iters):
-                log_losses(log, options, plan, training, losses, rate, pace)
+            if plan.log_due(training.step - 1):
+                log_losses(log, plan, training, losses, rate, pace)
             before = training.seconds
             training.seconds += time.perf_counter() - start
             training.seconds, stop.signal = distributed.agree(training.seconds, stop.signal)
@@ -271,7 +209,7 @@ def train(options, stopped=None, method=None, training_class=Training):
             scored = finished or plan.snapshot_due(training.step, before, training.seconds)
             if scored:
                 snapshot(training, sets, noise, folder, log, -(-training.step // plan.steps_per_epoch))
-                pace.restart(training.step)
+                pace.restart()
             due = scored or time.perf_counter() - last_saved > 60 * options.save_minutes
             if distributed.IS_MAIN and (due or stop.signal):
                 training.save_state(folder)

@@ -133,16 +133,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def boolean(text):
     """True/False as the published commands write them; anything else is refused."""
-    values = {
-        "true": True,
-        "t": True,
-        "yes": True,
-        "1": True,
-        "false": False,
-        "f": False,
-        "no": False,
-        "0": False,
-    }
+    values = {"true": True, "t": True, "yes": True, "1": True, "false": False, "f": False, "no": False, "0": False}
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return values[text.lower()]
@@ -152,18 +143,14 @@ def number(kind, low=None, high=None):
     """An argparse type: an int or float within [low, high]."""
 
     def parse(text):
-        try:
+        with contextlib.suppress(ValueError, OverflowError):  # no number, or one of hundreds of digits
             value = kind(text)
-        except ValueError:
-            value = None
-        below = value is not None and low is not None and value < low
-        above = value is not None and high is not None and value > high
-        if value is None or not math.isfinite(value) or below or above:
-            what = "a whole number" if kind is int else "a number"
-            bounds = f" from {low}" if low is not None else ""
-            bounds += f" to {high}" if high is not None else (" up" if bounds else "")
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}{bounds}")
-        return value
+            if math.isfinite(value) and (low is None or low <= value) and (high is None or value <= high):
+                return value
+        what = "a whole number" if kind is int else "a number"
+        bounds = f" from {low}" if low is not None else ""
+        bounds += f" to {high}" if high is not None else (" up" if bounds else "")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}{bounds}")
 
     return parse
 
@@ -178,7 +165,7 @@ def existing_file(flag, path):
 
 
 def existing_folder(flag, path):
-    """Returns the path, or says which flag names what is missing."""
+    """The same for a folder."""
     if not os.path.isdir(path):
         state = "is a file, a folder is wanted" if os.path.exists(path) else "does not exist"
         raise UserError(f"{flag}: {path} {state}")

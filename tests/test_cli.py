@@ -1,5 +1,6 @@
 """What every script shares: files that are whole or absent, and what a kill leaves of them."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -83,3 +84,10 @@ def test_a_refusal_is_the_first_that_holds():
     cli.refuse((False, "no"), (None, "no"))
     with pytest.raises(cli.UserError, match="^second$"):
         cli.refuse((False, "first"), (True, "second"), (True, "third"))
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "1e999", "nan", "0", "x"])
+def test_a_number_out_of_range_is_refused(text):
+    for kind in (int, float):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{text[:9]}.* number from 1 up"):
+            cli.number(kind, 1)(text)

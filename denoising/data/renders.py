@@ -73,7 +73,7 @@ def find_frames(flag, folder, target=None):
         if not os.path.isdir(where):
             hint = "; tools/render_dataset.py --clean_targets makes them" if kind == "clean" else ""
             raise UserError(f"{flag}: {where} does not exist{hint}")
-        found[kind] = _by_name(flag, where)
+        found[kind] = images.by_name(flag, where)
     names = sorted(found["render"])
     for kind in kinds[1:]:
         for here, there in (("render", kind), (kind, "render")):
@@ -81,17 +81,6 @@ def find_frames(flag, folder, target=None):
             if lonely:
                 raise UserError(f"{flag}: {found[here][lonely[0]]} has no partner in {os.path.join(folder, there)}")
     return [[found[kind][name] for kind in kinds] for name in names]
-
-
-def _by_name(flag, folder):
-    """The images below a folder by their relative path without its suffix."""
-    files = {}
-    for path in images.find_images(flag, folder):
-        name = os.path.relpath(path.with_suffix(""), folder)
-        if name in files:
-            raise UserError(f"{flag}: {files[name]} and {path} have the same name")
-        files[name] = path
-    return files
 
 
 # --- Reading --------------------------------------------------------------------------------------------------
@@ -128,6 +117,15 @@ def read_frame(paths):
         if not np.isfinite(layer).all():
             raise UserError(f"{path}: holds NaN or infinite pixels")
     return Frame(render, *others, picture)
+
+
+def read_with_target(paths):
+    """Reads a frame and its target: what `read_frame` returns, and H x W x 3 float32 in the units of EXR."""
+    *paths, target_path = paths
+    frame = read_frame(paths)
+    _, target = read_buffer("target", target_path)
+    check_size(target_path, target, paths[0], frame.render)
+    return frame, target
 
 
 def read_buffer(kind, path):

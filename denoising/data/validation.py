@@ -25,11 +25,14 @@ class ValidationSet:
     own_noise = False  # whether the noisy images come with the clean ones
 
     def paths(self, limit=None):
-        """The image files in sorted order, which the published noise depends on."""
+        """The clean images' files, or their numbers, in sorted order, which the published noise depends on."""
         return images.find_images("--val_dirs", self.folder)[:limit]
 
     def images(self, n_channel, noise, rng, limit=None):
-        """Yields (name, clean image HWC uint8, noisy image HWC float32 of 0..1) in order."""
+        """Yields (name, clean image HWC uint8, noisy image HWC float32 of 0..1) in order.
+
+        The noise is added here, unless the set has its own. What a render's network gets has nine channels.
+        """
         for path in self.paths(limit):
             clean = read_clean(path, n_channel)
             yield os.path.relpath(path, self.folder), clean, noise.add(images.to_01(clean), rng)
@@ -45,11 +48,9 @@ class ValidationPairs(ValidationSet):
     own_noise = True
 
     def paths(self, limit=None):
-        """The clean files in sorted order."""
         return images.find_images("--val_dirs", os.path.join(self.folder, "clean"))[:limit]
 
     def images(self, n_channel, noise, rng, limit=None):
-        """Yields (name, clean image HWC uint8, noisy image HWC float32 of 0..1) in order; no noise is added."""
         partners = images.by_name("--val_dirs", os.path.join(self.folder, "noisy"))
         for path in self.paths(limit):
             name = os.path.relpath(path, os.path.join(self.folder, "clean"))
@@ -68,18 +69,14 @@ class ValidationPairFile(ValidationSet):
 
     own_noise = True
 
-    def _read(self):
-        return pair_files.read(self.folder, pair_files.VALIDATION)
+    def _read(self, limit):
+        return [half[:limit] for half in pair_files.read(self.folder, pair_files.VALIDATION)]
 
     def paths(self, limit=None):
-        """A number for each image."""
-        return list(range(len(self._read()[0])))[:limit]
+        return range(len(self._read(limit)[0]))
 
     def images(self, n_channel, noise, rng, limit=None):
-        """Yields (number, clean image HWC uint8, noisy image HWC float32 of 0..1) in order; no noise is added."""
-        for index, pair in enumerate(zip(*self._read(), strict=True)):
-            if limit and index >= limit:
-                return
+        for index, pair in enumerate(zip(*self._read(limit), strict=True)):
             noisy, clean = (as_channels(image.transpose(1, 2, 0), n_channel, self.folder) for image in pair)
             yield f"{index:05d}", clean, images.to_01(noisy)
 
@@ -90,15 +87,11 @@ class ValidationRenders(ValidationSet):
     own_noise = True
 
     def paths(self, limit=None):
-        """The noisy renders in sorted order."""
         return [frame[0] for frame in renders.find_frames("--val_dirs", self.folder, "target")[:limit]]
 
     def images(self, n_channel, noise, rng, limit=None):
-        """Yields (name, tone-mapped target HWC uint8, the nine channels of a network) in order; no noise is added."""
-        for *paths, target_path in renders.find_frames("--val_dirs", self.folder, "target")[:limit]:
-            frame = renders.read_frame(paths)
-            _, target = renders.read_buffer("target", target_path)
-            renders.check_size(target_path, target, paths[0], frame.render)
+        for paths in renders.find_frames("--val_dirs", self.folder, "target")[:limit]:
+            frame, target = renders.read_with_target(paths)
             name = os.path.relpath(paths[0], os.path.join(self.folder, "render"))
             yield name, renders.as_picture("target", target), frame.network_input()
 

@@ -80,11 +80,10 @@ class Denoiser:
             return hwc.copy()
         result = np.empty((height, width, channels if mixed else self.n_channel), hwc.dtype)
         for (y0, y1, top, bottom), (x0, x1, left, right) in self._windows(height, width):
-            window = reflected(reflected(hwc, y0, y1, axis=0), x0, x1, axis=1)
-            window = images.to_01(window)
+            window = images.to_01(reflected(reflected(hwc, y0, y1, axis=0), x0, x1, axis=1))
             if channels < self.n_channel:
                 window = np.repeat(window, self.n_channel, axis=2)
-            denoised = self._run(window)
+            denoised = self.run_batch(window.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
             inside = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
             denoised, window = denoised[inside], window[inside]
             if self.strength < 1 and mixed:
@@ -113,10 +112,6 @@ class Denoiser:
         return max(budget // self.network.ops.bytes_per_pixel, least)
 
     # --- Running ---
-
-    def _run(self, hwc_01):
-        """One window through the network: HWC float32 in and out, any size."""
-        return self.run_batch(hwc_01.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
 
     def run_batch(self, nchw_01):
         """NCHW float32 through the network, with the eight-fold average if asked."""

@@ -25,12 +25,9 @@ def add_window_flags(parser):
 
 
 def add_flags(parser, precisions=("fp32", "bf16"), precision_note=""):
-    """The group of flags that every script which runs a network has.
+    """Adds and returns the group of flags that every script which runs a network has.
 
-    Args:
-        parser: of the script.
-        precisions: what --precision takes.
-        precision_note: follows its help.
+    `precisions` is what --precision takes, `precision_note` what its help says more.
     """
     # fmt: off
     group = parser.add_argument_group("device")
@@ -87,9 +84,5 @@ def versions():
         with contextlib.suppress(OSError):  # git is not installed
             done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
             commit = done.stdout.strip() or commit
-    return {
-        "python": platform.python_version(),
-        "paddle": paddle.__version__,
-        "numpy": np.__version__,
-        "commit": commit,
-    }
+    python = platform.python_version()
+    return {"python": python, "paddle": paddle.__version__, "numpy": np.__version__, "commit": commit}

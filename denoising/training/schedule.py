@@ -42,6 +42,11 @@ class Schedule:
             return step % ((self.options.n_snapshot or 1) * self.steps_per_epoch) == 0
         return int(self.progress(step, seconds) * 10) > int(self.progress(step - 1, before) * 10)
 
+    def log_due(self, step):
+        """Whether a step is logged: counted within each epoch, as published, and through epochs that are too short."""
+        every = self.options.log_iters
+        return (step % self.steps_per_epoch if self.steps_per_epoch >= every else step) % every == 0
+
     def ramp(self, step, seconds):
         """How far Lambda has risen, 0..1.
 

@@ -12,10 +12,8 @@ import contextlib
 import fnmatch
 import glob
 import io
-import logging
 import os
 import struct
-import warnings
 from pathlib import Path
 
 import cv2
@@ -24,18 +22,8 @@ from PIL import Image
 
 from denoising import cli
 from denoising.cli import UserError
-from denoising.files import exr, npy, png, tiff
-from denoising.imaging.pixels import (
-    ORIENTATION,
-    Picture,
-    check_size,
-    from_01,
-    known_dtype,
-    swap_bgr,
-    to_01,
-    to_grey,
-    upright,
-)
+from denoising.files import exr, npy, pillow, png, tiff
+from denoising.imaging.pixels import Picture, check_size, from_01, known_dtype, to_01, to_grey
 
 __all__ = [
     "IMAGE_SUFFIXES", "Picture", "encode", "find_images", "from_01", "image_size", "read_bytes",
@@ -44,15 +32,7 @@ __all__ = [
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".npy", ".exr", ".gif", ".pgm", ".ppm", ".pnm",
 )  # fmt: skip
-PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM")
 MAX_NPY_CHANNELS = 16
-
-# The limit is ours (check_size): Pillow's lies below what cameras deliver, and warns at first.
-Image.MAX_IMAGE_PIXELS = None
-# A hostile file is answered with one line of ours; the decoders' own remarks would come on top.
-warnings.filterwarnings("ignore", module="PIL")
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
 
 
 # --- Finding --------------------------------------------------------------------------------------
@@ -154,9 +134,12 @@ def read_image(path, data=None, accept=None):
     data = read_bytes(path) if data is None else data
     with refusing(path):
         decode = _decoder(data)
-        if accept and decode is not _read_pillow:
-            accept(*image_size(path, data))
-        picture = decode(data, path) if decode is not _read_pillow else decode(data, path, accept)
+        if decode is pillow.decode:  # it asks by itself, because opening takes a tenth of the time of reading
+            picture = decode(data, path, accept)
+        else:
+            if accept:
+                accept(*image_size(path, data))
+            picture = decode(data, path)
     for page in picture.pages:
         if page.dtype == np.float32 and not np.isfinite(page).all():
             raise UserError(f"{path}: holds NaN or infinite pixels")
@@ -169,7 +152,7 @@ def _decoder(data):
         return tiff.decode
     if data.startswith(exr.MAGIC):
         return exr.decode
-    return _read_npy if data.startswith(npy.MAGIC) else _read_pillow
+    return _read_npy if data.startswith(npy.MAGIC) else pillow.decode
 
 
 def image_size(path, data=None):
@@ -188,8 +171,7 @@ def image_size(path, data=None):
             if not 2 <= len(shape) <= 4:
                 raise UserError(f"{path}: an array of shape {shape} is no image")
             return shape[-3:-1] if len(shape) > 2 else shape
-        with Image.open(file, formats=PILLOW_FORMATS) as image:
-            return image.height, image.width
+        return pillow.size(file)
 
 
 def read_bytes(path):
@@ -221,82 +203,6 @@ def refusing(path):
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{path}: {error.strerror}") from None
         raise UserError(f"{path}: broken or cut short: {str(error)[:200]}") from error
-
-
-def _read_pillow(data, path, accept=None):
-    image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
-    if accept:  # asked here, because opening takes a tenth of the time of reading
-        accept(image.height, image.width)
-    check_size(path, data, [(image.height, image.width, len(image.getbands()))], 1)
-    # MPO is a JPEG with a preview or a second view behind the photo: the photo is meant.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise UserError(f"{path}: is an animation of {image.n_frames} frames: extract them first")
-    exif, orientation = _exif(image)
-    array, alpha = _pillow_pixels(image, data)
-    dpi = tuple(map(float, image.info.get("dpi", ())))
-    picture = Picture(
-        pages=[known_dtype(array, path)],
-        alpha=alpha,
-        format=image.format,
-        exif=exif,
-        # A profile of CMYK inks says nothing about RGB.
-        icc=image.info.get("icc_profile", b"") if image.mode != "CMYK" else b"",
-        dpi=dpi if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi) else None,
-        plain=image.mode in ("L", "RGB") and array.dtype == np.uint8 and alpha is None,
-    )
-    return upright(picture, orientation)
-
-
-def _pillow_pixels(image, data):
-    """Decodes to an HWC array, and to alpha in a list of one, or None."""
-    if image.format == "JPEG" and image.mode in ("L", "RGB"):
-        # OpenCV gives the same pixels sooner; what it refuses, Pillow may say more about.
-        colours = cv2.IMREAD_GRAYSCALE if image.mode == "L" else cv2.IMREAD_COLOR_RGB
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), colours | cv2.IMREAD_IGNORE_ORIENTATION)
-        if array is not None:
-            return array.reshape(image.height, image.width, -1), None
-    # Pillow cuts 16-bit colour down to 8 bits, OpenCV does not; but Pillow refuses more bad files.
-    deep_png = image.format == "PNG" and data[24] == 16 and image.mode != "I;16"
-    deep_pnm = image.format == "PPM" and image.mode in ("RGB", "I") and _maxval(data) > 255
-    if image.format == "PNG":
-        png.verify(data)
-    image.load()
-    if deep_png or deep_pnm:
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if array is None:
-            raise ValueError("the decoder gives up")
-        # Both decoders blow grey with alpha (colour type 4) up to RGBA.
-        return _split_alpha(swap_bgr(array), grey=deep_png and data[25] == 4)
-    if image.has_transparency_data:
-        image = image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
-    elif image.mode not in ("1", "L", "RGB", "F") and not image.mode.startswith("I;16"):
-        image = image.convert("RGB")
-    array = np.asarray(image)
-    return _split_alpha(array if array.ndim == 3 else array[..., None], grey=False)
-
-
-def _split_alpha(array, grey):
-    """Splits off an even channel's alpha; `grey` keeps one of three equal channels."""
-    channels = array.shape[2]
-    alpha = [np.ascontiguousarray(array[..., -1])] if channels in (2, 4) else None
-    colour = array[..., : channels - (alpha is not None)]
-    return np.ascontiguousarray(colour[..., :1] if grey else colour), alpha
-
-
-def _maxval(data):
-    """The largest sample value that a PGM or PPM header states."""
-    words = b" ".join(line.partition(b"#")[0] for line in data[:512].split(b"\n")).split()
-    return int(words[3])
-
-
-def _exif(image):
-    """Returns the EXIF block without rotation, and the rotation; a broken block is dropped."""
-    try:
-        exif = image.getexif()
-        orientation = exif.pop(ORIENTATION, 1)
-        return exif.tobytes() if len(exif) else b"", orientation
-    except Exception:  # noqa: BLE001 - hostile EXIF raises nearly anything, and the pixels are good without it
-        return b"", 1
 
 
 def _read_npy(data, path):
@@ -371,9 +277,7 @@ def encode(path, pages, like=None, quality=95):
             return exr.encode(pages[0], like)
         if suffix == ".png":
             return png.encode(pages[0], like)
-        if pages[0].dtype == np.uint16:
-            return _encode_pnm16(pages[0])
-        return _encode_pillow(suffix, pages[0], like, quality)
+        return pillow.encode(suffix, pages[0], like, quality)
     except (OSError, ValueError, struct.error, cv2.error) as error:
         # For example JPEG ends at 65535 pixels a side, WebP at 16383.
         raise UserError(f"{path}: cannot be written as {suffix}: {error}") from error
@@ -395,40 +299,8 @@ def _check_holds(path, suffix, pages, like):
         raise UserError(f"{path}: {suffix or 'a name without suffix'} cannot hold {what}: use {' '.join(able)}")
 
 
-def _flat(array):
-    """Without the channel axis where there is but one channel."""
-    return np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array)
-
-
-def _encode_pillow(suffix, page, like, quality):
-    name = {".jpg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM"}[suffix]
-    options = {"exif": like.exif, "icc_profile": like.icc, "dpi": like.dpi}
-    options = {key: value for key, value in options.items() if value}
-    if suffix == ".jpg" and not options:
-        return _encode_jpeg(page, quality)
-    options |= {".jpg": {"quality": quality, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
-    file = io.BytesIO()
-    Image.fromarray(_flat(page)).save(file, name, **options)
-    return file.getvalue()
-
-
-def _encode_jpeg(page, quality):
-    """JPEG by OpenCV: the same bytes as from Pillow, sooner, but without metadata."""
-    full_chroma = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    page = np.ascontiguousarray(page)
-    page = cv2.cvtColor(page, cv2.COLOR_RGB2BGR) if page.shape[2] == 3 else page  # sooner than swap_bgr
-    ok, data = cv2.imencode(".jpg", page, (cv2.IMWRITE_JPEG_QUALITY, quality, *full_chroma))
-    if not ok:
-        raise ValueError("the encoder gives up")
-    return data.tobytes()
-
-
-def _encode_pnm16(page):
-    header = f"P{5 if page.shape[2] == 1 else 6}\n{page.shape[1]} {page.shape[0]}\n65535\n"
-    return header.encode() + page.astype(">u2").tobytes()
-
-
 def _encode_npy(pages):
     file = io.BytesIO()
-    np.save(file, np.stack(pages) if len(pages) > 1 else _flat(pages[0]), allow_pickle=False)
+    only = pages[0][..., 0] if pages[0].shape[2] == 1 else pages[0]
+    np.save(file, np.stack(pages) if len(pages) > 1 else np.ascontiguousarray(only), allow_pickle=False)
     return file.getvalue()

@@ -4,6 +4,7 @@ tifffile decodes; what it leaves to a package that is seldom there, OpenCV does.
 """
 
 import io
+import logging
 import struct
 
 import cv2
@@ -18,6 +19,9 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TEXT = (271, 272, 305, 306, 315, 33432)  # Make, Model, Software, DateTime, Artist, Copyright
 # What ImageJ and map software store beside the pixels: labels, look-up tables, place on the globe.
 EXTRA = (50838, 50839, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
+
+# A hostile file is answered with one line of ours; the decoder's own remarks would come on top.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 # --- Reading --------------------------------------------------------------------------------------

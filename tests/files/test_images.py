@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from denoising.cli import UserError
 from denoising.files import images, npy, png
+from denoising.imaging.pixels import ORIENTATION
 
 RNG = np.random.default_rng(5)
 BLOCKS = np.kron(RNG.integers(0, 256, (4, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 32 x 40
@@ -255,7 +256,7 @@ def test_ome_xml_opens_no_other_file(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_rotation_is_obeyed_and_its_tag_reset(tmp_path, orientation):
     exif = Image.Exif()
-    exif[images.ORIENTATION], exif[271] = orientation, "Maker"
+    exif[ORIENTATION], exif[271] = orientation, "Maker"
     exif.get_ifd(0x8769)[33434] = 0.5
     for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
         data = saved(
@@ -272,7 +273,7 @@ def test_rotation_is_obeyed_and_its_tag_reset(tmp_path, orientation):
             images.write_image(tmp_path / f"a{suffix}", picture.pages, like=picture)
             with Image.open(tmp_path / f"a{suffix}") as written:
                 tags = written.getexif()
-                assert images.ORIENTATION not in tags
+                assert ORIENTATION not in tags
                 assert tags[271] == "Maker"
                 if kind != "TIFF":
                     assert float(tags.get_ifd(0x8769)[33434]) == 0.5

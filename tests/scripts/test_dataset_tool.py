@@ -24,6 +24,7 @@ from conftest import ENVIRONMENT, ROOT, run_script
 from denoising.cli import UserError
 from denoising.data import conversion, targets
 from denoising.files import images
+from denoising.imaging.pixels import ORIENTATION
 
 
 def picture(height=60, width=64, channels=3, seed=0):
@@ -129,7 +130,7 @@ def test_each_odd_kind_is_handled_on_purpose(tmp_path):
     source.mkdir()
     pixels, image = picture(), Image.fromarray(picture())
     exif = Image.Exif()
-    exif[images.ORIENTATION] = 6
+    exif[ORIENTATION] = 6
     image.save(source / "rotated.png", exif=exif)
     image.convert("CMYK").save(source / "cmyk.jpg", quality=100)
     image.convert("P").save(source / "palette.png")

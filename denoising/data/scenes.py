@@ -23,10 +23,12 @@ def draw_scene(place, width, height):
         width: of the image.
         height: of the image.
     """
+    import mitsuba as mi
+
     rng = np.random.default_rng(place)
-    plain = not any(place[1:])
-    draw = (cornell_box, studio, room, outdoors)[place[-1] % 4]
-    scene = {"type": "scene", "integrator": {"type": "path", "max_depth": MAX_DEPTH}, **draw(rng, plain)}
+    draw = (varied_cornell_box, studio, room, outdoors)[place[-1] % 4]
+    parts = draw(rng) if any(place[1:]) else mi.cornell_box()
+    scene = {"type": "scene", "integrator": {"type": "path", "max_depth": MAX_DEPTH}, **parts}
     film = {"type": "hdrfilm", "width": width, "height": height, "pixel_format": "rgb", "component_format": "float32"}
     # A box filter: no sample counts for two pixels, so that their noise is independent.
     scene["sensor"] |= {"film": film | {"rfilter": {"type": "box"}}, "sampler": {"type": "independent"}}
@@ -36,14 +38,11 @@ def draw_scene(place, width, height):
 # --- Kinds ------------------------------------------------------------------------------------------------
 
 
-def cornell_box(rng, plain):
-    """Mitsuba's box, with its walls in other colours and other things in it; as it comes if `plain`."""
+def varied_cornell_box(rng):
+    """Mitsuba's box, with its walls in other colours and other things in it."""
     import mitsuba as mi
 
-    scene = mi.cornell_box()
-    if plain:
-        return scene
-    T = mi.ScalarTransform4f
+    scene, T = mi.cornell_box(), mi.ScalarTransform4f
     scene["red"], scene["green"] = diffuse(colour(rng)), diffuse(colour(rng))
     scene["back"]["bsdf"] = wall(rng)
     scene["floor"]["bsdf"] = wall(rng)
@@ -56,7 +55,7 @@ def cornell_box(rng, plain):
     return scene | things(rng, int(rng.integers(2, 5)), radius=0.62, size=(0.22, 0.42), floor=-1.0)
 
 
-def studio(rng, plain):
+def studio(rng):
     """Things on a floor that bends up into a backdrop, under a few lamps."""
     import mitsuba as mi
 
@@ -75,7 +74,7 @@ def studio(rng, plain):
     return scene | things(rng, int(rng.integers(3, 9)), radius=2.4, size=(0.35, 0.95))
 
 
-def room(rng, plain):
+def room(rng):
     """A closed room: light comes through a window, and from a lamp at times."""
     import mitsuba as mi
 
@@ -126,7 +125,7 @@ def room(rng, plain):
     return scene | shifted | on_floor | {"sensor": sensor}
 
 
-def outdoors(rng, plain):
+def outdoors(rng):
     """Blocks, columns and smaller things on wide ground, under the sun and a sky."""
     import mitsuba as mi
 

@@ -107,10 +107,7 @@ def _cache_folder():
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        print(
-            f"engine: cannot write to {folder} ({error.strerror}): will not be kept",
-            file=sys.stderr,
-        )
+        print(f"engine: cannot write to {folder} ({error.strerror}): will not be kept", file=sys.stderr)
         # A new folder that nobody else can write into, because what lies in it will be run.
         with tempfile.TemporaryDirectory() as private:
             yield Path(private)

@@ -16,8 +16,9 @@ from denoising.imaging.noise import parse_noise
 class Method:
     """What all methods share.
 
-    A method is called with a network and the tensors of a batch: what `corrupt` and `beside` return, in that order. It
-    returns the loss to differentiate, and what the published log shows: loss1, loss2, Lambda.
+    A method is called with the network f, with a batch of what `corrupt` and `beside` return, in that order, and with
+    the `ramp` of the step. The first tensor of the batch are the noisy images y, N x C x H x W. It returns the loss to
+    differentiate, and what the published log shows: loss1, loss2, Lambda.
     """
 
     clean_targets = False  # whether the files beside the noisy ones are clean
@@ -25,21 +26,14 @@ class Method:
     def check(self, path, page, image, patchsize, frozen):
         """Refuses a training image that the method cannot learn from.
 
-        Args:
-            path: the file.
-            page: what is in it.
-            image: the same in the channels of the network.
-            patchsize: side of the patches that are cut from it.
-            frozen: whether its simulated noise stays the same in all epochs.
+        `page` is what the file holds, `image` the same in the channels of the network, and `frozen` whether its
+        simulated noise stays the same in all epochs.
         """
 
     def corrupt(self, clean, noise, streams):
-        """The noisy image, and what is cut out along with it, from a clean image or patch; all are HWC.
+        """The noisy image, and what is cut out along with it, from a clean image or patch; all are HWC float32.
 
-        Args:
-            clean: float32 in 0..1.
-            noise: the model that corrupts it.
-            streams: gives the random generator of each purpose.
+        `streams` gives the random generator of each purpose.
         """
         return [noise.add(clean, streams(NOISE))]
 
@@ -99,12 +93,9 @@ def all_neighbors(image, picks):
 
 
 class Neighbor2Neighbor(Method):
-    """loss_rec + Lambda * loss_reg, from single noisy images.
+    """Lambda1 * loss_rec + Lambda2 * Lambda * loss_reg, from single noisy images; Lambda rises to `increase_ratio`.
 
     Args:
-        Lambda1: the weight of loss_rec.
-        Lambda2: the weight of loss_reg.
-        increase_ratio: what Lambda rises to.
         all_neighbors: whether each pixel is an input and a target once, so that one pass over the whole image serves
             four draws of the sub-sampler; or as published one draw alone.
     """
@@ -126,18 +117,7 @@ class Neighbor2Neighbor(Method):
         return tuple(paddle.concat(parts) for parts in all_neighbors(image, picks))
 
     def __call__(self, network, noisy, picks, ramp):
-        """The loss of one batch.
-
-        Args:
-            network: the denoiser f.
-            noisy: y, float tensor [N, C, H, W].
-            picks: of `draw_picks`, for each image.
-            ramp: 0..1, how far Lambda has risen; at 0 the regulariser and its pass over the full image are skipped.
-
-        Returns:
-            The loss to differentiate, loss1 and loss2 as published (loss2 contains Lambda), and Lambda.
-        """
-        Lambda = ramp * self.increase_ratio
+        Lambda = ramp * self.increase_ratio  # while it is 0, the regulariser and its pass over y are left out
         sub1, sub2 = self._split(noisy, picks)
         diff = network(sub1) - sub2  # f(g1(y)) - g2(y)
         loss1 = paddle.mean(diff**2)
@@ -148,7 +128,7 @@ class Neighbor2Neighbor(Method):
             denoised1, denoised2 = self._split(network(noisy), picks)
             expected = denoised1 - denoised2
         loss2 = Lambda * paddle.mean((diff - expected) ** 2)
-        return self.Lambda1 * loss1 + self.Lambda2 * loss2, loss1, loss2, Lambda
+        return self.Lambda1 * loss1 + self.Lambda2 * loss2, loss1, loss2, Lambda  # as published, loss2 contains Lambda
 
 
 class Recorrupted2Recorrupted(Method):
@@ -173,36 +153,22 @@ class Recorrupted2Recorrupted(Method):
         height, width, channels = image.shape
         whole_numbers = page.dtype.kind == "u"
         refuse(
-            (
-                self.in_files and channels not in (4, page.shape[2]),
-                f"--n_channel: {path} has {page.shape[2]}, and its noise is known in these only",
-            ),
-            (
-                (self.in_files or frozen) and min(height, width) < patchsize,
-                f"--patchsize: {path} has {width}x{height} pixels; padding would repeat its noise, of which each must "
-                "be new",
-            ),
-            (
-                self.in_files and whole_numbers and not self.noise.hides(1 / np.iinfo(page.dtype).max),
-                f"--known_noise: {path} has {page.dtype.itemsize * 8} bits, whose steps are too coarse for "
-                f"{self.noise.name}",
-            ),
-        )
+            (self.in_files and channels not in (4, page.shape[2]),
+             f"--n_channel: {path} has {page.shape[2]}, and its noise is known in these only"),
+            ((self.in_files or frozen) and min(height, width) < patchsize,
+             f"--patchsize: {path} has {width}x{height} pixels; padding would repeat its noise, of which each must be "
+             "new"),
+            (self.in_files and whole_numbers and not self.noise.hides(1 / np.iinfo(page.dtype).max),
+             f"--known_noise: {path} has {page.dtype.itemsize * 8} bits, whose steps are too coarse for "
+             f"{self.noise.name}"),
+        )  # fmt: skip
 
     def beside(self, noisy, streams):
         # The noise is drawn with what made it, whose strength may be random.
         return self.noise.recorrupt(noisy, streams(NOISE), streams(MORE))
 
     def __call__(self, network, noisy, first, second, ramp=0.0):
-        """The loss of one batch: an unbiased estimate of the mean squared error against the clean images.
-
-        Args:
-            network: the denoiser f.
-            noisy: y, float tensor [N, C, H, W].
-            first: a recorruption of it.
-            second: another one.
-            ramp: not used.
-        """
+        """An unbiased estimate of the mean squared error against the clean images, from two recorruptions of y."""
         denoised1, denoised2 = paddle.split(network(paddle.concat([first, second])), 2)
         distance = paddle.mean((denoised1 - noisy) ** 2 + (denoised2 - noisy) ** 2) / 2
         added = first - second
@@ -225,15 +191,7 @@ class Regression(Method):
         self.loss, self.noise = loss, noise or parse_noise("none")
 
     def __call__(self, network, noisy, target, known=None, ramp=0.0):
-        """The loss of one batch; pixels where `known` is 0 do not count.
-
-        Args:
-            network: the denoiser f.
-            noisy: its input, float tensor [N, C, H, W].
-            target: what the output is compared with, of the same size.
-            known: float tensor [N, 1, H, W], or None where all pixels of the target are known.
-            ramp: 0..1, how far the training is.
-        """
+        """Pixels of the target where `known`, N x 1 x H x W, is 0 do not count."""
         denoised = self.noise.restore_tensor(noisy, network(noisy))
         distances = self._distance(denoised, target, ramp)
         if known is not None:

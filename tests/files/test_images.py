@@ -97,7 +97,7 @@ def test_stacks_and_many_channels(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("name", "pages", "told"),
+    ("name", "pages", "able"),
     [
         ("a.png", np.zeros((4, 4, 3), np.float32), ".tif .npy"),
         ("a.jpg", np.zeros((4, 4, 3), np.uint16), ".png .ppm .tif .npy"),
@@ -107,8 +107,8 @@ def test_stacks_and_many_channels(tmp_path, suffix):
         ("a", np.zeros((4, 4, 3), np.uint8), ".png"),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused_with_those_that_can(tmp_path, name, pages, told):
-    with pytest.raises(UserError, match=f"{name}.*{told}"):
+def test_what_a_format_cannot_hold_is_refused_with_those_that_can(tmp_path, name, pages, able):
+    with pytest.raises(UserError, match=f"{name}.*{able}"):
         images.write_image(tmp_path / name, pages)
     assert not os.listdir(tmp_path)
 

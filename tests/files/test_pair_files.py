@@ -35,7 +35,7 @@ def test_what_is_written_is_read(tmp_path):
         pair_files.write(tmp_path / name, TRAINING, halves)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     found = pair_files.read(tmp_path / "a.npz", TRAINING)
-    assert all((one == other).all() for one, other in zip(found, halves, strict=True))
+    assert all((half == wanted).all() for half, wanted in zip(found, halves, strict=True))
     with np.load(tmp_path / "a.npz") as by_numpy:
         assert (by_numpy["noisy2"] == halves[1]).all()
 
@@ -178,7 +178,7 @@ def test_images_as_small_as_a_patch_are_taken_once(tmp_path, capsys):
     assert "there are no more" in capsys.readouterr().err
     levels = [np.median(pair_files.read(tmp_path / "out" / name, names)[1], (1, 2, 3)).tolist()
               for name, names in (("train.npz", TRAINING), ("val.npz", VALIDATION))]  # fmt: skip
-    assert [len(one) for one in levels] == [16, 4]
+    assert [len(medians) for medians in levels] == [16, 4]
     assert sorted(levels[0] + levels[1]) == [10.0 * i for i in range(20)]
 
 

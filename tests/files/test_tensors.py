@@ -225,8 +225,8 @@ def test_truncated_and_damaged_files_end_in_one_line(tmp_path, fake_torch, write
     write(path, fake_torch, official_state(build_network(n_feature=1)))
     broken = list(broken_copies(path.read_bytes(), 501))
     refused = 0
-    for one in broken:
-        path.write_bytes(one)
+    for damaged in broken:
+        path.write_bytes(damaged)
         try:
             checkpoint.load_network(path)
         except UserError as error:

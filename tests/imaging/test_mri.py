@@ -86,8 +86,8 @@ def test_two_draws_know_nothing_of_each_other():
     p = mri.density(64, 64, 0.3)
     rng = np.random.default_rng(0)
     draws = np.array([mri.draw_mask(p, 64, rng) for _ in range(2000)], float) - p
-    one, other = draws[::2], draws[1::2]
-    assert abs((one * other).sum() / (one**2).sum()) < 5 / np.sqrt((p * (1 - p)).size * 1000)
+    first, second = draws[::2], draws[1::2]
+    assert abs((first * second).sum() / (first**2).sum()) < 5 / np.sqrt((p * (1 - p)).size * 1000)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 24), (25, 24), (24, 33)])
@@ -500,7 +500,7 @@ def test_source_and_target_are_two_samplings_of_one_translated_slice(slices):
     for epoch in range(12):
         source, target = patches.sample(epoch, 0)
         clean = plain.sample(epoch, 0)[1][0]
-        spectra = [np.fft.rfft2(one[0].astype(float)) for one in (source, target)]
+        spectra = [np.fft.rfft2(patch[0].astype(float)) for patch in (source, target)]
         known = [np.abs(spectrum) > 1e-3 for spectrum in spectra]
         p = mri.density(64, 64, 0.3)
         overlaps.append(((known[0] - p) * (known[1] - p)).sum() / (p * (1 - p)).sum())

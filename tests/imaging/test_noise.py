@@ -229,12 +229,13 @@ def test_recorruptions_add_a_little_noise_of_the_same_kind_and_strength(text):
     for seed in range(4):
         noisy = model.add(clean, np.random.default_rng(seed))
         pair = model.recorrupt(noisy, np.random.default_rng(seed), np.random.default_rng(100 + seed))
-        assert [(one.shape, one.dtype) for one in pair] == [(noisy.shape, np.float32)] * 2
-        for one in pair:
-            assert (one - noisy).mean() == pytest.approx(0, abs=5 * (one - noisy).std() / 500)
-            ratios.append((one - noisy).var() / (noisy - clean).var())
+        assert [(image.shape, image.dtype) for image in pair] == [(noisy.shape, np.float32)] * 2
+        for image in pair:
+            added = image - noisy
+            assert added.mean() == pytest.approx(0, abs=5 * added.std() / 500)
+            ratios.append(added.var() / (noisy - clean).var())
             # The added noise and the image's own one do not know of each other.
-            assert np.corrcoef((one - noisy).ravel(), (noisy - clean).ravel())[0, 1] == pytest.approx(0, abs=0.01)
+            assert np.corrcoef(added.ravel(), (noisy - clean).ravel())[0, 1] == pytest.approx(0, abs=0.01)
     expected = noise.MORE_NOISE**2 / (1 - noise.MORE_NOISE**2 if "poisson" in text else 1)
     assert ratios == pytest.approx([expected] * 8, rel=0.02)
 

@@ -82,11 +82,11 @@ def test_the_noise_is_the_recorded_one(network, tiny):
 def test_images_are_numbered_through_all_sets(network, tiny, tmp_path):
     save(tmp_path / "One" / "a.png", scene(20, 30))
     sets = [tiny, ValidationSet("One", str(tmp_path / "One")), tiny]
-    told = []
-    results = list(evaluate_sets(Same(network), sets, GAUSS, on_image=lambda score, *_: told.append(score)))
-    assert [score.number for score in told] == [0, 1, 0, 1, 2, 3, 4, 3, 4]
-    assert [score.index for score in told] == [0, 1, 0, 1, 0, 0, 1, 0, 1]
-    assert [score for result in results for score in result.scores] == told
+    scored = []
+    results = list(evaluate_sets(Same(network), sets, GAUSS, on_image=lambda score, *_: scored.append(score)))
+    assert [score.number for score in scored] == [0, 1, 0, 1, 2, 3, 4, 3, 4]
+    assert [score.index for score in scored] == [0, 1, 0, 1, 0, 0, 1, 0, 1]
+    assert [score for result in results for score in result.scores] == scored
     assert [(result.image_count, result.repeats) for result in results] == [(2, 2), (1, 1), (2, 2)]
     (limited,) = evaluate_sets(Same(network), [tiny], GAUSS, repeats=3, limit=1)
     assert (limited.image_count, limited.repeats) == (1, 3)

@@ -293,8 +293,8 @@ def test_names_are_shown_and_do_nothing(report):
         *HOSTILE[6:],
     ]
     text = "".join(page.text)
-    for told in ("A & B", "<x>", "Versions", "×4 around grey", "12 × 3", "+16.50"):
-        assert told in text, told
+    for words in ("A & B", "<x>", "Versions", "×4 around grey", "12 × 3", "+16.50"):
+        assert words in text, words
 
 
 def test_scores_of_the_page_are_means_over_repeats(report):
@@ -371,8 +371,8 @@ def test_a_run_has_the_page_of_its_latest_snapshot(tmp_path):
             page.add(image_score, picture(1), picture(2), picture(3))
         page.close([set_scores("set", scores)])
     text = (folder / "validation" / "index.html").read_text("utf-8")
-    for told in ("name, epoch 2", "<dt>lr</dt><dd>0.125</dd>", "<dt>paddle</dt><dd>3</dd>", "1.png"):
-        assert told in text, told
+    for words in ("name, epoch 2", "<dt>lr</dt><dd>0.125</dd>", "<dt>paddle</dt><dd>3</dd>", "1.png"):
+        assert words in text, words
     assert "2.png" not in text
     assert not (folder / "validation" / "00002-input.png").exists()
 

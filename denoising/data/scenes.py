@@ -18,10 +18,7 @@ MAX_DEPTH = 9  # bounces of light: enough for glass in front of glass
 def draw_scene(place, width, height):
     """A scene as the dictionary that `mitsuba.load_dict` takes.
 
-    Args:
-        place: whole numbers that its random choices follow from; the last one is its number and tells its kind.
-        width: of the image.
-        height: of the image.
+    Its random choices follow from the whole numbers of `place`, of which the last is its number and tells its kind.
     """
     import mitsuba as mi
 

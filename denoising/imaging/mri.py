@@ -115,13 +115,7 @@ TOLERANCE = 1e-6
 def put_back_image(undersampled, denoised, share):
     """Gives a denoised image the frequencies that were measured: those that are not zero in the undersampled one.
 
-    Args:
-        undersampled: of `undersample`, H x W or H x W x C.
-        denoised: of the same shape.
-        share: of the frequencies, as it was undersampled with.
-
-    Returns:
-        float32, of the same shape.
+    Both are H x W or H x W x C, as the result is, which is float32; `share` is that of `undersample`.
 
     Raises:
         ValueError: the undersampled image is none, or of another shape.

@@ -44,15 +44,13 @@ def add_flags(parser, precisions=("fp32", "bf16"), precision_note=""):
 def prepare(options):
     """Sets the device, joins the other processes, chooses the engine and says so; returns the networks' `ops`."""
     found = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    if not found:
-        for flag, wanted in (("device", options.device == "gpu"), ("gpu_devices", options.gpu_devices)):
-            if wanted:
-                raise UserError(f"--{flag}: no GPU that this Paddle can use")
+    cli.refuse(
+        (not found and options.device == "gpu", "--device: no GPU that this Paddle can use"),
+        (not found and options.gpu_devices, "--gpu_devices: no GPU that this Paddle can use"),
+    )
     if found and options.device != "cpu":
-        gpu = (options.gpu_devices or "0").split(",")[0]
-        if distributed.WORLD_SIZE > 1:
-            gpu = distributed.LOCAL_DEVICE
-        paddle.set_device(f"gpu:{gpu}")
+        asked_for = (options.gpu_devices or "0").split(",")[0]
+        paddle.set_device(f"gpu:{distributed.LOCAL_DEVICE if distributed.WORLD_SIZE > 1 else asked_for}")
     else:
         paddle.set_device("cpu")
     distributed.start()

@@ -71,14 +71,9 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
     The noise of each set starts from seed 101. Images are padded to a square, as the published evaluation does.
     Several processes share the images; all return the scores of all.
 
-    Args:
-        denoiser: a Denoiser.
-        validation_set: of `find_validation_sets`.
-        noise: a noise model.
-        repeats: instead of the set's own.
-        limit: only the first so many images.
-        on_image: called as on_image(score, clean, noisy, denoised) with HWC uint8 images, for each that is scored here.
-        first: the number of the first image; how many the sets before this one have.
+    `repeats` replaces the set's own, `limit` takes only the first images, and `first` is the number of the first one:
+    how many the sets before have. For each image that this process scores, on_image(score, clean, noisy, denoised) is
+    called with HWC uint8 images.
     """
     rng = np.random.RandomState(VALIDATION_SEED)
     result = SetScores(validation_set.name)
@@ -89,10 +84,13 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
             order += 1
             if order % distributed.WORLD_SIZE != distributed.RANK:
                 continue
-            denoised = validation_set.shown(_denoised(denoiser, noise, noisy_01))
-            noisy = validation_set.shown(noisy_01)
             place = validation_set.name, name, index, first + index, repeat
-            score = Score(*place, *_scores(clean, denoised), *_scores(clean, noisy))
+            try:
+                denoised = validation_set.shown(_denoised(denoiser, noise, noisy_01))
+                noisy = validation_set.shown(noisy_01)
+                score = Score(*place, *(measure(clean, i, 255) for i in (denoised, noisy) for measure in (psnr, ssim)))
+            except ValueError as error:
+                raise UserError(f"--val_dirs: {error}") from None
             result.scores.append((order, score))
             result.megapixels += clean.shape[0] * clean.shape[1] / 1e6
             if on_image:
@@ -107,14 +105,4 @@ def _denoised(denoiser, noise, noisy_01):
     height, width = noisy_01.shape[:2]
     side = round_up(max(height, width), denoiser.network.multiple)
     square = reflected(reflected(noisy_01, 0, side, axis=0), 0, side, axis=1)
-    try:
-        return finite(noise.restore(noisy_01, denoiser(np.ascontiguousarray(square))[:height, :width]))
-    except ValueError as error:
-        raise UserError(f"--val_dirs: {error}") from None
-
-
-def _scores(clean, image):
-    try:
-        return psnr(clean, image, 255), ssim(clean, image, 255)
-    except ValueError as error:
-        raise UserError(f"--val_dirs: {error}") from None
+    return finite(noise.restore(noisy_01, denoiser(np.ascontiguousarray(square))[:height, :width]))

@@ -36,9 +36,7 @@ class HtmlReport:
     each writes the pictures of its images, and the first one the page.
 
     Args:
-        folder: created if need be.
-        title: of the page.
-        settings: {name: value}, or {group: {name: value}}; all are told.
+        settings: {name: value}, or {group: {name: value}}; the page lists all of them.
         pictures: how many images of each set are shown; all are listed.
         overwrite: replaces a report that is there.
         first: whether this is the first process; it clears the folder, which the others have to wait for.
@@ -57,14 +55,7 @@ class HtmlReport:
                 path.unlink()
 
     def add(self, score, clean, noisy, denoised):
-        """Writes the pictures of one image at its first repeat.
-
-        Args:
-            score: of `evaluation.evaluate_sets`.
-            clean: HWC or HW uint8, as all three are; None where there is none.
-            noisy: what the network was given.
-            denoised: what it returned.
-        """
+        """Writes the pictures of an image, HWC or HW uint8, at its first repeat; `clean` may be None."""
         if score.repeat > 0 or score.index >= self._limit:
             return
         removed = clean is None
@@ -74,13 +65,12 @@ class HtmlReport:
                 images.write_image(self._folder / file_name(score.number, FILES[kind]), displayable(image))
 
     def _figures_of(self, number, name):
-        """The HTML of an image's pictures, which whatever process has written."""
+        """The HTML of an image's pictures, whichever process has written them."""
         files = {kind: file_name(number, file) for kind, file in FILES.items()}
         sources = {kind: file for kind, file in files.items() if (self._folder / file).exists()}
         if "denoised" not in sources:
             return ""
-        shape = images.image_size(self._folder / sources["denoised"])
-        return _figures(sources, _text(name), shape)
+        return _figures(sources, _text(name), *images.image_size(self._folder / sources["denoised"]))
 
     def close(self, results):
         """Writes the page for the `denoising.SetScores` of all sets; returns its path."""
@@ -201,9 +191,8 @@ def _image_row(number, row, figures):
     return "\n".join([*lines, "</tbody>"])
 
 
-def _figures(sources, name, shape):
+def _figures(sources, name, height, width):
     """The slider and the single pictures, in pairs that stay together."""
-    height, width = shape
     caption = f"noisy \u2212 denoised, \u00d7{REMOVED_GAIN} around grey"
     if "clean" in sources:
         caption = f"denoised \u2212 clean, \u00d7{ERROR_GAIN} around grey"
@@ -274,8 +263,7 @@ def _psnr_plot(rows):
     x = left + pitch
     for set_name, members in sets.items():
         middle = x + pitch * (len(members) - 1) / 2
-        label = f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{_text(set_name)}</text>'
-        parts.append(label)
+        parts.append(f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{_text(set_name)}</text>')
         for psnr, psnr_noisy, number, name in sorted(members):
             at, y, y_noisy = round(x, 1), y_of(psnr), y_of(psnr_noisy)
             parts.append(

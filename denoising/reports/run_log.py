@@ -26,7 +26,6 @@ class RunLog:
     before its checkpoint.
 
     Args:
-        folder: the run's folder, which exists.
         resume_at: the step that the run continues from: what had been recorded past it is dropped
             from metrics.csv and hidden from TensorBoard. train.log keeps it: that happened.
         enabled: False makes every call do nothing, for all processes but the first.
@@ -91,10 +90,11 @@ class _EventFile:
     """
 
     def __init__(self, folder, resume_at):
+        from tensorboardX import summary
         from tensorboardX.proto import event_pb2
         from tensorboardX.record_writer import RecordWriter
 
-        self._pb = event_pb2
+        self._pb, self._summary = event_pb2, summary
         # TensorBoard reads the files of a folder in the order of their names, hence the time.
         now = time.time_ns()
         name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{os.getpid()}.{now}"
@@ -106,17 +106,13 @@ class _EventFile:
             self._write(step=resume_at + 1, session_log=start)
 
     def scalars(self, step, values):
-        from tensorboardX import summary
-
         for tag, value in values.items():
-            self._write(step=step, summary=summary.scalar(tag, value), flush=False)
+            self._write(step=step, summary=self._summary.scalar(tag, value), flush=False)
         self._writer.flush()  # once for all of them: it waits for the disk
 
     def image(self, step, tag, image):
-        from tensorboardX import summary
-
         image = image if image.ndim == 3 else image[..., None]
-        self._write(step=step, summary=summary.image(tag, image, dataformats="HWC"))
+        self._write(step=step, summary=self._summary.image(tag, image, dataformats="HWC"))
 
     def _write(self, flush=True, **content):
         event = self._pb.Event(wall_time=time.time(), **content)
@@ -174,13 +170,9 @@ def _file_name(text):
 
 
 def run_page(folder, epoch, pictures, first):
-    """The page of a run's latest snapshot, in its validation/, which replaces that of the one before.
+    """The page of a run's latest snapshot, in its validation/, which replaces that of the snapshot before.
 
-    Args:
-        folder: of the run, with its options.json.
-        epoch: of the snapshot.
-        pictures: how many images of each set are shown.
-        first: whether this is the first process.
+    It shows so many `pictures` of each set; `first` is whether this is the first process.
     """
     folder = Path(folder).resolve()
     about = json.loads((folder / "options.json").read_text(encoding="utf-8"))

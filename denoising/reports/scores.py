@@ -9,11 +9,7 @@ def decimals(value, form=".2f"):
 
 
 def score_summary(results):
-    """The means of each set as dicts ready for JSON: what is infinite or unknown is None.
-
-    Args:
-        results: the `denoising.SetScores` of each set.
-    """
+    """The means of each set as dicts ready for JSON: what is infinite or unknown is None."""
     summary = []
     for result in results:
         means = {key: result.mean(key) for key in ("psnr_noisy", "ssim_noisy", "psnr", "ssim")}

@@ -15,15 +15,9 @@ SHOWN = 5  # how many images of each set are kept as pictures
 
 
 def snapshot(training, sets, noise, folder, log, epoch):
-    """Saves the weights of an epoch and scores them.
+    """Saves the weights of a Training between two steps under the name of an epoch, and scores them.
 
-    Args:
-        training: a Training between two steps.
-        sets: to score on, which may be none.
-        noise: that is added to their images.
-        folder: of the run.
-        log: its RunLog.
-        epoch: which the files are named after.
+    `sets` to score on may be none; `noise` is added to their images.
     """
     if distributed.IS_MAIN:
         path = os.path.join(folder, f"epoch_model_{epoch:03d}.pdparams")

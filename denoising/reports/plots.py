@@ -66,10 +66,7 @@ def plot_run(folder):
     def series(kind):
         return {key[len(kind) :]: metrics[key] for key in metrics if key.startswith(kind)}
 
-    plots = {
-        "loss.png": {"loss": series("loss/")},
-        "psnr.png": {"PSNR [dB]": series("psnr/"), "SSIM": series("ssim/")},
-    }
+    plots = {"loss.png": {"loss": series("loss/")}, "psnr.png": {"PSNR [dB]": series("psnr/"), "SSIM": series("ssim/")}}
     for name, panels in plots.items():
         if any(panels.values()):
             plot_curves(folder / name, f"{folder.parent.name} {folder.name}", "step", panels)

@@ -194,12 +194,7 @@ def test_16_bit_colour_png_stays_16_bit():
 @pytest.mark.parametrize("tile", [None, (16, 16)])
 def test_tiff_layouts(compression, byteorder, tile):
     pixels = noise("uint16", 21, 33, 3)
-    options = {
-        "photometric": "rgb",
-        "compression": compression,
-        "byteorder": byteorder,
-        "tile": tile,
-    }
+    options = {"photometric": "rgb", "compression": compression, "byteorder": byteorder, "tile": tile}
     np.testing.assert_array_equal(read(tiff(pixels, **options)).pages[0], pixels)
     planar = tiff(np.moveaxis(pixels, 2, 0), planarconfig="separate", **options)
     np.testing.assert_array_equal(read(planar).pages[0], pixels)
@@ -259,12 +254,7 @@ def test_rotation_is_obeyed_and_its_tag_reset(tmp_path, orientation):
     exif[ORIENTATION], exif[271] = orientation, "Maker"
     exif.get_ifd(0x8769)[33434] = 0.5
     for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
-        data = saved(
-            Image.fromarray(BLOCKS),
-            kind,
-            exif=exif,
-            **({"lossless": True} if kind == "WEBP" else {}),
-        )
+        data = saved(Image.fromarray(BLOCKS), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
         picture = read(data)
         expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         np.testing.assert_array_equal(picture.pages[0], np.asarray(expected))
@@ -412,15 +402,7 @@ def test_what_has_no_meaning_is_refused(array):
 
 
 def test_find_images(tmp_path):
-    for name in (
-        "b.PNG",
-        "a.jpg",
-        "sub/c.tif",
-        ".hidden.png",
-        ".cache/d.png",
-        "notes.txt",
-        "x[1].png",
-    ):
+    for name in ("b.PNG", "a.jpg", "sub/c.tif", ".hidden.png", ".cache/d.png", "notes.txt", "x[1].png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "sub" / "ring").symlink_to(tmp_path)
@@ -453,10 +435,7 @@ def test_rounding_half_up_clipping_and_hdr():
     np.testing.assert_array_equal(images.from_01(values, np.uint8), [0, 1, 2, 255])
     np.testing.assert_array_equal(images.from_01(values, np.float32), values)
     np.testing.assert_array_equal(images.to_01(values), values)
-    assert images.to_grey(np.full((2, 2, 3), 200, np.uint8)).tolist() == [
-        [[200], [200]],
-        [[200], [200]],
-    ]
+    assert images.to_grey(np.full((2, 2, 3), 200, np.uint8)).tolist() == [[[200], [200]], [[200], [200]]]
 
 
 # --- Checksums --------------------------------------------------------------------------------------------------

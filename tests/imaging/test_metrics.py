@@ -18,10 +18,7 @@ def test_the_published_evaluation_recorded():
     # Numbers of the published functions (full 11x11 window, noise of seed 101) on the same arrays.
     clean, noisy, noisy_255 = recorded_case()
     assert abs(float(noisy[3, 4, 1]) - 0.8420389294624329) < 1e-7
-    assert noisy_255[:2, :2].tolist() == [
-        [[196, 228, 241], [160, 237, 200]],
-        [[97, 251, 190], [112, 187, 209]],
-    ]
+    assert noisy_255[:2, :2].tolist() == [[[196, 228, 241], [160, 237, 200]], [[97, 251, 190], [112, 187, 209]]]
     assert abs(psnr(clean, noisy_255, 255) - 20.010462) < 2e-6
     assert abs(ssim(clean, noisy_255, 255) - 0.48332634981493766) < 1e-9
 

@@ -55,10 +55,7 @@ def test_run_log_leaves_log_csv_and_events(tmp_path, capsys):
     assert capsys.readouterr().out == "0001 00010 Loss1=0.5, größer\n"
     assert (tmp_path / "train.log").read_text("utf-8") == "0001 00010 Loss1=0.5, größer\n"
     assert (tmp_path / "metrics.csv").read_text() == ('step,name,value\n10,train/loss,0.100000001\n10,"a,b",2\n')
-    assert run_log.read_metrics(tmp_path) == {
-        "train/loss": [(10, 0.100000001)],
-        "a,b": [(10, 2.0)],
-    }
+    assert run_log.read_metrics(tmp_path) == {"train/loss": [(10, 0.100000001)], "a,b": [(10, 2.0)]}
     read = {tag: value for _, tag, value in events(tmp_path)}
     assert read["train/loss"] == pytest.approx(0.1)
     for tag in ("val/0", "val/grey"):
@@ -75,12 +72,7 @@ def test_events_load_in_tensorboard(tmp_path):
                 log.scalars(step, {"loss": step})
     loaded = accumulator.EventAccumulator(str(tmp_path))
     loaded.Reload()
-    assert [(event.step, event.value) for event in loaded.Scalars("loss")] == [
-        (1, 1),
-        (2, 2),
-        (3, 3),
-        (4, 4),
-    ]
+    assert [(event.step, event.value) for event in loaded.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
 def test_everything_is_on_disk_without_close(tmp_path):
@@ -286,12 +278,7 @@ def test_names_are_shown_and_do_nothing(report):
     assert not [tag for tag, attributes in page.tags if any(name[:2] == "on" for name in attributes)]
     names = [body["data-name"] for body in page.all("tbody")[1 : 1 + len(HOSTILE)]]
     assert names[:3] == HOSTILE[:3]
-    assert names[3:] == [
-        "ab\ufffdgnp.exe\ufffd\ufffd.png",
-        "写真 é.png",
-        "\ufffd.png",
-        *HOSTILE[6:],
-    ]
+    assert names[3:] == ["ab\ufffdgnp.exe\ufffd\ufffd.png", "写真 é.png", "\ufffd.png", *HOSTILE[6:]]
     text = "".join(page.text)
     for words in ("A & B", "<x>", "Versions", "×4 around grey", "12 × 3", "+16.50"):
         assert words in text, words

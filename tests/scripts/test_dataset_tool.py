@@ -104,14 +104,7 @@ def test_jpeg_and_png_come_out_as_the_reference_writes_them(tmp_path):
 
 
 def test_sizes_are_filtered_at_the_very_bounds(tmp_path):
-    sizes = {
-        "40x80": True,
-        "39x80": False,
-        "40x81": False,
-        "80x80": True,
-        "81x81": False,
-        "8x8": False,
-    }
+    sizes = {"40x80": True, "39x80": False, "40x81": False, "80x80": True, "81x81": False, "8x8": False}
     for name in sizes:
         height, width = map(int, name.split("x"))
         images.write_image(tmp_path / f"{name}.png", picture(height, width))
@@ -210,15 +203,7 @@ def test_large_images_are_cut_where_asked(tmp_path):
 
 
 def test_two_files_of_one_name_both_survive(tmp_path):
-    names = [
-        "x/cat.png",
-        "y/cat.png",
-        "y/CAT.png",
-        "dog.png",
-        "x/dog.png",
-        "x__dog.png",
-        "cat_s001.png",
-    ]
+    names = ["x/cat.png", "y/cat.png", "y/CAT.png", "dog.png", "x/dog.png", "x__dog.png", "cat_s001.png"]
     for seed, name in enumerate(names):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         images.write_image(tmp_path / "in" / name, picture(seed=seed))
@@ -335,10 +320,7 @@ def test_a_target_that_is_not_ours_or_made_otherwise_is_refused(tmp_path, source
         (["--input_dir", "images", "--save_dir", ""], "--save_dir: is empty"),
         (["--input_dir", "images", "--val_dir", "images"], "--val_dir: belongs to --pairs"),
         (["--input_dir", "images", "--save_dir", "/proc/out"], "--save_dir: cannot write to /proc"),
-        (
-            ["--input_dir", "images", "--save_dir", "/proc/out.zip"],
-            "/proc/out.zip: cannot be written",
-        ),
+        (["--input_dir", "images", "--save_dir", "/proc/out.zip"], "/proc/out.zip: cannot be written"),
         (["--input_dir", "empty", "--validation_set", "Kodak"], "--input_dir"),
     ],
 )
@@ -404,10 +386,7 @@ def test_help_tells_examples_and_defaults():
 
 def test_zip_and_tar_give_what_the_folder_gives(tmp_path, source):
     run(source, tmp_path / "folder")
-    with (
-        zipfile.ZipFile(tmp_path / "in.zip", "w") as archive,
-        tarfile.open(tmp_path / "in.tar", "w") as tar,
-    ):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive, tarfile.open(tmp_path / "in.tar", "w") as tar:
         for name in tree(source):
             archive.write(source / name, name)
         tar.add(source, "")
@@ -562,14 +541,7 @@ def test_validation_sets_are_put_into_place(tmp_path, capsys):
     sources = {"BSD300": "BSDS300-images.tgz", "Kodak": "kodak", "Set14": "Set14.zip"}
     for name, given in sources.items():
         for _ in range(2):  # a second time it is just there
-            flags = [
-                "--validation_set",
-                name,
-                "--input_dir",
-                tmp_path / given,
-                "--save_dir",
-                target,
-            ]
+            flags = ["--validation_set", name, "--input_dir", tmp_path / given, "--save_dir", target]
             assert dataset_tool.main(flags) == 0
     assert tree(target) == {
         "BSD300/test/2.jpg": jpeg, "BSD300/test/3.jpg": jpeg, "Kodak/kodim01.png": png,
@@ -581,13 +553,4 @@ def test_validation_sets_are_put_into_place(tmp_path, capsys):
         dataset_tool.main(["--validation_set", "Kodak", "--input_dir", tmp_path / "kodak", "--save_dir", target])
     (tmp_path / "cut.tgz").write_bytes((tmp_path / "BSDS300-images.tgz").read_bytes()[:-200])
     with pytest.raises(UserError, match="--input_dir"):
-        dataset_tool.main(
-            [
-                "--validation_set",
-                "BSD300",
-                "--input_dir",
-                tmp_path / "cut.tgz",
-                "--save_dir",
-                target,
-            ]
-        )
+        dataset_tool.main(["--validation_set", "BSD300", "--input_dir", tmp_path / "cut.tgz", "--save_dir", target])

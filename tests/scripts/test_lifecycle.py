@@ -54,10 +54,7 @@ def test_the_published_commands_in_order(user):
     assert re.search(r"^\[EVAL\] BSD300: psnr:[\d.]+ ssim:[-\d.]+$", result.stdout, re.MULTILINE)
     assert re.search(r"^BSD300 +3 x 3 ", result.stdout, re.MULTILINE)
 
-    run(
-        user,
-        "python predict.py --image_path demo/42012_noise.png --model_path best_model.pdparams --save_dir ./demo/",
-    )
+    run(user, "python predict.py --image_path demo/42012_noise.png --model_path best_model.pdparams --save_dir ./demo/")
     assert opened(user / "demo" / "42012_noise_denoise.png").size == (47, 61)
 
     run(user, "python export_model.py --model_path best_model.pdparams --save_dir ./output/")
@@ -71,12 +68,7 @@ def test_the_published_commands_in_order(user):
     for mkldnn, more in ((False, ""), (True, " --overwrite")):
         result = run(user, infer.format(mkldnn, more))
         report = result.stdout + result.stderr
-        for line in (
-            "runtime_device: cpu",
-            f"enable_mkldnn: {mkldnn}",
-            "batch_size: 2",
-            "preprocess_time(ms): ",
-        ):
+        for line in ("runtime_device: cpu", f"enable_mkldnn: {mkldnn}", "batch_size: 2", "preprocess_time(ms): "):
             assert line in report, line
         assert len(list((user / "output" / "inference_img").glob("*.png"))) == 3
 

@@ -309,13 +309,9 @@ NETWORKS = {"unet": UNet, "unet_n2n": UNetN2N, "unet_lite": UNetLite}
 
 
 def build_network(arch="unet", n_channel=3, n_feature=48, n_input=None, **more):
-    """Builds a network with freshly initialised weights.
+    """Builds one of NETWORKS with freshly initialised weights.
 
-    Args:
-        arch: one of NETWORKS.
-        n_channel: of the images that come out, and of those that go in unless `n_input` says otherwise.
-        n_feature: its width.
-        n_input: e.g. 9 for a render with albedo and normals.
-        more: what only one of the networks has: `n_head` (unet), `norm` (unet_n2n).
+    What goes in has as many channels as what comes out, unless `n_input` says otherwise: 9 for a render with albedo and
+    normals. In `more` are what only one network has: `n_head` (unet), `norm` (unet_n2n).
     """
     return NETWORKS[arch](in_nc=n_input or n_channel, out_nc=n_channel, n_feature=n_feature, **more)

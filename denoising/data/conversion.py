@@ -1,6 +1,7 @@
 """From a source's file to training images: the size filter, RGB, crops, noise, and their names."""
 
 import collections
+import functools
 import hashlib
 import itertools
 import os
@@ -122,10 +123,7 @@ def _convert(entry, stem, options):
 
 def image_pieces(entry, options):
     """Yields (mark, HWC pixels, the file's bytes if they can serve as they are) of the sizes that are asked for."""
-
-    def accept(height, width):
-        _check_size((height, width), options)
-
+    accept = functools.partial(_check_size, options=options)
     # Of a large file on disk no more is read than its header, if that tells that it is left out.
     if entry.place is None and entry.size > LARGE_FILE:
         accept(*images.image_size(entry.container))
@@ -134,7 +132,7 @@ def image_pieces(entry, options):
     for index, page in enumerate(picture.pages):
         mark = f"_p{index + 1:03d}" if len(picture.pages) > 1 else ""
         try:
-            _check_size(page.shape[:2], options)
+            accept(*page.shape[:2])
         except Skip:
             continue
         pixels = _to_channels(page, picture.alpha and picture.alpha[index], options.n_channel)
@@ -145,8 +143,7 @@ def image_pieces(entry, options):
             yield mark, pixels, data if same else None
 
 
-def _check_size(height_width, options):
-    height, width = height_width
+def _check_size(height, width, options):
     if min(height, width) < options.min_size:
         raise Skip(f"smaller than {options.min_size} pixels a side", f"{width} x {height}")
     if max(height, width) > options.max_size and not options.crop:

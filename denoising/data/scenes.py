@@ -243,27 +243,27 @@ def thing(rng, x, y, z, size):
     return mesh(*placed(ring(thick), to_world.scale(size)), bsdf=bsdf)
 
 
-def vessel(rng, rings=48, around=64):
+def vessel(rng):
     """Vertices, faces and texture coordinates of a closed turned shape of height 2: vase, cone, pawn, bottle."""
     knots = rng.uniform(0.25, 0.9, 5)
     knots[0] = max(knots[0], 0.45)  # it stands
-    t = np.linspace(0, 1, rings)
+    t = np.linspace(0, 1, 48)
     outline = np.interp(t * 4, np.arange(5), knots)
     outline = cv2.GaussianBlur(outline[:, None], (1, 9), 2.5, borderType=cv2.BORDER_REPLICATE)[:, 0]
     outline[0] = outline[-1] = 0.001  # closed at both ends
     height = 2 * t
     height[1], height[-2] = 0.001, 1.999
-    return revolved(outline, height, around)
+    return revolved(outline, height)
 
 
-def ring(thick, rings=32, around=64):
+def ring(thick):
     """A torus of outer radius 1 + thick that lies flat about the origin."""
-    t = np.linspace(0, 2 * np.pi, rings)
-    return revolved(1 + thick * np.cos(t), thick * np.sin(t), around)
+    t = np.linspace(0, 2 * np.pi, 32)
+    return revolved(1 + thick * np.cos(t), thick * np.sin(t))
 
 
-def revolved(radius, height, around):
-    """The surface that an outline of (radius, height) sweeps about the y axis."""
+def revolved(radius, height, around=64):
+    """The surface that an outline of (radius, height) sweeps about the y axis, in so many steps."""
     turn = np.linspace(0, 2 * np.pi, around)
     x, z = radius[:, None] * np.cos(turn), radius[:, None] * np.sin(turn)
     vertices = np.stack([x, np.broadcast_to(height[:, None], x.shape), z], axis=2).reshape(-1, 3)

@@ -116,18 +116,12 @@ class Published:
 PUBLISHED_SETS = {
     published.name: published
     for published in (
-        Published(
-            "Kodak", "Kodak", 10, 24, r"(^|/)[^/]+$",
-            "the 24 PNG files of the Kodak Lossless True Color Image Suite",
-        ),
-        Published(
-            "BSD300", "BSD300/test", 3, 100, r"(^|/)test/[^/]+$",
-            "the Berkeley Segmentation Dataset, BSDS300-images.tgz, images/test",
-        ),
-        Published(
-            "Set14", "Set14", 20, 14, r"(^|/)(image_SRF_2/[^/]*_HR[^/]*|(?!.*_SRF_)[^/]+)$",
-            "the Set14 archive of the super-resolution literature",
-        ),
+        Published("Kodak", "Kodak", 10, 24, r"(^|/)[^/]+$",
+                  "the 24 PNG files of the Kodak Lossless True Color Image Suite"),
+        Published("BSD300", "BSD300/test", 3, 100, r"(^|/)test/[^/]+$",
+                  "the Berkeley Segmentation Dataset, BSDS300-images.tgz, images/test"),
+        Published("Set14", "Set14", 20, 14, r"(^|/)(image_SRF_2/[^/]*_HR[^/]*|(?!.*_SRF_)[^/]+)$",
+                  "the Set14 archive of the super-resolution literature"),
     )
 }  # fmt: skip
 
@@ -135,11 +129,8 @@ PUBLISHED_SETS = {
 def place(name, source, save_dir, overwrite):
     """Copies the images of a published set, byte for byte, to where `find_validation_sets` looks for them."""
     published = PUBLISHED_SETS[name]
-    entries = [
-        entry
-        for entry in list_entries(source, compressed=True)
-        if entry.size <= MAX_SMALL_BYTES and entry.name.lower().endswith(images.IMAGE_SUFFIXES)
-    ]
+    entries = [entry for entry in list_entries(source, compressed=True)
+               if entry.size <= MAX_SMALL_BYTES and entry.name.lower().endswith(images.IMAGE_SUFFIXES)]  # fmt: skip
     chosen = [entry for entry in entries if re.search(published.members, entry.name)]
     # A folder or archive of the test images alone has no folder "test".
     chosen = chosen or [entry for entry in entries if not re.search(r"(^|/)train/", entry.name)]
@@ -190,8 +181,7 @@ def find_validation_sets(val_dirs):
                 cli.note(f"{error}; passed over")
             else:
                 present.append(_kind_of(entry.path)(entry.name, entry.path))
-    names = [entry.name.lower() for entry in os.scandir(val_dirs)]
-    if not present and any(name.endswith(tuple(images.IMAGE_SUFFIXES)) for name in names):
+    if not present and any(name.lower().endswith(images.IMAGE_SUFFIXES) for name in os.listdir(val_dirs)):
         present.append(ValidationSet(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs)))
     if not present:
         raise UserError(f"--val_dirs: {val_dirs} holds no images and none of the sets Kodak, BSD300/test, Set14")

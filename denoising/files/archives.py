@@ -26,9 +26,6 @@ class Skip(UserError):
         self.reason, self.detail = reason, detail
 
 
-# --- Sources --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Entry:
     """One file of the source."""

@@ -98,24 +98,15 @@ def write(path, names, arrays):
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-# --- Making -------------------------------------------------------------------------------------------------
-
-
 def cut(sources, read_pages, count, side, rng, on_source=None):
     """Square patches from as many sources as possible, as evenly as possible, at random places.
 
-    What is no larger than a patch gives one and no more; larger pictures give as many as are asked for.
-
-    Args:
-        sources: files, in the order in which they are used.
-        read_pages: gives the pictures of one of them, HWC of any type, or none.
-        count: how many patches are wanted; there may be fewer.
-        side: of a patch.
-        rng: of the places.
-        on_source: called after each.
+    What is no larger than a patch gives one and no more; larger pictures give as many as are asked for. The sources are
+    used in their order: `read_pages` gives the pictures of a source, HWC of any type, or none, and `on_source` is
+    called after each.
 
     Returns:
-        uint8, N x C x side x side, and how many sources they are from.
+        uint8, N x C x side x side, where N may be less than `count`; and how many sources they are from.
     """
     patches, used = [], set()
     while sources and len(patches) < count:

@@ -141,7 +141,7 @@ _STORAGES = {
     "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "ByteStorage": "u1", "CharStorage": "i1",
     "ShortStorage": "i2", "IntStorage": "i4", "LongStorage": "i8", "BoolStorage": "b1",
 }  # fmt: skip
-_TORCH: dict = {("torch", name): code for name, code in _STORAGES.items()}
+_TORCH: dict = _GRANTED | {("torch", name): code for name, code in _STORAGES.items()}
 _TORCH["torch._utils", "_rebuild_tensor_v2"] = _Tensor
 _TORCH["torch._utils", "_rebuild_parameter"] = _parameter
 
@@ -229,9 +229,9 @@ def read(path):
         raise UserError(f"{path}: larger than any file of tensors")
     try:
         if data.startswith(_ZIP):
-            return _read_torch_zip(data, _GRANTED | _TORCH)
+            return _read_torch_zip(data)
         if _LEGACY.to_bytes(10, "little") in data[:20]:
-            return _read_torch_legacy(data, _GRANTED | _TORCH)
+            return _read_torch_legacy(data)
         return _plain(_TensorsOnly(io.BytesIO(data)).load(), {}, len(data))
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused, it is no file of tensors only: {error}") from None
@@ -247,7 +247,7 @@ def read(path):
         raise UserError(f"{path}: truncated or no file of tensors ({type(error).__name__})") from None
 
 
-def _read_torch_zip(data, granted):
+def _read_torch_zip(data):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         # PyTorch never compresses: what is compressed is none of its files, and might be endless when unpacked.
@@ -259,16 +259,16 @@ def _read_torch_zip(data, granted):
         folder = heart[0].removesuffix("data.pkl")
         if folder + "byteorder" in entries and archive.read(folder + "byteorder") != b"little":
             raise pickle.UnpicklingError("its numbers are big-endian")
-        unpickler = _TensorsOnly(io.BytesIO(archive.read(heart[0])), granted)
+        unpickler = _TensorsOnly(io.BytesIO(archive.read(heart[0])), _TORCH)
         content = unpickler.load()
         storages = {key: archive.read(f"{folder}data/{key}") for key in unpickler.storages}
     return _plain(content, storages, len(data))
 
 
-def _read_torch_legacy(data, granted):
+def _read_torch_legacy(data):
     """The format before PyTorch 1.6: five pickles one after the other, then the storages."""
     file = io.BytesIO(data)
-    unpicklers = [_TensorsOnly(file, granted) for _ in range(5)]
+    unpicklers = [_TensorsOnly(file, _TORCH) for _ in range(5)]
     magic, _, system, content, keys = (unpickler.load() for unpickler in unpicklers)
     if magic != _LEGACY or system["little_endian"] is not True:
         raise pickle.UnpicklingError("it was not written by PyTorch on a common computer")

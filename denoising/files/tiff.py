@@ -164,12 +164,7 @@ def _metadata(first, descriptions):
 
 
 def encode(pages, like):
-    """Returns a file's bytes.
-
-    Args:
-        pages: HWC arrays; if `like` has transparency, it is their last channel.
-        like: the Picture that they were made from, whose metadata is handed on.
-    """
+    """Returns the bytes of a file with the metadata of `like`; if that has transparency, it is the last channel."""
     kept = like.tiff or {"compressed": like.format not in ("NPY", "")}
     extratags = list(kept.get("extratags", []))
     if like.exif:

@@ -43,9 +43,6 @@ def _value(value, path):
     raise UserError(f"{path}: refused, it holds a {type(value).__name__} where a tensor is expected")
 
 
-# --- Writing ------------------------------------------------------------------------------------------------
-
-
 def write_state(path, state):
     """Writes a dict of arrays and text atomically; protocol 4 is what every Paddle reads."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:

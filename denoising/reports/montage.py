@@ -4,6 +4,7 @@
 """
 
 import functools
+import itertools
 import os
 import sys
 
@@ -37,10 +38,9 @@ def grid(rows, title=""):
     rows = [[(_rgb(image), _printable(caption)) for image, caption in row] for row in rows]
     font = _font(max(LEAST_FONT, round(FONT_SHARE * max(image.shape[1] for row in rows for image, _ in row))))
     line = round(1.6 * font.size)
-    columns = [
-        max(max(image.shape[1], round(font.getlength(caption))) for image, caption in column)
-        for column in _columns(rows)
-    ]
+    # A row may be shorter than others.
+    widths = [[max(image.shape[1], round(font.getlength(caption))) for image, caption in row] for row in rows]
+    columns = [max(column) for column in itertools.zip_longest(*widths, fillvalue=0)]
     heights = [max(image.shape[0] for image, _ in row) for row in rows]
     top = GAP + (line if title else 0)
     size = GAP + sum(GAP + width for width in columns), top + sum(heights) + line * len(rows)
@@ -56,10 +56,6 @@ def grid(rows, title=""):
             left += width + GAP
         top += height + line
     return np.asarray(canvas)
-
-
-def _columns(rows):
-    return [[row[i] for row in rows if i < len(row)] for i in range(max(map(len, rows)))]
 
 
 def _rgb(image):

@@ -124,9 +124,6 @@ def _own_files(folder):
     return sorted(found, key=lambda path: (path.name[0].isdigit(), path.name))
 
 
-# --- Numbers --------------------------------------------------------------------------------------
-
-
 def _image_means(results):
     """One dict per image, in order: its key, and its measures averaged over the repeats."""
     collected = defaultdict(list)
@@ -141,9 +138,6 @@ def _image_means(results):
         row["gain"] = row["psnr"] - row["psnr_noisy"]
         rows.append(row)
     return rows
-
-
-# --- Pictures -------------------------------------------------------------------------------------
 
 
 def _amplified(image, reference, gain):

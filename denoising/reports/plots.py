@@ -14,13 +14,8 @@ COLOURS = ("#2563a8", "#d9822b", "#3d8b5f", "#b5485d", "#7a5ba6", "#6b7280")  # 
 def plot_curves(path, title, x_label, panels):
     """Draws curves to a PNG file, written atomically.
 
-    Args:
-        path: the PNG file.
-        title: stands over the figure.
-        x_label: what the curves run over.
-        panels: {y label: {series name: [(x, y), ...]}}, one panel under the other. A panel whose
-            label speaks of a loss gets a logarithmic axis when its values span more than a factor
-            of ten. Points that are not finite are left out.
+    `panels` are {y label: {series name: [(x, y), ...]}}, one under the other. A panel whose label speaks of a loss gets
+    a logarithmic axis when its values span more than a factor of ten. Points that are not finite are left out.
     """
     # Imported here because it takes a second; not pyplot, which keeps figures and wants a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

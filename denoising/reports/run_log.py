@@ -16,8 +16,6 @@ from tqdm import tqdm
 from denoising import cli
 from denoising.reports.page import HtmlReport
 
-# --- A training run -------------------------------------------------------------------------------
-
 
 class RunLog:
     """The records of a run: train.log, metrics.csv and TensorBoard events in one folder.

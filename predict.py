@@ -17,7 +17,7 @@ def get_parser():
 
 
 def main(argv=None):
-    """Denoises all images; what is broken is told, and the rest goes on."""
+    """Denoises all images; a broken one is reported, and the rest goes on."""
     options = get_parser().parse_args(argv)
     planned = prediction.plan(options)
     denoiser, noise = prediction.load(options)

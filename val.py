@@ -122,7 +122,7 @@ def load(options):
 
 
 def score_sets(options, denoiser, noise, sets, pictures):
-    """The scores of all sets; `pictures` are told of each image as it is scored."""
+    """The scores of all sets; each image goes to all `pictures` (montages, report) as it is scored."""
     counts = [(options.val_repeats or found.repeats) * len(found.paths(options.val_images)) for found in sets]
     with cli.progress(
         total=sum(counts) // distributed.WORLD_SIZE, unit="image", disable=not distributed.IS_MAIN

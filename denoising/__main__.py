@@ -13,7 +13,7 @@ from denoising import cli
 
 
 def main(argv=None):
-    """Denoises all images; what is broken is told, and the rest goes on."""
+    """Denoises all images; a broken one is reported, and the rest goes on."""
     # Who installs this project without its dependencies, for another Paddle, may not have one yet.
     absent = importlib.util.find_spec("paddle") is None
     cli.refuse((absent, "Paddle is not installed: pip install paddlepaddle (or paddlepaddle-gpu for an NVIDIA GPU)"))

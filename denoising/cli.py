@@ -1,4 +1,4 @@
-"""What every script shares: mistakes told in one line, strict flags, progress, atomic files, the run folder.
+"""What every script shares: mistakes reported in one line, strict flags, progress, atomic files, the run folder.
 
 A script is
 
@@ -34,7 +34,7 @@ except ImportError:  # Windows has no such locks
 
 
 class UserError(Exception):
-    """A mistake the user can mend: told in one line that names the flag or file, exit code 2."""
+    """A mistake that the user can mend: reported in one line that names the flag or file, exit code 2."""
 
 
 def refuse(*cases):

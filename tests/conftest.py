@@ -135,17 +135,25 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    """A 4-feature network's weights file; its last layer is scaled so that outputs look like images."""
+def tiny_network(seed):
+    """A network of four features; its last layer is scaled so that outputs look like images."""
     import paddle
 
     from arch_unet import build_network
-    from denoising.inference import checkpoint
 
-    paddle.seed(7)
+    paddle.seed(seed)
     network = build_network(n_feature=4)
     network.nin_c.weight.set_value(network.nin_c.weight * 10)
+    network.eval()
+    return network
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """The weights file of a tiny network."""
+    from denoising.inference import checkpoint
+
+    network = tiny_network(7)
     path = tmp_path_factory.mktemp("weights") / "tiny.pdparams"
     options = {**network.options, "noisetype": "gauss25"}
     checkpoint.save_network(path, checkpoint.network_state(network), options)

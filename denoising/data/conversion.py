@@ -85,7 +85,7 @@ def convert(entry, stem, options):
     """Yields (file name, bytes, pixels) for each image made from one file.
 
     Raises:
-        Skip: it is left out. An unreadable source is told so from an unwritable target.
+        Skip: it is left out. What writing the target raises is never a Skip.
     """
     try:
         yield from _convert(entry, stem, options)

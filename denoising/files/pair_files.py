@@ -93,7 +93,7 @@ def write(path, names, arrays):
     """Writes a .npz atomically; equal arrays make equal files."""
     with cli.atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in zip(names, arrays, strict=True):
-            # A member that is not told a time has that of 1980.
+            # Without a time, a member has that of 1980, whenever it is written.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 

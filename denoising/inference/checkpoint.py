@@ -13,7 +13,7 @@ from arch_unet import NETWORKS, NORMS, build_network
 from denoising.cli import UserError, atomic_write
 from denoising.files import tensors
 
-STRUCTURE = ("arch", "n_channel", "n_input", "n_feature", "n_head", "norm")  # what `build_network` is told
+STRUCTURE = ("arch", "n_channel", "n_input", "n_feature", "n_head", "norm")  # the arguments of `build_network`
 OPTIONS_KEY = "@options"  # JSON text beside the weights: what builds the network, how it was trained
 
 

@@ -73,7 +73,7 @@ def denoise_file(denoiser, noise, files, target):
 
 
 def denoise_files(denoiser, noise, planned):
-    """Denoises this process's share; what is broken is told and the rest goes on. Returns how many failed of all."""
+    """Denoises this process's share; a broken image is reported and the rest goes on. Returns how many failed."""
     failed = 0
     mine = planned[distributed.RANK :: distributed.WORLD_SIZE]
     with cli.progress(mine, unit="image", disable=len(planned) == 1 or not distributed.IS_MAIN) as bar:

@@ -3,7 +3,7 @@ import paddle
 import pytest
 
 from arch_unet import PlainOps, build_network
-from conftest import noisy_scene
+from conftest import noisy_scene, tiny_network
 from denoising import machine
 from denoising.files import images
 from denoising.inference.denoiser import Denoiser, along, plan_windows
@@ -11,11 +11,7 @@ from denoising.inference.denoiser import Denoiser, along, plan_windows
 
 @pytest.fixture(scope="module")
 def network():
-    paddle.seed(3)
-    network = build_network(n_feature=4)
-    network.nin_c.weight.set_value(network.nin_c.weight * 10)
-    network.eval()
-    return network
+    return tiny_network(3)
 
 
 def by_hand(network, image_01):

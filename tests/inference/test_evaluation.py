@@ -4,8 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from arch_unet import PlainOps, build_network
-from conftest import save, scene
+from conftest import save, scene, tiny_network
 from denoising.cli import UserError
 from denoising.data.validation import ValidationSet
 from denoising.imaging.metrics import psnr, ssim
@@ -25,12 +24,7 @@ RECORDED = [  # PSNR and SSIM of the noisy images of `folders`, two repeats, wit
 
 @pytest.fixture(scope="module")
 def network():
-    paddle.seed(3)
-    network = build_network(n_feature=4)
-    network.nin_c.weight.set_value(network.nin_c.weight * 10)
-    network.eval()
-    network.ops = PlainOps()
-    return network
+    return tiny_network(3)
 
 
 class Same:

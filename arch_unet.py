@@ -184,7 +184,7 @@ class UNet(DenoisingNetwork):
         return conv(x, self.nin_c, slope=1.0)
 
 
-# Paddle says so at each step of a batch normalisation, where nobody had asked for anything else.
+# Paddle warns of this at each step of a batch normalisation, though it is what we want.
 warnings.filterwarnings("ignore", "When training, we now always track global mean and variance")
 
 NORMS = {"none": None, "batch": nn.BatchNorm2D, "instance": nn.InstanceNorm2D}
@@ -228,7 +228,7 @@ class UNetN2N(DenoisingNetwork):
         # The code of renders.py undone, and the texture; a firefly counts as twenty times white at most.
         light = (0.01 * paddle.expm1(5.0 * x[:, :3]) / surface).clip(0.0, 20.0)
         around = F.avg_pool2d(light, 11, stride=1, padding=5, exclusive=True)
-        # At most 12000, which no step of a young network goes beyond.
+        # Clipped to 12000 times white at most, so that an untrained network cannot overflow.
         return 0.01 * paddle.exp((paddle.log1p(around / 0.01) + 2.0 * y).clip(-5.0, 14.0)) * surface
 
     def _conv(self, x, name):

@@ -25,13 +25,8 @@ class TrainingImages:
     """A folder of images, each delivered as a random patch: noisy, and what the method needs beside it.
 
     Args:
-        data_dir: searched recursively.
-        method: of training/methods.py.
-        noise: the model that corrupts the images.
         frozen: whether each image has one noise realisation for good, as a camera's files have.
-        augment: whether patches are flipped and rotated by quarter turns.
         cache_bytes: decoded images are kept up to this much memory; the rest are decoded each time.
-        size: only the first so many images.
         translate: the patches are rolled by up to so many pixels along each axis.
     """
 
@@ -156,11 +151,9 @@ class TrainingPairs(TrainingImages):
     """Pairs of files in place of simulated noise; what is drawn anew in each epoch is which frame is the input.
 
     Args:
-        pair_dir: holds a file of the same name, whatever its suffix, for each one of `data_dir`. Without `data_dir`
-            it holds a folder for each scene, with two frames or more.
-        options: those of `TrainingImages`; where the method has clean targets, the files of `pair_dir` are those.
+        pair_dir: holds a file of the same name, whatever its suffix, for each one of `data_dir`: the clean image, where
+            the method has clean targets. Without `data_dir` it holds a folder for each scene, with two frames or more.
         workers: the threads that compare the pairs before training starts.
-        more: further options of `TrainingImages`.
     """
 
     def __init__(self, data_dir, pair_dir, *options, workers=2, **more):
@@ -208,9 +201,7 @@ class PairFile:
 
     Args:
         patchsize: side of the patches; images that are no larger are taken whole.
-        augment: whether patches are flipped and rotated by quarter turns.
         clean_targets: whether the file holds clean images beside the noisy ones, or other noisy ones.
-        size: only the first so many pairs.
     """
 
     n_input = None

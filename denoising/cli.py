@@ -193,7 +193,7 @@ def atomic_write(path):
     What an earlier process left of the same file, because it was killed while writing, is removed first.
     """
     path = Path(os.path.realpath(path))
-    # Of os.path, because Path's own raises where a name is too long; then opening the temporary says so.
+    # os.path knows no error: a name that is too long for the disk fails when the temporary is opened.
     other = os.path.exists(path) and not os.path.isfile(path)
     refuse((other, f"{path}: is no regular file, and is not replaced by one"))
     for leftover in _leftovers_by_target(path.parent).pop(path.name, ()):

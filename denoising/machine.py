@@ -1,4 +1,4 @@
-"""What this machine grants: cores, memory, the processor and its instructions; Linux tells most."""
+"""What this machine offers: cores, memory, the processor and its instructions. Some of it is known on Linux only."""
 
 import os
 import platform

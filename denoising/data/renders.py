@@ -34,7 +34,7 @@ def untone(display):
 
 
 def encode(light):
-    """What a network gets of light: its logarithm from 1 % of white on, which it sees as well as what is brighter."""
+    """Light as a network gets it: its logarithm, from 1 % of white on, so that dark parts count as bright ones do."""
     return np.log1p(np.maximum(light, 0) / np.float32(0.01)) / np.float32(5)
 
 

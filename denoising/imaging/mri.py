@@ -1,4 +1,4 @@
-"""Undersampled MRI (Noise2Noise, section 3.4): sampling of k-space, the known frequencies, phantoms to train on.
+"""Undersampled MRI (Noise2Noise, section 3.4): sampling of k-space, and the known frequencies.
 
     >>> undersampled = undersample(slice_01, 0.1, np.random.default_rng(seed))
     >>> restored = put_back_image(undersampled, network_output, 0.1)
@@ -7,9 +7,9 @@ A frequency k is measured with probability p(k) = exp(-Lambda |k|), where Lambda
 measured, and is divided by p(k); the others are zero. So the expectation of the spectrum is the true spectrum, and
 that of the image, its inverse Fourier transform, is the true image.
 
-Slices are real, so that k and -k are one measurement: all is said of half a plane, H x (W // 2 + 1), as `np.fft.rfft2`
-orders it. The paper shifts its slices to -0.5..0.5. Here they are in 0..1 like all images, which changes but the mean;
-the frequency 0 is always measured.
+Slices are real, so that k and -k are one measurement: the arrays here hold half a plane, H x (W // 2 + 1), as
+`np.fft.rfft2` orders it. The paper shifts its slices to -0.5..0.5. Here they are in 0..1 like all images, which
+changes only the mean; the frequency 0 is always measured.
 """
 
 import functools

@@ -320,7 +320,7 @@ class Mri(NoiseModel):
 
     @classmethod
     def allows(cls, low, high):
-        return low == high and super().allows(low, high)  # what to put back depends on the share, which nobody tells
+        return low == high and super().allows(low, high)  # the share must be known to put frequencies back
 
     def add(self, image_01, rng):
         return mri.undersample(image_01, self.low, rng)

@@ -70,7 +70,7 @@ def _printable(text):
 
 @functools.cache
 def _font(size):
-    # It lies within matplotlib and knows more letters than Pillow's own.
+    # This font comes with matplotlib, and has more letters than Pillow's own.
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 

@@ -149,7 +149,7 @@ def _amplified(image, reference, gain):
 
 
 def _text(value):
-    """Anything as HTML text or attribute; what cannot be printed or turns the line is replaced."""
+    """Anything as HTML text or attribute; what cannot be printed, or changes the direction of writing, is replaced."""
     return html.escape("".join(c if c.isprintable() else "\ufffd" for c in str(value)))
 
 

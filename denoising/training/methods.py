@@ -38,11 +38,11 @@ class Method:
         return [noise.add(clean, streams(NOISE))]
 
     def beside(self, noisy, streams):
-        """What is drawn for a noisy patch, CHW, beside it."""
+        """What else the method draws at random for a noisy patch, CHW."""
         return ()
 
     def ramp(self, plan, step, seconds):
-        """How far what changes during the training is, 0..1; `plan` is the Schedule."""
+        """How far what changes in the loss during the training has come, 0..1; `plan` is the Schedule."""
         return plan.progress(step, seconds)
 
 
@@ -178,7 +178,7 @@ class Recorrupted2Recorrupted(Method):
 
 
 class Regression(Method):
-    """The distance to a target, which another image is.
+    """The distance of the output from a target, which is another image of the scene.
 
     Args:
         loss: "l2" ends at the mean of all targets, "l1" at their median, "l0", which goes from the mean to it while

@@ -31,10 +31,8 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
-import csv
 import functools
 import hashlib
-import io
 import json
 import os
 import zipfile
@@ -155,13 +153,8 @@ def settings_of(options):
 
 def skipped_table(records):
     """The list of skipped files as CSV."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["file", "reason", "detail"])
-    for name, record in sorted(records.items()):
-        if "skipped" in record:
-            writer.writerow(_printable(text) for text in (name, record["skipped"], record["detail"]))
-    return table.getvalue()
+    skipped = [(name, r["skipped"], r["detail"]) for name, r in sorted(records.items()) if "skipped" in r]
+    return cli.csv_text([("file", "reason", "detail"), *(map(_printable, row) for row in skipped)])
 
 
 def summarise(records, options):

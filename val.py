@@ -7,8 +7,6 @@ Examples:
   python val.py --model_path best_model.pdparams --val_images 5 --val_repeats 1 --json scores.json
 """
 
-import csv
-import io
 import json
 import os
 import re
@@ -162,9 +160,7 @@ def write_csv(path, results):
     for result in results:
         for s in result.scores:
             rows.append((s.set_name, s.name, s.repeat, s.psnr_noisy, s.ssim_noisy, s.psnr, s.ssim))
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    cli.write_text(path, text.getvalue())
+    cli.write_text(path, cli.csv_text(rows, end_of_line="\r\n"))
 
 
 def close_report(report, options, settings, results):

@@ -10,9 +10,11 @@ A script is
 
 import argparse
 import contextlib
+import csv
 import datetime
 import errno
 import functools
+import io
 import json
 import math
 import multiprocessing
@@ -251,6 +253,13 @@ def write_text(path, text):
     """Writes a text file atomically."""
     with atomic_write(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def csv_text(rows, end_of_line="\n"):
+    """Rows as text for a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator=end_of_line).writerows(rows)
+    return text.getvalue()
 
 
 def write_json(path, data):

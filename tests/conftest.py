@@ -63,8 +63,9 @@ def run_script(name, *arguments, ok=None, **options):
 
 def refusal(main, flags, capsys):
     """What a script's main, called here, says of a user's mistake: the one line that its process would end with."""
+    words = [word for pair in flags.items() for word in pair] if isinstance(flags, dict) else flags
     try:
-        code = main([str(part) for pair in flags.items() for part in pair])
+        code = main([str(word) for word in words])
     except cli.UserError as error:
         return str(error)
     except SystemExit as end:  # of the parser

@@ -1,7 +1,6 @@
 """What a run leaves to look at: log, metrics.csv, TensorBoard events, the page of its latest snapshot."""
 
 import csv
-import io
 import json
 import math
 import os
@@ -38,7 +37,7 @@ class RunLog:
         rows = []
         if resume_at is not None and metrics.exists():
             rows = [row for row in _metrics_rows(metrics) if row[0] <= resume_at]
-        cli.write_text(metrics, _csv_text([("step", "name", "value"), *rows]))
+        cli.write_text(metrics, cli.csv_text([("step", "name", "value"), *rows]))
         self._metrics = open(metrics, "a", encoding="utf-8", newline="")
         self._log = open(folder / "train.log", "a", encoding="utf-8")
         self._events = _EventFile(folder, resume_at)
@@ -56,7 +55,7 @@ class RunLog:
         """Numbers by name, such as {"train/loss": 0.1}, to metrics.csv and TensorBoard."""
         if self._enabled:
             values = {name: float(value) for name, value in values.items()}
-            self._metrics.write(_csv_text((step, name, f"{value:.9g}") for name, value in values.items()))
+            self._metrics.write(cli.csv_text((step, name, f"{value:.9g}") for name, value in values.items()))
             self._metrics.flush()
             self._events.scalars(step, values)
 
@@ -139,12 +138,6 @@ def _metrics_rows(path):
     except (UnicodeDecodeError, csv.Error):
         raise cli.UserError(f"{path}: is no table of a training; move it away to go on without it") from None
     return [(int(step), name, value) for step, name, value in rows]
-
-
-def _csv_text(rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def append_score(folder, set_name, epoch, psnr, ssim):

@@ -59,9 +59,7 @@ def checked(options):
     check_noise(options, noisetype)
     if options.parallel and distributed.WORLD_SIZE == 1:
         cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
-    loss = options.loss
-    if not single:
-        loss = loss or ("hdr" if buffers else default_loss(method, noisetype))
+    loss = None if single else options.loss or ("hdr" if buffers else default_loss(method, noisetype))
     return options.but(noisetype=noisetype, loss=loss, engine="paddle" if options.to_static else options.engine)
 
 

@@ -14,7 +14,7 @@ import mri_dataset
 import predict
 import train
 import val
-from conftest import broken_copies, scene
+from conftest import broken_copies, refusal, scene
 from dataset import TrainingImages
 from denoising.cli import UserError
 from denoising.data import phantoms
@@ -445,9 +445,7 @@ def test_mistakes_are_one_line(tmp_path):
 def test_mistakes_in_flags_name_them(flags, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cut.nii").write_bytes(nifti_bytes(GOOD)[:-4])
-    with pytest.raises((UserError, SystemExit)) as refused:
-        mri_dataset.main([*flags, "--save_dir", "out"])
-    line = str(refused.value) if isinstance(refused.value, UserError) else capsys.readouterr().err
+    line = refusal(mri_dataset.main, [*flags, "--save_dir", "out"], capsys)
     assert all(word in line for word in words), line
 
 

@@ -20,7 +20,7 @@ import tifffile
 from PIL import Image
 
 import dataset_tool
-from conftest import ENVIRONMENT, ROOT, run_script
+from conftest import ENVIRONMENT, ROOT, refusal, run_script
 from denoising.cli import UserError
 from denoising.data import conversion, targets
 from denoising.files import images
@@ -37,16 +37,6 @@ def run(source, target, *flags):
     """In this process, with sizes that keep the tests quick; a later flag wins."""
     sizes = ("--min_size", 40, "--max_size", 80, "--workers", 1)
     return dataset_tool.main(["--input_dir", source, "--save_dir", target, *sizes, *flags])
-
-
-def refusal(capsys, *flags):
-    """The line that a mistake ends in, without a process of its own."""
-    with pytest.raises((UserError, SystemExit)) as caught:
-        dataset_tool.main(flags)
-    if isinstance(caught.value, UserError):
-        return str(caught.value)
-    assert caught.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def tree(folder):
@@ -331,7 +321,7 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, flags, words):
     (tmp_path / "text").write_text("x" * 2000)
     images.write_image(tmp_path / "images/a.png", picture())
     flags = flags if "--save_dir" in flags else [*flags, "--save_dir", "out"]
-    line = refusal(capsys, *flags)
+    line = refusal(dataset_tool.main, flags, capsys)
     assert words in line
     assert "\n" not in line
     assert not (tmp_path / "out").exists() or not visible(tmp_path / "out")

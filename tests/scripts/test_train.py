@@ -16,7 +16,7 @@ import paddle
 import pytest
 
 import train
-from conftest import ENVIRONMENT, ROOT, assert_user_error, rows_of, run_script, save, scene
+from conftest import ENVIRONMENT, ROOT, assert_user_error, refusal, rows_of, run_script, save, scene
 from denoising.cli import UserError
 from denoising.inference import checkpoint
 from denoising.training.options import get_parser, parse_options
@@ -63,16 +63,6 @@ def assert_same_weights(a, b):
     assert a.keys() == b.keys()
     for name, array in a.items():
         assert np.array_equal(array, b[name]), name
-
-
-def refusal(capsys, *arguments):
-    """The line with which train.py refuses its arguments; a process would end with code 2 as well."""
-    with pytest.raises((UserError, SystemExit)) as refused:
-        train.main([str(argument) for argument in arguments])
-    if refused.type is UserError:
-        return str(refused.value)
-    assert refused.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +286,7 @@ def test_resume_refuses_to_become_another_run(copy, capsys):
     for more, word in (
         (("--n_feature", 5), "with 2"), (("--optimizer", "muon"), "with adam"), (("--preset", "lite"), "with None"),
     ):  # fmt: skip
-        message = refusal(capsys, "--resume", copy, *more)
+        message = refusal(train.main, ["--resume", copy, *more], capsys)
         assert message.startswith(f"{more[0]}: the run was started {word}")
     assert step_of(copy) == 8
     assert train.main(["--resume", str(copy), "--n_epoch", "3"]) == 0
@@ -327,7 +317,7 @@ def test_a_crafted_state_is_one_line(copy, what, capsys):
             about[part] |= values
     state["@options"] = change if isinstance(change, str) else json.dumps(about)
     checkpoint.write_state(copy / STATE, state)
-    message = refusal(capsys, "--resume", copy, "--n_epoch", 3)
+    message = refusal(train.main, ["--resume", copy, "--n_epoch", 3], capsys)
     assert len(message.strip().splitlines()) == 1
     assert STATE in message or "argument --" in message
 
@@ -342,18 +332,18 @@ def test_a_state_without_the_optimizer_does_not_pass_for_exact(copy):
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01\n" * 9, b"1,loss/rec," + b"0" * 200_000 + b"\n"])
 def test_metrics_that_are_no_table_are_named_and_kept(copy, content, capsys):
     (copy / "metrics.csv").write_bytes(content)
-    assert "metrics.csv" in refusal(capsys, "--resume", copy, "--n_epoch", 3)
+    assert "metrics.csv" in refusal(train.main, ["--resume", copy, "--n_epoch", 3], capsys)
     assert (copy / "metrics.csv").read_bytes() == content
 
 
 def test_a_second_process_does_not_work_in_the_same_run(copy, capsys):
     with train.cli.only_process_in(copy):
-        assert "another process" in refusal(capsys, "--resume", copy, "--n_epoch", 3)
+        assert "another process" in refusal(train.main, ["--resume", copy, "--n_epoch", 3], capsys)
 
 
 def test_a_run_that_diverged_does_not_write_over_its_last_good_state(folders, tmp_path, capsys):
     more = ["--lr", 1e30, "--max_steps", 30, "--log_iters", 1000, "--save_minutes", 0]
-    message = refusal(capsys, *flags(folders, tmp_path, *more))
+    message = refusal(train.main, flags(folders, tmp_path, *more), capsys)
     assert "not finite" in message
     assert "--lr" in message
     state, _ = state_of(run_folder(tmp_path))
@@ -361,7 +351,8 @@ def test_a_run_that_diverged_does_not_write_over_its_last_good_state(folders, tm
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folders, tmp_path, capsys):
-    message = refusal(capsys, *flags(folders, tmp_path, "--lr", 1e30, "--max_steps", 30, "--save_minutes", 9))
+    diverging = flags(folders, tmp_path, "--lr", 1e30, "--max_steps", 30, "--save_minutes", 9)
+    message = refusal(train.main, diverging, capsys)
     assert "the loss is not finite at step" in message
     assert "--lr 1e+30" in message
 
@@ -466,7 +457,7 @@ BAD: list[tuple[list, list]] = [
 def test_mistakes_are_one_line(folders, tmp_path, more, words, capsys):
     if more in (["--amp"], ["--device", "gpu"]) and paddle.device.is_compiled_with_cuda():
         pytest.skip("this Paddle has CUDA")
-    message = refusal(capsys, *flags(folders, tmp_path / "r", *more))
+    message = refusal(train.main, flags(folders, tmp_path / "r", *more), capsys)
     assert len(message.strip().splitlines()) == 1
     for word in words:
         assert str(word) in message
@@ -480,12 +471,13 @@ def test_a_mistake_ends_the_process_with_code_2(folders, tmp_path):
 
 def test_an_empty_folder_and_a_broken_image_are_one_line(folders, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert "--data_dir" in refusal(capsys, *flags(folders, tmp_path / "r", "--data_dir", tmp_path / "empty"))
+    assert "--data_dir" in refusal(train.main, flags(folders, tmp_path / "r", "--data_dir", tmp_path / "empty"), capsys)
     save(tmp_path / "broken" / "b.png", scene(80, 80))
     (tmp_path / "broken" / "a.png").write_bytes((tmp_path / "broken" / "b.png").read_bytes()[:400])
-    assert "a.png" in refusal(capsys, *flags(folders, tmp_path / "r", "--data_dir", tmp_path / "broken"))
+    assert "a.png" in refusal(train.main, flags(folders, tmp_path / "r", "--data_dir", tmp_path / "broken"), capsys)
 
 
 def test_weights_of_other_channels_are_refused(folders, tmp_path, weights, capsys):
-    message = refusal(capsys, *flags(folders, tmp_path, "--n_channel", 1, "--n_feature", 5, "--pretrained", weights))
+    grey = flags(folders, tmp_path, "--n_channel", 1, "--n_feature", 5, "--pretrained", weights)
+    message = refusal(train.main, grey, capsys)
     assert str(weights) in message

@@ -137,7 +137,7 @@ def claim(options):
         try:
             earlier = json.loads(Path(record).read_text(encoding="utf-8"))
             differing = [name for name, value in settings_of(options).items() if earlier[name] != value]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"--save_dir: {record} is no record of this script") from None
         if differing:
             name = differing[0]

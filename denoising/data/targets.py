@@ -80,7 +80,7 @@ class FolderTarget:
                     records[record["name"]] = record
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass  # A crash cut the last line short: the images that it listed are made again.
         except OSError as error:
             raise UserError(f"--save_dir: {self.manifest}: {error.strerror}") from None

@@ -196,7 +196,7 @@ def check_replaceable(folder, kind, source, overwrite, name=None):
             record = json.loads((folder / FACTS).read_text(encoding="utf-8"))
             intact = all(file_digest(folder / file) == digest for file, digest in record["files"].items())
             same = intact and record["weights"] == source
-    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         same = False
     if not same:
         raise UserError(f"--save_dir: {existing[0]} exists, made from other weights; --overwrite replaces it")

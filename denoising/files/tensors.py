@@ -9,6 +9,7 @@ a file can only ever become numbers and text.
 
 import io
 import math
+import os
 import pickle
 import struct
 import zipfile
@@ -220,6 +221,8 @@ def read(path):
     Raises:
         UserError: missing, truncated, or a file that asks for more than that.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
+        raise UserError(f"{path}: is no regular file")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -306,7 +306,7 @@ def read_record(program, params):
         digests = dict(record["files"])
         if type(record.get("options", {})) is not dict or type(record.get("widest", 1)) is not int:
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"--model_file: {path} is broken: export the model again") from None
     for flag, file in (("--model_file", program), ("--params_file", params)):
         if digests.get(file.name) != hashlib.sha256(file.read_bytes()).hexdigest():

@@ -369,7 +369,7 @@ def parse_noise(text):
 
 
 def noise_of_flag(flag, text):
-    """The model that a flag names, or a refusal that names the flag; without text there is no noise."""
+    """The model that a flag names, or a refusal that names the flag; where the flag is not given there is no noise."""
     try:
         return parse_noise("none" if text is None else text)
     except ValueError as error:

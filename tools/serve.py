@@ -20,6 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
+import paddle
+
+from arch_unet import DenoisingNetwork
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.inference import devices
@@ -109,14 +112,21 @@ def check_model(options):
     return chosen
 
 
+class ExportedNetwork(DenoisingNetwork):
+    """What a runtime computes, in the place of a network: so a Denoiser tiles and the service batches for it too."""
+
+    def __init__(self, runtime):
+        super().__init__(n_channel=runtime.channels)
+        self.runtime = runtime
+
+    def forward(self, x):
+        return paddle.to_tensor(self.runtime(x.numpy()))
+
+
 def load(options, exported):
     """A Denoiser of weights, or of an exported model."""
     if not exported:
         return Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
-    import paddle
-
-    from denoising.serving.exported import ExportedNetwork
-
     paddle.set_device("cpu")
     runtime = choice.open_runtime(exported)
     cli.note(runtime.describe())

@@ -1,23 +1,27 @@
 """The HTTP side of tools/serve.py, from its start to its end. It needs aiohttp.
 
-The event loop does nothing but HTTP: `routes.py` has the answers, `pipeline.py` computes them in threads,
-`admission.py` turns away what is too much, `connections.py` ends what takes too long, and `metrics.py` counts.
+The event loop does nothing but HTTP: `pipeline.py` computes the answers in threads, `uploads.py` finds the image in a
+request, `connections.py` ends what takes too long, and `metrics.py` counts.
 """
 
 import asyncio
+import base64
+import contextlib
+import hashlib
+import re
 import signal
 import traceback
 from functools import partial
+from pathlib import Path
 
 from aiohttp import web
 
 from denoising import cli
-from denoising.serving.admission import Admission
+from denoising.serving import metrics, uploads
+from denoising.serving.batching import Dropped, Ticket
 from denoising.serving.connections import Connection, error_response, is_loopback, naming_the_address, url_of
-from denoising.serving.image_process import Refused
-from denoising.serving.metrics import ServiceMetrics
+from denoising.serving.image_process import FORMATS, Refused
 from denoising.serving.pipeline import Pipeline
-from denoising.serving.routes import Routes
 
 IDLE_SECONDS = 60  # until a connection on which nothing happens is closed
 # Nothing that is sent may be taken for something else, or load anything, or be put into another page's frame.
@@ -38,12 +42,14 @@ class Service:
 
     def __init__(self, options, denoiser, processes):
         self.options = options
+        self.max_bytes = int(options.max_mb * 1e6)  # of one upload
         self.stops = 0  # how often it was told to stop
+        self.queue = 0  # images that wait or are computed
+        self.held = 0  # bytes of uploads, and of results on their way
         self.connections = set()
-        self.admission = Admission(options.max_queue, int(options.max_mb * 1e6))
-        self.metrics = ServiceMetrics(self.admission, self.connections, processes)
+        self.metrics = metrics.ServiceMetrics(self, processes)
         self.pipeline = Pipeline(options, denoiser, processes)
-        self.routes = Routes(options, self.pipeline, self.admission, self.metrics)
+        self.page, self.page_headers = read_page()
 
     # --- From start to end ---
 
@@ -56,7 +62,6 @@ class Service:
     def stop(self):
         """Lets the service finish what it has, and then end; told a second time, it ends at once."""
         self.stops += 1
-        self.admission.stopping = True
 
     async def serve(self, listener):
         """Serves until it is told to stop."""
@@ -70,7 +75,7 @@ class Service:
             print(url_of(listener), flush=True)
             if not is_loopback(listener):
                 cli.note("anyone who reaches this address can use it: there are no passwords and no TLS")
-            while not self.admission.stopping:
+            while not self.stops:
                 await asyncio.sleep(0.1)
             server.close()
             await self._finish()
@@ -81,7 +86,7 @@ class Service:
 
     async def _finish(self):
         """Waits for the requests in work, but not for too long, nor when it is told to stop again."""
-        cli.note(f"stopping: {self.admission.queue} images are finished first")
+        cli.note(f"stopping: {self.queue} images are finished first")
         end = self.loop.time() + self.options.stop_timeout
         while self.stops == 1 and self.loop.time() < end and any(c.busy for c in self.connections):
             await asyncio.sleep(0.05)
@@ -106,7 +111,7 @@ class Service:
         response = web.Response()  # of a client that has gone before there was an answer
         try:
             try:
-                what, answer = self.routes.find(request)
+                what, answer = self.find(request)
                 response = await answer(request)
             except Refused as refusal:
                 response = error_response(refusal)
@@ -116,9 +121,9 @@ class Service:
                 cli.note(traceback.format_exc())
                 response = error_response(Refused(500, "an error within the service; its log says more"))
             held = len(response.body)
-            self.admission.held += held
+            self.held += held
             response.headers.update({name: value for name, value in HEADERS.items() if name not in response.headers})
-            if self.admission.stopping or not request.content.is_eof():
+            if self.stops or not request.content.is_eof():
                 response.force_close()
             await asyncio.wait_for(self._send(request, response), options.transfer_timeout)
             status = str(response.status)
@@ -126,7 +131,7 @@ class Service:
             connection.abort()  # it does not read its answer, or has gone
         finally:
             # Also when the client has gone, which cancels all this.
-            self.admission.held -= held
+            self.held -= held
             self.count(connection, what, status, start, f"{request.method} {request.raw_path!r}")
         return response
 
@@ -142,3 +147,122 @@ class Service:
         self.metrics.requests.add(1, what, status)
         if self.options.access_log:
             cli.note(f"{connection.peer} {line[:200]} {status} {now - start:.3f} s")
+
+    # --- What is answered ---
+
+    def find(self, request):
+        """What a request is about, by which it is counted, and what answers it.
+
+        Raises:
+            Refused: there is no such path, or it takes another method.
+        """
+        routes = {
+            "/": {"GET": ("page", self.get_page), "POST": ("denoise", self.denoise)},
+            "/denoise": {"POST": ("denoise", self.denoise)},
+            "/health": {"GET": ("health", self.get_health)},
+            "/metrics": {"GET": ("metrics", self.get_metrics)},
+        }
+        methods = routes.get(request.path)
+        if methods is None:
+            raise Refused(404, f"there are {' '.join(routes)}")
+        method = "GET" if request.method == "HEAD" else request.method
+        if method not in methods:
+            raise Refused(405, f"{request.path} takes {' and '.join(methods)}", {"Allow": ", ".join(methods)})
+        return methods[method]
+
+    async def get_page(self, request):
+        """A page on which one drops an image and sees it before and after."""
+        return web.Response(text=self.page, content_type="text/html", headers=self.page_headers)
+
+    async def get_health(self, request):
+        """200 while images are taken, 503 before the end."""
+        well = not self.stops and self.pipeline.is_alive()
+        state = "ok" if well else "stopping" if self.stops else "the network's thread has ended"
+        answer = {"status": state, "queue": self.queue, "max_queue": self.options.max_queue}
+        return web.json_response(answer, status=200 if well else 503)
+
+    async def get_metrics(self, request):
+        """The counters, for Prometheus."""
+        return web.Response(text=self.metrics.page(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def denoise(self, request):
+        """Takes an image and answers with the denoised one."""
+        strength = uploads.strength_of(request)
+        self._check_room()
+        with self._holding() as hold:
+            data = await self._upload(request, hold)
+            self._check_room()
+            start = self.loop.time()
+            self.queue += 1
+            try:
+                result, kind, pixels = await self._denoised(data, strength)
+            finally:
+                self.queue -= 1
+        self.metrics.count_image(self.loop.time() - start, pixels)
+        return web.Response(body=result, headers={"Content-Type": FORMATS[kind][1]})
+
+    def _check_room(self):
+        """Turns a request away at once when there is no room; asked before its upload and again after it.
+
+        Raises:
+            Refused: with 503, and the seconds after which it is worth asking again.
+        """
+        if self.stops:
+            raise Refused(503, "the service is stopping", {"Retry-After": "5"})
+        max_queue = self.options.max_queue
+        if self.queue >= max_queue or self.held >= max_queue * self.max_bytes:
+            wait = min(max(round(self.metrics.seconds_per_image() * self.queue), 1), 60)
+            raise Refused(503, "too many requests at a time: try again", {"Retry-After": str(wait)})
+
+    @contextlib.contextmanager
+    def _holding(self):
+        """Yields a function that counts bytes, which are given back at the end."""
+        total = 0
+
+        def hold(count):
+            nonlocal total
+            total += count
+            self.held += count
+
+        try:
+            yield hold
+        finally:
+            self.held -= total
+
+    async def _upload(self, request, hold):
+        """The image's bytes, if all have come in time."""
+        seconds = self.options.transfer_timeout
+        try:
+            body = await asyncio.wait_for(uploads.read_body(request, self.max_bytes, hold), seconds)
+        except asyncio.TimeoutError:
+            raise Refused(408, f"no whole image within {seconds:g} s") from None
+        return uploads.image_within(body, request.headers.get("Content-Type", ""))
+
+    async def _denoised(self, data, strength):
+        """The result's bytes, their format, and the pixels computed, if that is done in time."""
+        ticket, pipeline, seconds = Ticket(), self.pipeline, self.options.timeout
+        try:
+            work = self.loop.run_in_executor(pipeline.threads, pipeline.denoise, data, strength, ticket)
+            return await asyncio.wait_for(work, seconds)
+        except asyncio.TimeoutError:
+            raise Refused(504, f"not done within {seconds:g} s") from None
+        except Dropped:
+            raise Refused(503, "the service is stopping") from None
+        finally:
+            # However it ended, nobody waits for the rest of the work: also if the client has gone.
+            ticket.dropped = True
+
+
+def read_page():
+    """The page for browsers, and headers that let it run its own script and nothing else."""
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    digests = {
+        tag: base64.b64encode(hashlib.sha256(re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[1].encode()).digest())
+        for tag in ("script", "style")
+    }
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digests['script'].decode()}'; "
+        f"style-src 'sha256-{digests['style'].decode()}'; img-src blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, {"Content-Security-Policy": policy}

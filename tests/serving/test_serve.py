@@ -645,7 +645,7 @@ def test_a_stop_has_an_end(weights):
     with serving("--model_path", weights, "--stop_timeout", 0.5) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\nnever the rest")
-            wait_for(lambda: server.service.admission.held == 14)
+            wait_for(lambda: server.service.held == 14)
             start = time.monotonic()
             server.service.stop()
             server.thread.join(30)

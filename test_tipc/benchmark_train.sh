@@ -76,9 +76,6 @@ VALUE[epochs]=${VALUE[bench_epoch]} VALUE[accuracy_train_loss]=finite
 DEVICE=${VALUE[device]%%|*}
 [[ ${VALUE[bench_batch_size]} && ${VALUE[bench_fp_items]} && ${VALUE[bench_epoch]} ]] || die "$CONFIG: has no block train_benchmark_params"
 ! given "${VALUE[bench_--profiler_options]:-null}" || die "$CONFIG: --profiler_options: train.py has no profiler"
-interpreter
-check_prepared
-learn_machine
 start_chain results_benchmark.log
 LOGS=${BENCHMARK_LOG_DIR:-$OUTPUT}
 mkdir -p "$LOGS/train_log" "$LOGS/index" || die "BENCHMARK_LOG_DIR: cannot write to $LOGS"

@@ -6,7 +6,6 @@
 prints what it found, or what is wrong and ends with 1.
 """
 
-import argparse
 import json
 import math
 import re
@@ -26,34 +25,34 @@ class Wrong(Exception):
 
 def get_parser():
     """One sub-command per kind of row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind in KINDS:
-        one = kinds.add_parser(kind, allow_abbrev=False)
+        add = kinds.add_parser(kind, doc=KINDS[kind].__doc__).add_argument
         if kind not in ("export", "onnx", "service"):
-            one.add_argument("--log", type=Path, required=True)
+            add("--log", type=Path, required=True)
         if kind in ("train", "export", "onnx"):
-            one.add_argument("--weights", type=Path, required=True)
+            add("--weights", type=Path, required=True)
         if kind == "train":
-            one.add_argument("--loss", choices=["falls", "finite"], required=True, help="what the losses must be")
-            one.add_argument("--ranks", type=int, default=1, help="how many processes log here")
-            one.add_argument("--launch_logs", default="", help="their folder, if there are several")
-            one.add_argument("--shows", nargs="*", default=[], help="what the log has to say, as regular expressions")
+            add("--loss", choices=["falls", "finite"], required=True, help="what the losses must be")
+            add("--ranks", type=int, default=1, help="how many processes log here")
+            add("--launch_logs", default="", help="their folder, if there are several")
+            add("--shows", nargs="*", default=[], help="what the log has to say, as regular expressions")
         if kind in ("export", "onnx", "quantised"):
-            one.add_argument("--model", type=Path, required=True, help="its folder, or the .onnx file")
+            add("--model", type=Path, required=True, help="its folder, or the .onnx file")
         if kind == "onnx":
-            one.add_argument("--full", type=cli.boolean, default=True, help="run ONNX's own checker")
+            add("--full", type=cli.boolean, default=True, help="run ONNX's own checker")
         if kind == "service":
-            one.add_argument("--url", required=True, help="of the service")
-            one.add_argument("--images", type=Path, required=True)
-            one.add_argument("--times", type=int, required=True, help="how often all of them were sent")
+            add("--url", required=True, help="of the service")
+            add("--images", type=Path, required=True)
+            add("--times", type=int, required=True, help="how often all of them were sent")
         if kind == "infer":
             for name in ("images", "results", "reference", "clean"):
-                one.add_argument(f"--{name}", type=Path, required=True)
-            one.add_argument("--precision", required=True)
-            one.add_argument("--tolerance", required=True, help="by precision, in values or dB: fp32=1e-4|int8=0.3dB")
+                add(f"--{name}", type=Path, required=True)
+            add("--precision", required=True)
+            add("--tolerance", required=True, help="by precision, in values or dB: fp32=1e-4|int8=0.3dB")
         if kind in ("infer", "speed"):
-            one.add_argument("--facts", nargs="*", default=[], help="what AutoLog's report in the log has to say")
+            add("--facts", nargs="*", default=[], help="what AutoLog's report in the log has to say")
     return parser
 
 
@@ -202,7 +201,7 @@ def check_infer(options):
     results = [path for path in options.results.rglob("*") if path.is_file()] if options.results.is_dir() else []
     if len(results) != len(inputs):
         raise Wrong(f"{len(inputs)} pictures went in, {options.results} holds {len(results)}")
-    tolerances = dict(one.split("=", 1) for one in options.tolerance.split("|"))
+    tolerances = dict(limit.split("=", 1) for limit in options.tolerance.split("|"))
     if options.precision not in tolerances:
         raise Wrong(f"no tolerance is given for {options.precision}")
     tolerance = tolerances[options.precision]
@@ -264,4 +263,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

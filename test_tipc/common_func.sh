@@ -82,6 +82,12 @@ block_field() {
     done
 }
 
+# accuracy_fields KEY...: lines of the block accuracy_params, each as accuracy_KEY.
+accuracy_fields() {
+    local key
+    for key; do block_field "accuracy_$key" accuracy_params "$key"; done
+}
+
 # reject_unused: what no chain reads is a mistake, not a comment.
 reject_unused() {
     local number
@@ -132,6 +138,12 @@ words() {
     local -a these
     read -r -a these <<<"$1"
     ARGS+=("${these[@]}")
+}
+
+# python_command TEXT: begins ARGS anew with the interpreter and the words of a command line.
+python_command() {
+    ARGS=("$PYTHON")
+    words "$1"
 }
 
 # interpreter: PYTHON from the environment, else the one that `make demo` installs, else the configuration's.
@@ -210,7 +222,7 @@ read_train_config() {
         block_field "options_$key" mode_params $key
     done
     VALUE[mode_options]=${VALUE[options_$MODE]-}
-    for key in reference tolerance train_loss results; do block_field "accuracy_$key" accuracy_params $key; done
+    accuracy_fields reference tolerance train_loss results
     reject_unused
 }
 
@@ -364,8 +376,14 @@ train_command() {
 
 # --- Rows ---------------------------------------------------------------------------------------------------
 
-# start_chain STATUS_LOG_NAME: an empty folder for the results of this model and mode.
+# start_chain STATUS_LOG_NAME: an empty folder for the results of this model and mode, if its data is prepared.
+#
+# BROKEN is what failed, so that what depends on it cannot run; OBSTACLE is why this machine cannot run a row.
 start_chain() {
+    BROKEN='' OBSTACLE=''
+    interpreter
+    check_prepared
+    learn_machine
     OUTPUT=test_tipc/output/$MODEL/$MODE
     rm -rf "$OUTPUT"
     mkdir -p "$OUTPUT"
@@ -383,7 +401,7 @@ RUNNING='' SERVING=''
 end_all() {
     local process
     for process in $RUNNING $SERVING; do
-        if ! kill "$process" 2>/dev/null; then continue; fi
+        kill "$process" 2>/dev/null || continue
     done
 }
 interrupted() {
@@ -397,17 +415,29 @@ status() {
     printf '\033[33m Run %s with command - %s - %s - %s ! \033[0m\n' "$1" "$MODEL" "$2" "$3" | tee -a "$STATUS_LOG"
 }
 
-# row LOG COMMAND...: runs it with its output in LOG, then CHECK, if the caller has filled it. Returns 1 on failure.
-row() {
+# verdict CODE LOG COMMAND...: counts a row, and tells how it ended.
+verdict() {
+    local code=$1 log=$2
+    shift 2
+    if [ "$code" -eq 0 ]; then
+        SUCCEEDED=$((SUCCEEDED + 1))
+        status successfully "$*" "$log"
+    else
+        FAILED=$((FAILED + 1))
+        status failed "$*" "$log"
+    fi
+}
+
+# run_row LOG: runs ARGS with their output in LOG, then CHECK, if the caller has filled it. Returns 1 on failure.
+run_row() {
     local log=$1 code=0 shown
-    shift
     if [ -e "$log" ]; then
         echo "two rows of $CONFIG have the log $log" >&2
         code=1
     else
         # In the background, so that Ctrl-C is heard; timeout ends whatever the command has started.
         : >"$log"
-        timeout -k 30 "$ROW_SECONDS" "$@" >"$log" 2>&1 &
+        timeout -k 30 "$ROW_SECONDS" "${ARGS[@]}" >"$log" 2>&1 &
         RUNNING=$!
         tail -n +1 -s 0.1 -f --pid="$RUNNING" "$log" &
         shown=$!
@@ -423,46 +453,25 @@ row() {
             "${CHECK[@]}" 2>&1 | tee -a "$log" || code=$?
         fi
     fi
-    CHECK=()
-    if [ $code -eq 0 ]; then
-        SUCCEEDED=$((SUCCEEDED + 1))
-        status successfully "$*" "$log"
-    else
-        FAILED=$((FAILED + 1))
-        status failed "$*" "$log"
-        return 1
-    fi
+    verdict $code "$log" "${ARGS[@]}"
+    [ $code -eq 0 ]
 }
 
-# blocked REASON LOG COMMAND...: red without a run, because something before it failed.
-blocked() {
-    local reason=$1 log=$2
-    shift 2
-    CHECK=()
-    FAILED=$((FAILED + 1))
-    echo "not run: $reason" | tee "$log"
-    status failed "$*" "$log"
-}
-
-# skip REASON LOG COMMAND...: this machine cannot run it.
-skip() {
-    local reason=$1 log=$2
-    shift 2
-    CHECK=()
-    SKIPPED=$((SKIPPED + 1))
-    status "skipped ($reason)" "$*" "$log"
-}
-
-# attempt LOG [REASON]: runs ARGS, unless there is a reason or an OBSTACLE on this machine, or something failed before.
+# attempt LOG [REASON]: runs ARGS; skips them for a reason or an OBSTACLE on this machine, and if what they need is
+# BROKEN, they are red without a run. Returns 1 if they ran and failed.
 attempt() {
-    local reason=${OBSTACLE:-${2-}}
+    local reason=${OBSTACLE:-${2-}} code=0
     if [ -n "$reason" ]; then
-        skip "$reason" "$1" "${ARGS[@]}"
+        SKIPPED=$((SKIPPED + 1))
+        status "skipped ($reason)" "${ARGS[*]}" "$1"
     elif [ -n "$BROKEN" ]; then
-        blocked "$BROKEN" "$1" "${ARGS[@]}"
+        echo "not run: $BROKEN" | tee "$1"
+        verdict 1 "$1" "${ARGS[@]}"
     else
-        row "$1" "${ARGS[@]}"
+        run_row "$1" || code=1
     fi
+    CHECK=()
+    return $code
 }
 
 # side_step LOG [REASON]: the same; nothing depends on it.
@@ -477,8 +486,7 @@ step() {
 
 # export_weights FOLDER: the step that exports the configuration's weights.
 export_weights() {
-    ARGS=("$PYTHON")
-    words "${VALUE[export]}"
+    python_command "${VALUE[export]}"
     add weights
     ARGS+=("--save_dir=$1")
     CHECK=("$PYTHON" test_tipc/check_row.py export --model "$1" --weights "${VALUE[weights]}")
@@ -504,8 +512,7 @@ infer_row() {
 # reference_row WEIGHTS NAME: what the network itself makes of the pictures, into NAME_reference.
 reference_row() {
     REFERENCE=$2_reference
-    ARGS=("$PYTHON")
-    words "${VALUE[accuracy_reference]}"
+    python_command "${VALUE[accuracy_reference]}"
     ARGS+=("--model_path=$1" "--image_path=${VALUE[images]}" "--save_dir=$REFERENCE")
     step "$REFERENCE.log"
 }

@@ -10,7 +10,6 @@ weights they were made with. `--record` writes them anew, from logs that agree w
 at all.
 """
 
-import argparse
 import glob
 import hashlib
 import json
@@ -42,9 +41,7 @@ class Mismatch(Exception):
 
 def get_parser():
     """The official flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = cli.Parser(__doc__)
     parser.add_argument("--gt_file", required=True, help="stored results, a glob")
     parser.add_argument("--log_file", required=True, help="logs of inference, a glob")
     parser.add_argument("--atol", type=float, help="of both measures, instead of what the precision allows")
@@ -202,4 +199,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

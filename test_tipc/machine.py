@@ -2,27 +2,27 @@
 
 import importlib.util
 import sys
-import warnings
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
+
+from denoising.machine import cpu_flags
 
 PACKAGES = ("onnx", "onnxruntime", "openvino", "aiohttp")
 
 
 def main():
     """One key=value a line."""
-    warnings.filterwarnings("ignore", "No ccache found")
     import paddle
     from paddle import inference
 
     cuda = paddle.device.is_compiled_with_cuda()
-    cpu = Path("/proc/cpuinfo")
-    flags = cpu.read_text() if cpu.exists() else ""
     facts = {
         "paddle": paddle.__version__,
         "cuda": int(cuda),
         "gpus": paddle.device.cuda.device_count() if cuda else 0,
         "tensorrt": int(inference.get_trt_compile_version() != (0, 0, 0)),
-        "bf16": int("avx512_bf16" in flags),
+        "bf16": int("avx512_bf16" in cpu_flags()),
     }
     facts |= {name: int(importlib.util.find_spec(name) is not None) for name in PACKAGES}
     for key, value in facts.items():

@@ -27,10 +27,7 @@ read_config() {
 
 open_config "${1-}" "${2-}" cpp_infer
 read_config
-interpreter
-check_prepared
 start_chain results_cpp.log
-BROKEN='' OBSTACLE=''
 # What can be true: the model that a C++ program would load is exported.
 export_weights "$OUTPUT/model"
 

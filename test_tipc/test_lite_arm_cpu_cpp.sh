@@ -23,10 +23,7 @@ read_config() {
 
 open_config "${1-}" "${2-}" lite_infer
 read_config
-interpreter
-check_prepared
 start_chain results_lite.log
-BROKEN='' OBSTACLE=''
 export_weights "$OUTPUT/model"
 
 ARGS=()

@@ -21,15 +21,13 @@ read_config() {
     field inference 11 inference
     supplied onnx_file 12
     field images 13
-    local key
-    for key in reference tolerance runtimes; do block_field "accuracy_$key" accuracy_params $key; done
+    accuracy_fields reference tolerance runtimes
     reject_unused
     check_name
 }
 
 convert() {
-    ARGS=("$PYTHON")
-    words "${VALUE[convert]}"
+    python_command "${VALUE[convert]}"
     add source
     add source_program
     add source_params
@@ -45,18 +43,13 @@ convert() {
 
 open_config "${1-}" "${2-}" paddle2onnx_infer
 read_config
-interpreter
-check_prepared
-learn_machine
 start_chain results_paddle2onnx.log
-BROKEN='' OBSTACLE=''
 reference_row "${VALUE[source]}" "$OUTPUT/model"
 convert
 split accuracy_runtimes && runtimes=("${LIST[@]}")
 for runtime in "${runtimes[@]}"; do
     log=$OUTPUT/paddle2onnx_infer_cpu_$runtime.log
-    ARGS=("$PYTHON")
-    words "${VALUE[inference]}"
+    python_command "${VALUE[inference]}"
     add onnx_file "$OUTPUT/model.onnx"
     add images
     ARGS+=("--runtime=$runtime" "--save_dir=$(results_of "$log")")

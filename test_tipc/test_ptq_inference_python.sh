@@ -28,7 +28,7 @@ read_config() {
     field images 19
     field benchmark 20
     local key
-    for key in reference tolerance runs results; do block_field "accuracy_$key" accuracy_params $key; done
+    accuracy_fields reference tolerance runs results
     reject_unused
     check_name
     [ "${VALUE[trainer]}" = PTQ ] || config_error 11 "should be trainer:PTQ"
@@ -44,8 +44,7 @@ read_config() {
 # quantise METHOD FORMAT: into the folder of that name.
 quantise() {
     local folder=$OUTPUT/$1_$2
-    ARGS=("$PYTHON")
-    words "${VALUE[ptq]}"
+    python_command "${VALUE[ptq]}"
     add weights
     add target "$folder"
     add calibration
@@ -63,8 +62,7 @@ infer() {
     local log batch
     for batch in "${batches[@]}"; do
         log=$OUTPUT/python_infer_cpu_${3}_$1_precision_int8_batchsize_$batch.log
-        ARGS=("$PYTHON")
-        words "${VALUE[inference]}"
+        python_command "${VALUE[inference]}"
         add use_gpu
         add infer_batch "$batch"
         add model_dir "$OUTPUT/$1_$2"
@@ -77,13 +75,9 @@ infer() {
 
 open_config "${1-}" "${2-}" whole_infer
 read_config
-interpreter
-check_prepared
-learn_machine
 start_chain results_python.log
 # What chooses the ranges, and measures, runs on this.
 NOT_HERE=$(without onnx openvino)
-BROKEN='' OBSTACLE=''
 split accuracy_runs && runs=("${LIST[@]}")
 split infer_batch && batches=("${LIST[@]}")
 reference_row "${VALUE[weights]}" "$OUTPUT/model"

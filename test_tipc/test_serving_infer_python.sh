@@ -18,8 +18,7 @@ read_config() {
     field device 12
     field client 14 pipline
     field images 15
-    local key
-    for key in reference tolerance jobs; do block_field "accuracy_$key" accuracy_params $key; done
+    accuracy_fields reference tolerance jobs
     reject_unused
     check_name
     ! given "${VALUE[convert]}" || die "$CONFIG: trans_model: tools/serve.py takes the weights as they are"
@@ -29,8 +28,7 @@ read_config() {
 # start_service DEVICE: in the background; URL is its address, empty if it ended before it had one.
 start_service() {
     local second
-    ARGS=("$PYTHON")
-    words "${VALUE[service]}"
+    python_command "${VALUE[service]}"
     add weights
     add device "$1"
     SERVER=("${ARGS[@]}") SERVER_LOG=$OUTPUT/server_$1.log URL=''
@@ -47,25 +45,18 @@ start_service() {
 # stop_service: its row is green only if it had an address, lived until now, and ends as it should.
 stop_service() {
     local code=0
-    CHECK=()
     kill "$SERVING" 2>/dev/null || code=1
     wait "$SERVING" || code=$?
     SERVING=''
     cat "$SERVER_LOG"
-    if [ "$code" -eq 0 ] && [ -n "$URL" ]; then
-        SUCCEEDED=$((SUCCEEDED + 1))
-        status successfully "${SERVER[*]}" "$SERVER_LOG"
-    else
-        FAILED=$((FAILED + 1))
-        echo "exit code $code, address '$URL'" | tee -a "$SERVER_LOG"
-        status failed "${SERVER[*]}" "$SERVER_LOG"
-    fi
+    [ -n "$URL" ] || code=1
+    [ "$code" -eq 0 ] || echo "exit code $code, address '$URL'" | tee -a "$SERVER_LOG"
+    verdict $code "$SERVER_LOG" "${SERVER[@]}"
 }
 
 client_row() {
     local log=$OUTPUT/server_infer_$1_jobs_$2.log
-    ARGS=("$PYTHON")
-    words "${VALUE[client]}"
+    python_command "${VALUE[client]}"
     add images
     ARGS+=("--url=${URL:-none}" "--save_dir=$(results_of "$log")" "--jobs=$2")
     infer_row "$log" '' fp32
@@ -73,11 +64,7 @@ client_row() {
 
 open_config "${1-}" "${2-}" serving_infer
 read_config
-interpreter
-check_prepared
-learn_machine
 start_chain results_serving.log
-BROKEN='' OBSTACLE=''
 reference_row "${VALUE[weights]}" "$OUTPUT/model"
 NO_REFERENCE=$BROKEN
 split device && devices=("${LIST[@]}")

@@ -38,9 +38,6 @@ for index in "${!NAMES[@]}"; do
     choose batch
     VALUE[mode_options]='' VALUE[accuracy_train_loss]=finite
     if [ "$index" = 0 ]; then
-        interpreter
-        check_prepared
-        learn_machine
         start_chain results_python.log
     fi
     both "${NAMES[index]}"

@@ -78,8 +78,7 @@ infer_on_gpu() {
 
 # infer_command MODEL_DIR LOG: the part of the command that all devices share, into ARGS.
 infer_command() {
-    ARGS=("$PYTHON")
-    words "${VALUE[inference]}"
+    python_command "${VALUE[inference]}"
     add use_gpu "$use_gpu"
     add model_dir "$1"
     add infer_batch "$batch"
@@ -105,8 +104,7 @@ random_rows() {
     split precision && precision=${LIST[0]}
     for batch in "${batches[@]}"; do
         log=$OUTPUT/python_random_input_$2_batchsize_$batch.log
-        ARGS=("$PYTHON")
-        words "${VALUE[inference]}"
+        python_command "${VALUE[inference]}"
         add use_gpu "$use_gpu"
         add model_dir "$1"
         add precision "$precision"
@@ -155,8 +153,7 @@ eval_rows() {
     for value in "${values[@]}"; do
         log=$3_eval.log
         [ ${#values[@]} -eq 1 ] || log=$3_eval_$value.log
-        ARGS=("$PYTHON")
-        words "${VALUE[eval]}"
+        python_command "${VALUE[eval]}"
         option "${KEY[weights]}" "$1"
         option "${KEY[device]}" "$2"
         add eval_option "$value"
@@ -167,8 +164,7 @@ eval_rows() {
 
 # export_row COMMAND WEIGHTS FOLDER LOG
 export_row() {
-    ARGS=("$PYTHON")
-    words "$1"
+    python_command "$1"
     add export_weights "$2"
     add export_folder "$3"
     CHECK=("$PYTHON" test_tipc/check_row.py export --model "$3" --weights "$2")
@@ -282,9 +278,6 @@ if [ "$MODE" != whole_infer ]; then
     if given "${VALUE[train_images]}"; then VALUE[images]=${VALUE[train_images]}; fi
 fi
 check_values
-interpreter
-check_prepared
-learn_machine
 start_chain results_python.log
 if [ "$MODE" = whole_infer ]; then
     [ -z "${3-}" ] || export CUDA_VISIBLE_DEVICES=$3

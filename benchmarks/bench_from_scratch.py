@@ -14,13 +14,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
+from contenders import measured, take_turns
 from denoising import cli, machine
 from denoising.cli import number
 
@@ -174,24 +174,31 @@ def other_step(who, options):
     start = {name: tensor.data for name, tensor in UNet(options.features).parameters().items()}
     start = {n: np.ascontiguousarray(a.transpose(3, 2, 0, 1)) if a.ndim == 4 else a for n, a in start.items()}
     images = [np.ascontiguousarray(image.transpose(0, 3, 1, 2)) for image in batch_of(options.batch)]
-    make = torch_operations if who.startswith("torch") else paddle_operations
-    weights, (noisy, target), operations, matmul, unfold, fold, adam, differences = make(start, images)
+    framework = in_torch if who.startswith("torch") else in_paddle
+    F, weights, (noisy, target), adam, own = framework(start, images)
 
-    if "unfold" in who:
+    def conv(x, w, b):
+        return F.conv2d(x, w, b, padding=w.shape[2] // 2)
 
-        def conv(x, w, b):
-            cols = unfold(x)  # N x (C kh kw) x (H W)
-            y = matmul(w.reshape([w.shape[0], -1]), cols) + b.reshape([-1, 1])
-            return y.reshape([-1, w.shape[0], *x.shape[2:]])
+    def unfolding_conv(x, w, b):
+        cols = own["unfold"](x)  # N x (C kh kw) x (H W)
+        y = w.reshape([w.shape[0], -1]) @ cols + b.reshape([-1, 1])
+        return y.reshape([-1, w.shape[0], *x.shape[2:]])
 
-        def up(x, w, b):
-            cols = matmul(w.reshape([w.shape[0], -1]).T, x.reshape([x.shape[0], x.shape[1], -1]))
-            return fold(cols, [2 * length for length in x.shape[2:]]) + b.reshape([-1, 1, 1])
+    def folding_up(x, w, b):
+        cols = w.reshape([w.shape[0], -1]).T @ x.reshape([x.shape[0], x.shape[1], -1])
+        return own["fold"](cols, [2 * length for length in x.shape[2:]]) + b.reshape([-1, 1, 1])
 
-        operations |= {"conv": conv, "up": up}
+    operations = {
+        "conv": unfolding_conv if "unfold" in who else conv,
+        "up": folding_up if "unfold" in who else own["up"],
+        "relu": lambda x: F.leaky_relu(x, SLOPE),
+        "pool": lambda x: F.max_pool2d(x, 2),
+        "concat": own["concat"],
+    }
 
     def differentiate():
-        loss = differences(unet(weights, noisy, **operations), target)
+        loss = F.mse_loss(unet(weights, noisy, **operations), target)
         loss.backward()
         return float(loss)
 
@@ -208,57 +215,46 @@ def other_step(who, options):
     return step, check
 
 
-def paddle_operations(start, images):
+def in_paddle(start, images):
+    """Paddle's functions, weights, images, Adam, and the operations that PyTorch writes in another way."""
     import paddle
     from paddle.nn import functional as F
 
     weights = {n: paddle.base.framework.EagerParamBase.from_tensor(paddle.to_tensor(a)) for n, a in start.items()}
-    operations = {
-        "conv": lambda x, w, b: F.conv2d(x, w, b, padding=w.shape[2] // 2),
+    own = {
         "up": lambda x, w, b: F.conv2d_transpose(x, w, b, stride=2),
-        "relu": lambda x: F.leaky_relu(x, SLOPE),
-        "pool": lambda x: F.max_pool2d(x, 2),
         "concat": lambda tensors: paddle.concat(tensors, axis=1),
+        "unfold": lambda x: F.unfold(x, 3, paddings=1),
+        "fold": lambda cols, size: F.fold(cols, size, 2, strides=2),
     }
     adam = paddle.optimizer.Adam(RATE, parameters=list(weights.values()))
-    images = [paddle.to_tensor(image) for image in images]
-    unfold = lambda x: F.unfold(x, 3, paddings=1)  # noqa: E731
-    fold = lambda cols, size: F.fold(cols, size, 2, strides=2)  # noqa: E731
-    return weights, images, operations, paddle.matmul, unfold, fold, adam, F.mse_loss
+    return F, weights, [paddle.to_tensor(image) for image in images], adam, own
 
 
-def torch_operations(start, images):
+def in_torch(start, images):
+    """The same in PyTorch."""
     import torch
     from torch.nn import functional as F
 
     torch.set_num_threads(CORES)
     weights = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in start.items()}
-    operations = {
-        "conv": lambda x, w, b: F.conv2d(x, w, b, padding=w.shape[2] // 2),
+    own = {
         "up": lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2),
-        "relu": lambda x: F.leaky_relu(x, SLOPE),
-        "pool": lambda x: F.max_pool2d(x, 2),
         "concat": lambda tensors: torch.cat(tensors, dim=1),
+        "unfold": lambda x: F.unfold(x, 3, padding=1),
+        "fold": lambda cols, size: F.fold(cols, size, 2, stride=2),
     }
-    adam = torch.optim.Adam(weights.values(), RATE)
-    images = [torch.from_numpy(image) for image in images]
-    unfold = lambda x: F.unfold(x, 3, padding=1)  # noqa: E731
-    fold = lambda cols, size: F.fold(cols, size, 2, stride=2)  # noqa: E731
-    return weights, images, operations, torch.matmul, unfold, fold, adam, F.mse_loss
+    return F, weights, [torch.from_numpy(image) for image in images], torch.optim.Adam(weights.values(), RATE), own
 
 
 # --- All of them in turn ------------------------------------------------------------------------------------
-
-
-def prepare(who, options):
-    return (our_step if who in ("ours", "blas", "index") else other_step)(who, options)
 
 
 def measure(who, options):
     """Prints the loss, a digest of each gradient, and the seconds of each step, as JSON."""
     import numpy as np
 
-    step, check = prepare(who, options)
+    step, check = (our_step if who in ("ours", "blas", "index") else other_step)(who, options)
     loss, found = check()
     # A number for each tensor to which each of its elements adds a part of its own.
     digest = {name: float((g * np.cos(np.arange(g.size).reshape(g.shape))).sum()) for name, g in found.items()}
@@ -274,19 +270,12 @@ def measure(who, options):
 
 def run(who, options):
     """Measures in a process of its own; None if that fails, as where a framework is not installed."""
-    flags = [f"--batch={options.batch}", f"--features={options.features}"]
+    flags = [who, f"--batch={options.batch}", f"--features={options.features}"]
     flags.append(f"--steps={1 if who == 'index' else options.steps}")  # that one takes seconds
-    environment = dict(os.environ)
     # Ours gives each of its threads one of BLAS. Paddle's operations are sometimes fastest on a single one.
     threads = 1 if who == "ours" or who.endswith("-1") else CORES
-    environment |= {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
-    command = [sys.executable, "-W", "ignore", __file__, "--measure", who, *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        cli.note(f"{NAMES[who]}: not measured: {lines[-1] if lines else 'no message'}")
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
+    return measured(__file__, NAMES[who], flags, environment)
 
 
 def same(a, b):
@@ -371,18 +360,13 @@ def main(argv=None):
     if options.where:
         return where(options)
 
-    results = {who: [] for who in options.only}
-    for i in range(options.rounds):
-        for who in list(results):
-            cli.note(f"round {i + 1} of {options.rounds}: {NAMES[who]}")
-            result = run(who, options)
-            if result is None:
-                del results[who]
-                continue
-            results[who].append(result)
-            first = next(iter(results.values()))[0]
-            if not same(first, result):
-                raise RuntimeError(f"{NAMES[who]}: another loss or other gradients than {NAMES[options.only[0]]}")
+    results = {}
+    titles = {who: NAMES[who] for who in options.only}
+    for who, result in take_turns(titles, options.rounds, lambda who: run(who, options)):
+        results.setdefault(who, []).append(result)
+        first = next(iter(results.values()))[0]
+        if not same(first, result):
+            raise RuntimeError(f"{NAMES[who]}: another loss or other gradients than {NAMES[options.only[0]]}")
 
     times = {who: [second for result in rounds for second in result["seconds"]] for who, rounds in results.items()}
     bar = statistics.median(times["ours"]) if "ours" in times else None

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
+from contenders import measured, take_turns
 from denoising import cli, machine
 from denoising.cli import number
 
@@ -179,18 +179,10 @@ def run(who, precision, options):
     """Measures in a process of its own; None where the framework is not installed."""
     # Paddle's own layers take ten times as long, and their time varies less than the difference.
     steps = 1 if who == "stock" else options.steps
-    flags = ["--steps", steps, "--batch", options.batch, "--size", options.size]
-    environment = dict(os.environ)
-    if options.cpu_time:
-        flags.append("--cpu-time")
-        environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-W", "ignore", __file__, "--measure", who, precision, *map(str, flags)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        cli.note(f"{NAMES[who, precision]}: not measured: {lines[-1] if lines else 'no message'}")
-        return None
-    return json.loads(done.stdout)
+    flags = [who, precision, "--steps", steps, "--batch", options.batch, "--size", options.size]
+    flags += ["--cpu-time"] if options.cpu_time else []
+    environment = {"OMP_NUM_THREADS": "1"} if options.cpu_time else {}
+    return measured(__file__, NAMES[who, precision], flags, environment)
 
 
 def main(argv=None):
@@ -198,15 +190,10 @@ def main(argv=None):
     if options.measure:
         return measure(*options.measure, options, time.thread_time if options.cpu_time else time.perf_counter)
 
-    times = {key: [] for key in NAMES if not (options.no_stock and key[0] == "stock")}
-    for i in range(options.rounds):
-        for who, precision in list(times):
-            cli.note(f"round {i + 1} of {options.rounds}: {NAMES[who, precision]}")
-            seconds = run(who, precision, options)
-            if seconds is None:
-                del times[who, precision]
-            else:
-                times[who, precision] += seconds
+    titles = {key: title for key, title in NAMES.items() if not (options.no_stock and key[0] == "stock")}
+    times = {}
+    for key, seconds in take_turns(titles, options.rounds, lambda key: run(*key, options)):
+        times.setdefault(key, []).extend(seconds)
 
     if options.json:
         print(json.dumps({" ".join(key): seconds for key, seconds in times.items()}))

@@ -136,38 +136,31 @@ def subsampler(rounds, size=256):
 # --- Training --------------------------------------------------------------------------------------------------
 
 
-def _training(folder, batch, patch, precision, *flags):
+def _training(folder, batch, patch, precision):
     """What train.py trains with, ready for its first step."""
     from denoising.inference import devices
-    from denoising.training.options import get_parser
+    from denoising.training.options import get_parser, parse_options
     from denoising.training.state import Training
 
-    flags = ["--data_dir", folder, "--batchsize", batch, "--patchsize", patch, "--precision", precision, *flags]
-    options = get_parser().parse_args(flags)
+    flags = ["--data_dir", folder, "--noisetype", SIGMA, "--batchsize", batch, "--patchsize", patch]
+    flags += ["--precision", precision]
+    options, _ = parse_options(get_parser(), flags)
     return Training(options, devices.prepare(options)), options
 
 
 def loading(folder, batch, patch, precision, rounds, steps):
     """Loader alone, loop with a prepared batch, loop that loads: from JPEG each time, and from the cache."""
     import dataset
-    from denoising.imaging.noise import parse_noise
+    import train
     from denoising.training.methods import Neighbor2Neighbor
 
     training, options = _training(folder, batch, patch, precision)
     method = Neighbor2Neighbor()
     loaders = {}
-    for name, cache in (("JPEG", 0), ("cached", 8 << 30)):
-        patches = dataset.TrainingImages(
-            folder,
-            method=method,
-            noise=parse_noise(SIGMA),
-            n_channel=3,
-            patchsize=patch,
-            seed=options.seed,
-            cache_bytes=cache,
-        )
+    for name, cache_gb in (("JPEG", 0), ("cached", 8)):
+        patches = train.training_images(options.but(cache_gb=cache_gb), method)
         loaders[name] = dataset.Batches(patches, batch, options.seed, workers=options.workers)
-        if cache:
+        if cache_gb:
             for index in range(len(patches)):
                 patches.sample(0, index)
     ready = loaders["cached"].batch(0)

@@ -62,13 +62,9 @@ def get_parser():
     return parser
 
 
-def rows_of(folder):
-    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def row_of(run_folder, meaning, batch):
-    rows = rows_of(run_folder)
+    with open(run_folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     psnr, ips, Lambdas = (
         [float(row["value"]) for row in rows if row["name"].startswith(name)]
         for name in ("psnr/", "speed/ips", "schedule/Lambda")

@@ -284,13 +284,7 @@ def memory(bench):
 
 
 SECTIONS = {
-    "dataset_tool": dataset_tool,
-    "subsampler": subsampler,
-    "loading": loading,
-    "around": around,
-    "denoising": denoising,
-    "window": window,
-    "memory": memory,
+    section.__name__: section for section in (dataset_tool, subsampler, loading, around, denoising, window, memory)
 }
 
 

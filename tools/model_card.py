@@ -34,7 +34,7 @@ from denoising.cli import UserError, number
 
 # Nothing that imports Paddle: each row's process reads this file, and Paddle would count as its memory.
 from denoising.export import card_page, card_rows, writing
-from denoising.export.card_rows import Job, Row
+from denoising.export.card_rows import Conditions, Row
 from denoising.export.onnx_graph import channels_in, multiplications, trace
 from denoising.export.quantization import METHODS
 from denoising.imaging.noise import list_of_noise, noise_of_flag, parse_noise
@@ -74,10 +74,7 @@ def get_parser():
         help="measure only these runtimes, e.g. OpenVINO or 'Paddle, oneDNN', and the engine in fp32",
     )
     add = parser.add_argument_group("calibration of 8 bits").add_argument
-    add(
-        "--images",
-        help="folder of noisy images, or of clean ones if --noise is given; int8 needs them",
-    )
+    add("--images", help="folder of noisy images, or of clean ones if --noise is given; int8 needs them")
     add("--noise", default="none", help=f"noise to add to them: {list_of_noise()}")
     add("--method", choices=METHODS, default="kl", help="how the ranges of activations are chosen")
     add = parser.add_argument_group("quality").add_argument
@@ -125,9 +122,9 @@ def main(argv=None):
         card |= make_files(network, trained, options, rows, Path(temporary))
         card["validation"] = dict(zip(("set", "noise", "images", "repeats"), validation[1:], strict=True))
         batches = tuple(sorted({1, *options.batches}))
-        job = Job(temporary, options.model_path, tuple(sorted(set(options.sizes))), batches, options.full,
+        conditions = Conditions(temporary, options.model_path, tuple(sorted(set(options.sizes))), batches, options.full,
                   options.seconds, validation, card.get("lacking", "it takes --images and a runtime"))  # fmt: skip
-        card["rows"] = run_rows(rows, options.threads, job)
+        card["rows"] = run_rows(rows, options.threads, conditions)
     card["minutes"] = round((datetime.datetime.now() - start).total_seconds() / 60, 1)
     card["goals"] = card_page.reached(card["rows"])
     cli.write_json(data, card)
@@ -221,7 +218,7 @@ def make_files(network, trained, options, rows, folder):
     return card
 
 
-def run_rows(wanted, counts, job):
+def run_rows(wanted, counts, conditions):
     """Measures rows, each with each number of threads in a new process; a crash is noted and costs only its row."""
     rows = []
     with cli.progress(total=len(wanted) * len(counts), unit="row") as bar:
@@ -230,7 +227,7 @@ def run_rows(wanted, counts, job):
             for threads in reversed(counts):
                 # All that computes in float32 gives the same pictures; only what rounds is scored anew.
                 first = threads == counts[-1]
-                found = measured(row, threads, first, first and (row.precision != "fp32" or row == ROWS[0]), job)
+                found = measured(row, threads, first, first and (row.precision != "fp32" or row == ROWS[0]), conditions)
                 bar.update()
                 facts["latency"] = facts.get("latency", []) + found.pop("latency", [])
                 facts = found | facts
@@ -241,10 +238,10 @@ def run_rows(wanted, counts, job):
     return rows
 
 
-def measured(row, threads, first, score, job):
+def measured(row, threads, first, score, conditions):
     """One row in a process of its own."""
-    if row.file and not (Path(job.folder) / row.file).exists():
-        reason = job.lacking if row.precision == "int8" else "it takes onnxruntime or openvino"
+    if row.file and not (Path(conditions.folder) / row.file).exists():
+        reason = conditions.lacking if row.precision == "int8" else "it takes onnxruntime or openvino"
         return {"absent": f"there is no {row.file}: {reason}"}
     # The engine takes its threads from the environment, and all cores by default; runtimes have a flag. Paddle's
     # import has set the variable to 1 in this process.
@@ -254,7 +251,7 @@ def measured(row, threads, first, score, job):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=cli.start_worker) as pool:
         try:
-            return pool.submit(card_rows.measure, row, threads, first, score, job).result()
+            return pool.submit(card_rows.measure, row, threads, first, score, conditions).result()
         except BrokenProcessPool:
             return {"absent": "its process died"}
 

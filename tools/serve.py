@@ -94,14 +94,8 @@ def check_model(options):
             sum(map(bool, (weights, *exported))) != 1,
             "--model_path: give either weights, or --model_dir or --model_file of an exported model",
         ),
-        (
-            weights and not fits_weights,
-            "--runtime, --precision: weights run on this project's engine in fp32 or bf16",
-        ),
-        (
-            not weights and options.engine != "auto",
-            "--engine: runs weights; what runs an exported model is --runtime",
-        ),
+        (weights and not fits_weights, "--runtime, --precision: weights run on this project's engine in fp32 or bf16"),
+        (not weights and options.engine != "auto", "--engine: runs weights; what runs an exported model is --runtime"),
     )
     if weights:
         cli.existing_file("--model_path", weights)

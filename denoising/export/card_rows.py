@@ -1,7 +1,7 @@
 """One row of a model card: a network on one runtime in one precision with so many threads, in a process of its own.
 
 >>> with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-...     facts = pool.submit(measure, row, 2, True, True, job).result()
+...     facts = pool.submit(measure, row, 2, True, True, conditions).result()
 
 A row of which the runtime does not compute as asked is absent, and says why; nothing is measured in its place.
 """
@@ -22,7 +22,7 @@ LONG = 3.0  # seconds, after which one run is enough
 
 @dataclass(frozen=True)
 class Row:
-    """What runs, and on which file of a job's folder."""
+    """What runs, and on which of the exported files."""
 
     runtime: str  # as the card names it
     precision: str
@@ -32,7 +32,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Job:
+class Conditions:
     """What all rows of a card share."""
 
     folder: str  # of the exports, and of `reference.npz`: noisy pictures and what the network makes of them
@@ -62,7 +62,7 @@ class NetworkRuntime:
         return "the project's engine"
 
 
-def measure(row, threads, first, score, job):
+def measure(row, threads, first, score, conditions):
     """All figures of a row, as a dict; with the key `absent` if there are none.
 
     Args:
@@ -70,50 +70,44 @@ def measure(row, threads, first, score, job):
         threads: of the runtime.
         first: whether to take what does not depend on the threads: the difference from the network, and memory.
         score: whether to take PSNR and SSIM.
-        job: what all rows share.
+        conditions: what all rows share.
     """
     try:
-        runtime = open_row(row, threads, job)
+        runtime = open_row(row, threads, conditions)
         facts = {"engine": runtime.describe(), "latency": []}
-        channels = channels_of(job)
+        with np.load(Path(conditions.folder) / "reference.npz") as file:
+            noisy, denoised = file["noisy"], file["denoised"]
+        channels = noisy.shape[1]
         if first:
-            facts |= difference(runtime, Path(job.folder) / "reference.npz")
+            facts |= difference(runtime(noisy), denoised)
             # The largest image alone, before anything else takes memory.
-            runtime(np.full((1, channels, job.sizes[-1], job.sizes[-1]), 0.5, np.float32))
+            runtime(np.full((1, channels, conditions.sizes[-1], conditions.sizes[-1]), 0.5, np.float32))
             facts["peak_mib"] = machine.used_memory("VmHWM") / 2**20
-        for size in job.sizes:
-            some = job.full or (size == job.sizes[0] and not row.single)
-            for batch in job.batches if some else job.batches[:1]:
-                facts["latency"].append(latency(runtime, batch, channels, size, threads, job.seconds))
-        return facts | (scores(runtime, job) if score else {})
+        for size in conditions.sizes:
+            some = conditions.full or (size == conditions.sizes[0] and not row.single)
+            for batch in conditions.batches if some else conditions.batches[:1]:
+                facts["latency"].append(latency(runtime, batch, channels, size, threads, conditions.seconds))
+        return facts | (scores(runtime, conditions) if score else {})
     except UserError as error:
-        return {
-            "absent": str(error)
-            .replace(job.folder + os.sep, "")
-            .removeprefix("--precision: ")
-            .removeprefix("--runtime: ")
-        }
+        reason = str(error).replace(conditions.folder + os.sep, "")
+        return {"absent": reason.removeprefix("--precision: ").removeprefix("--runtime: ")}
 
 
-def open_row(row, threads, job):
+def open_row(row, threads, conditions):
     """The runtime of a row."""
     if not row.file:
-        return NetworkRuntime(job.model_path, row.precision)
-    options = {"cpu_threads": threads, "precision": row.precision, "model_file": os.path.join(job.folder, row.file)}
+        return NetworkRuntime(conditions.model_path, row.precision)
+    options = {
+        "cpu_threads": threads,
+        "precision": row.precision,
+        "model_file": os.path.join(conditions.folder, row.file),
+    }
     return choice.open_runtime(choice.runtime_options(**options, **row.flags), trusted=True)
 
 
-def channels_of(job):
-    """How many channels the network takes."""
-    with np.load(Path(job.folder) / "reference.npz") as file:
-        return file["noisy"].shape[1]
-
-
-def difference(runtime, path):
-    """How far the results are from the network's own."""
-    with np.load(path) as file:
-        noisy, expected = file["noisy"], file["denoised"]
-    error = np.abs(runtime(noisy).astype(np.float64) - expected)
+def difference(result, expected):
+    """How far a result is from the network's own."""
+    error = np.abs(result.astype(np.float64) - expected)
     decibels = float(-10 * np.log10(np.mean(error**2))) if error.any() else None
     return {"largest_difference": float(error.max()), "psnr_to_network": decibels}
 
@@ -149,7 +143,7 @@ class _Scored:
         return self.runtime(nchw)[0].transpose(1, 2, 0)
 
 
-def scores(runtime, job):
+def scores(runtime, conditions):
     """PSNR and SSIM as val.py has them."""
     # They import Paddle, which would have counted as the runtime's memory before.
     from denoising.data.validation import find_validation_sets
@@ -157,8 +151,8 @@ def scores(runtime, job):
     from denoising.inference.checkpoint import load_network
     from denoising.inference.evaluation import evaluate
 
-    folder, name, noisetype, limit, repeats = job.scored
+    folder, name, noisetype, limit, repeats = conditions.scored
     (validation_set,) = [found for found in find_validation_sets(folder)[0] if found.name == name]
-    denoiser = _Scored(runtime, load_network(job.model_path)[0])
+    denoiser = _Scored(runtime, load_network(conditions.model_path)[0])
     result = evaluate(denoiser, validation_set, parse_noise(noisetype), repeats, limit)
     return {measure: result.mean(measure) for measure in ("psnr", "ssim", "psnr_noisy", "ssim_noisy")}

@@ -70,11 +70,8 @@ class OnnxFileRuntime:
         """Makes the library ready to run, and returns the shape of its one input."""
         raise NotImplementedError
 
-    def _run(self, nchw):
-        raise NotImplementedError
-
     def every(self, nchw):
-        """All outputs of a batch, in their order."""
+        """All outputs of a batch, in their order; the first is the denoised image."""
         raise NotImplementedError
 
     def _convolutions(self):
@@ -89,7 +86,7 @@ class OnnxFileRuntime:
     def __call__(self, nchw):
         """Runs one batch."""
         try:
-            return self._run(np.ascontiguousarray(nchw, np.float32))
+            return self.every(np.ascontiguousarray(nchw, np.float32))[0]
         except self.errors(sys.modules[self.package]) as error:
             size = "x".join(map(str, nchw.shape))
             raise UserError(f"{self.runtime} cannot run a batch of {size}: {_sentence(error)}") from None
@@ -169,11 +166,8 @@ class OnnxRuntime(OnnxFileRuntime):
         options.profile_file_prefix = os.path.join(self.scratch, "profile")
         self.session = library.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         (entry,) = self.session.get_inputs()
-        self.entry, self.exit = entry.name, self.session.get_outputs()[0].name
+        self.entry = entry.name
         return entry.shape
-
-    def _run(self, nchw):
-        return self.session.run([self.exit], {self.entry: nchw})[0]
 
     def every(self, nchw):
         return self.session.run(None, {self.entry: nchw})
@@ -219,10 +213,6 @@ class OpenVino(OnnxFileRuntime):
         self.compiled = core.compile_model(model, "CPU", settings)
         self.request = self.compiled.create_infer_request()
         return [d.get_length() if d.is_static else None for d in entry.partial_shape]
-
-    def _run(self, nchw):
-        self.request.infer([nchw], share_inputs=True)
-        return np.array(self.request.get_output_tensor(0).data)
 
     def every(self, nchw):
         self.request.infer([nchw], share_inputs=True)

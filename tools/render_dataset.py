@@ -144,7 +144,7 @@ def claim(options):
             raise UserError(
                 f"--save_dir: {options.save_dir} was begun with {name} {earlier[name]}; take another folder"
             )
-    elif os.path.isdir(options.save_dir) and any(not one.startswith(".") for one in os.listdir(options.save_dir)):
+    elif os.path.isdir(options.save_dir) and any(not name.startswith(".") for name in os.listdir(options.save_dir)):
         raise UserError(f"--save_dir: {options.save_dir} is not empty and holds no renders of this script")
     cli.writable_folder("--save_dir", options.save_dir)
     if not os.path.isfile(record):
@@ -232,11 +232,11 @@ class Renderer:
 
         rng = np.random.default_rng([*self.shot.place, k])
         width, height = self.camera.film().crop_size()
-        most, total, done = max(1, PASS_SAMPLES // (width * height)), 0.0, 0
+        at_once, total, done = max(1, PASS_SAMPLES // (width * height)), 0.0, 0
         while done < spp:
             if _shared["stop"].is_set():
                 raise KeyboardInterrupt
-            now = min(most, spp - done)
+            now = min(at_once, spp - done)
             seed = int(rng.integers(2**32))
             pixels = mitsuba.render(self.scene, sensor=self.camera, integrator=self.integrator, spp=now, seed=seed)
             total, done = total + np.array(pixels, np.float32) * np.float32(now / spp), done + now

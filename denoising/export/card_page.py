@@ -188,8 +188,8 @@ def reached(rows):
     """
     here = [row for row in rows if "absent" not in row]
     keys = {key for row in here for key in by_column(row) if key[1] == 1}
-    most = max((key[2] for key in keys), default=0)
-    keys = sorted(key for key in keys if key[2] == most)
+    threads = max((key[2] for key in keys), default=0)
+    keys = sorted(key for key in keys if key[2] == threads)
     return [goal for key in keys for goal in _goals_at(here, key)]
 
 

@@ -233,7 +233,7 @@ def test_the_search_keeps_what_gains_much_and_costs_little():
     floats, gains = quantization.search_floats(costs, measure, 0.05)
     assert floats == {"last"}
     assert gains == pytest.approx({"first": 0.02, "last": 3.0})
-    assert not any("middle" in each for each in tried)
+    assert not any("middle" in layers for layers in tried)
     assert quantization.search_floats(costs, measure, 0.0)[0] == frozenset()
     assert quantization.search_floats(costs, measure, 1.0)[0] == {"middle", "last", "small"}
 

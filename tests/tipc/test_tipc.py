@@ -57,9 +57,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
 
-# FAULT is one for all, or, by the number of threads, 1=FAULT|2=FAULT.
+# FAULT is that of all calls, or, by the number of threads, 1=FAULT|2=FAULT.
 fault = os.environ.get("FAULT", "")
-fault = dict(one.split("=", 1) for one in fault.split("|") if "=" in one).get(flags.get("cpu_threads"), fault)
+fault = dict(part.split("=", 1) for part in fault.split("|") if "=" in part).get(flags.get("cpu_threads"), fault)
 
 if script == "machine.py":
     print(os.environ.get("FACTS", "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=0").replace(" ", "\\n"))
@@ -76,14 +76,14 @@ elif script == "train_for_tipc.py":
     losses = losses.split()
     if fault == "static differs" and "--to_static" in argv:
         losses[1] = "0.400001"
-    told = []
+    shown = []
     if flags.get("precision") == "bf16" and fault != "bf16 is ignored":
-        told.append("engine: onednn, bf16")
+        shown.append("engine: onednn, bf16")
     if flags.get("device") == "gpu":
-        told.append("engine: Paddle's own layers (it is for CPUs, and gpu:0 is in use)")
+        shown.append("engine: Paddle's own layers (it is for CPUs, and gpu:0 is in use)")
     if "--to_static" in argv and fault != "static is ignored":
-        told.append("static graph: 2 programs")
-    print(*told, sep="\\n")
+        shown.append("static graph: 2 programs")
+    print(*shown, sep="\\n")
     for i, loss in enumerate(losses):
         print(f"0001 {{i:05d}} Loss1={{loss}}, Lambda=1, Loss2=0.1, Loss_Full={{loss}}, Time=1, ips: 3.0 images/s")
     weights = Path(flags["save_model_path"], flags["log_name"], "best_model.pdparams")
@@ -95,7 +95,7 @@ elif script == "train_for_tipc.py":
             log = Path(flags["log_dir"], f"workerlog.{{rank}}")
             log.parent.mkdir(parents=True, exist_ok=True)
             digest = rank if fault == "ranks differ" else 7
-            lines = [*told, "Loss1=0.5,", "Loss1=0.4,", "Loss1=0.3,", f"weights of rank {{rank}}: {{digest}}", ""]
+            lines = [*shown, "Loss1=0.5,", "Loss1=0.4,", "Loss1=0.3,", f"weights of rank {{rank}}: {{digest}}", ""]
             log.write_text("\\n".join(lines))
 elif script == "val.py":
     psnr = {{"nan score": "nan", "another score": "30.7", "barely denoised": "21.0"}}.get(fault, "30.5")
@@ -413,8 +413,8 @@ def test_the_official_runner_finds_what_it_looks_for(path):
     for number, field in enumerate(fields, 1):
         assert len(field) == (1 if number in (1, 14, 22, 23, 26, 27) else 2), lines[number - 1]
         assert "*" not in lines[number - 1]  # the shell would look for files
-    modes = [one.split("=") for one in fields[6][1].split("|")]
-    assert all(len(one) == 2 and one[1].isdigit() for one in modes)
+    modes = [mode.split("=") for mode in fields[6][1].split("|")]
+    assert all(len(mode) == 2 and mode[1].isdigit() for mode in modes)
     # The weights that it asks for are <save>/<model>/<train_model_name>.
     for trainer in fields[14][1].split("|"):
         command = fields[{"norm_train": 15, "pact_train": 16, "fpgm_train": 17, "distill_train": 18}[trainer]][1]
@@ -641,7 +641,7 @@ def test_the_demo_ends_with_the_chain_and_fails_with_it(chain):
 def expanded(pattern):
     """The patterns of a{b,c}d."""
     if found := re.fullmatch(r"(.*)\{(.*)\}(.*)", pattern):
-        return [found[1] + one + found[3] for one in found[2].split(",")]
+        return [found[1] + choice + found[3] for choice in found[2].split(",")]
     return [pattern]
 
 
@@ -847,9 +847,9 @@ def test_onnx_rows_follow_from_the_conversion_and_are_skipped_without_the_packag
 
 def test_eight_bits_are_measured_by_each_method_on_each_runtime(chain):
     run = {"mode": "whole_infer", "script": "test_ptq_inference_python.sh", "FACTS": HERE}
-    one = {"batch_size": "2", "results": "null"}
+    small = {"batch_size": "2", "results": "null"}
     runs = "absmax=paddle|kl=openvino|kl=onnxruntime"
-    config = chain.config(PTQ, **one, runs=runs)
+    config = chain.config(PTQ, **small, runs=runs)
     result = chain.run(config, **run)
     assert result.returncode == 0, result.stdout
     made = [words[-2:] for words in chain.called("quantize_model.py")]
@@ -860,7 +860,7 @@ def test_eight_bits_are_measured_by_each_method_on_each_runtime(chain):
     for wrong in ("kl=paddle", "kl=tensorrt", "median=openvino"):
         assert "runs: " in chain.run(chain.config(PTQ, runs=wrong), **run).stderr
 
-    config = chain.config(PTQ, **one, runs=runs)
+    config = chain.config(PTQ, **small, runs=runs)
     assert chain.run(config, **run, FAULT="another model").returncode == 1
     log = chain.output / "python_infer_cpu_openvino_kl_precision_int8_batchsize_2.log"
     assert "0.3dB is allowed" in log.read_text()
@@ -1110,7 +1110,7 @@ def test_results_are_compared_with_the_stored_ones(chain):
 
 def test_results_in_8_bits_are_of_one_runtime(tmp_path):
     # What rounds at other places has results of its own, so that little need be allowed.
-    logs = [f"python_infer_cpu_{one}_kl_precision_int8_batchsize_1.log" for one in ("openvino", "onnxruntime")]
+    logs = [f"python_infer_cpu_{runtime}_kl_precision_int8_batchsize_1.log" for runtime in ("openvino", "onnxruntime")]
     keys = [compare_results.key_of(tmp_path / "N2N_KL" / "whole_infer" / log) for log in logs]
     assert keys == [("N2N_KL", "int8", "int8_openvino"), ("N2N_KL", "int8", "int8_onnxruntime")]
     fp32 = tmp_path / "N2N" / "whole_infer" / "python_infer_cpu_paddle_usemkldnn_False_precision_fp32_batchsize_1.log"

@@ -40,11 +40,11 @@ def test_one_command_writes_the_card_beside_what_the_page_says(weights, folders,
     first, same = rows["engine", "fp32"], rows[runtime, "fp32"]
     for row in (first, same):
         assert row["largest_difference"] < 1e-5
-        measured = [(each["size"], each["batch"], each["threads"]) for each in row["latency"]]
+        measured = [(timing["size"], timing["batch"], timing["threads"]) for timing in row["latency"]]
         assert measured == [(32, 1, 1), (32, 2, 1), (64, 1, 1)]
-        for each in row["latency"]:
-            assert 0 < each["median_ms"] <= each["p90_ms"]
-            assert each["images_per_second"] == pytest.approx(1000 * each["batch"] / each["median_ms"])
+        for timing in row["latency"]:
+            assert 0 < timing["median_ms"] <= timing["p90_ms"]
+            assert timing["images_per_second"] == pytest.approx(1000 * timing["batch"] / timing["median_ms"])
         assert row["peak_mib"] > 20
     # What computes the same is scored once; the score is that of val.py.
     assert "psnr" not in same

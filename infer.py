@@ -156,7 +156,7 @@ def time_random_input(runtime, times, options):
         times.stamp()
         runtime(x)
         times.stamp()
-        times.end(stamp=True, items=nchw_shape[0])
+        times.end(nchw_shape[0])
 
 
 def prepare(runtime, source, nchw_shape, options):
@@ -247,7 +247,7 @@ class Runner:
         denoised = batches.from_nchw(y, noisy, self.runtime.channels)
         for (job, page), image, result in zip(batch, noisy, denoised, strict=True):
             job.denoised[page] = images.from_01(self._restored(job, image, result), job.picture.pages[page].dtype)
-        self.times.end(stamp=True, items=len(batch))
+        self.times.end(len(batch))
 
     def _noisy(self, job, page):
         array = job.picture.pages[page]

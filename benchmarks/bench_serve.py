@@ -43,16 +43,11 @@ def get_parser():
     add = parser.add_argument
     add("--serve", default=f"--model_path {ROOT / 'best_model.pdparams'}", help="flags of tools/serve.py")
     add("--size", type=number(int, 1), default=256, help="side of the picture in pixels")
-    add(
-        "--clients",
-        type=number(int, 1),
-        nargs="+",
-        default=[1, 2, 4, 8, 16, 32, 64, 128],
-        help="how many there are at a time, one number after the other",
-    )
+    add("--clients", type=number(int, 1), nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128],
+        help="how many there are at a time, one number after the other")  # fmt: skip
     add("--seconds", type=number(int, 1), default=30, help="how long each number of clients sends")
     add("--max_batch", type=number(int, 1), nargs="+", default=[8], help="of the service; a table for each")
-    return parser  # fmt: skip
+    return parser
 
 
 class Served:

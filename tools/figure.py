@@ -30,13 +30,12 @@ ROWS = ("input", "label", "output")
 def get_parser():
     """The flags."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--result_dir", required=True, help="the folder with the pictures")
-    parser.add_argument(
-        "--images", type=number(int, 0), nargs="+", metavar="N", help="their numbers; the first five unless given"
-    )
-    parser.add_argument("--save_path", default="figure.png", help="where the figure goes")
-    parser.add_argument("--show", action="store_true", help="open it on the screen too")
-    parser.add_argument("--overwrite", action="store_true", help="replace a figure that exists")
+    add = parser.add_argument
+    add("--result_dir", required=True, help="the folder with the pictures")
+    add("--images", type=number(int, 0), nargs="+", metavar="N", help="their numbers; the first five unless given")
+    add("--save_path", default="figure.png", help="where the figure goes")
+    add("--show", action="store_true", help="open it on the screen too")
+    add("--overwrite", action="store_true", help="replace a figure that exists")
     return parser
 
 

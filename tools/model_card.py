@@ -67,12 +67,8 @@ def get_parser():
     add("--save_dir", default="./docs/models", help="folder for the card; created if needed")
     add("--overwrite", action="store_true", help="replace an earlier card's section and JSON")
     add("--quick", action="store_true", help="only 256 pixels, single images, few runs, and four images to score")
-    add(
-        "--only",
-        nargs="+",
-        metavar="RUNTIME",
-        help="measure only these runtimes, e.g. OpenVINO or 'Paddle, oneDNN', and the engine in fp32",
-    )
+    add("--only", nargs="+", metavar="RUNTIME",
+        help="measure only these runtimes, e.g. OpenVINO or 'Paddle, oneDNN', and the engine in fp32")  # fmt: skip
     add = parser.add_argument_group("calibration of 8 bits").add_argument
     add("--images", help="folder of noisy images, or of clean ones if --noise is given; int8 needs them")
     add("--noise", default="none", help=f"noise to add to them: {list_of_noise()}")

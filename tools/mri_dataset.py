@@ -49,22 +49,19 @@ def get_parser():
     source.add_argument(
         "--data", metavar="PATH", help=f"a volume or a folder of them: {' '.join(nifti.VOLUME_SUFFIXES)}"
     )
-    parser.add_argument("--save_dir", required=True, help="new or empty folder for the slices")
-    parser.add_argument("--size", type=number(int, 32, 4096), default=256, help="side of the slices in pixels")
-    parser.add_argument(
-        "--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the phantoms; another seed, other heads"
-    )
-    parser.add_argument(
-        "--slices", nargs=2, type=number(int, 0), metavar=("FIRST", "LAST"), help="only these of each volume, from 0"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--save_dir", required=True, help="new or empty folder for the slices")
+    add("--size", type=number(int, 32, 4096), default=256, help="side of the slices in pixels")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the phantoms; another seed, other heads")
+    add("--slices", nargs=2, type=number(int, 0), metavar=("FIRST", "LAST"), help="only these of each volume, from 0")
+    add(
         "--kspace_share",
         type=number(float, 0.0001, 1),
         metavar="P",
         help="--data holds k-space (complex .npy of H x W or D x H x W, frequency 0 first, 0 where nothing was "
         "measured), sampled with the density of --noisetype mriP; float32 .npy come out, of its own size",
     )
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+    add("--overwrite", action="store_true", help="write into a folder that is not empty")
     return parser
 
 

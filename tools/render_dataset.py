@@ -42,32 +42,26 @@ def get_parser():
     """The flags."""
     parser = cli.Parser(__doc__)
     parser.add_argument("--save_dir", required=True, help="new folder, or an earlier one of the same options")
-    what = parser.add_argument_group("scenes")
-    what.add_argument("--n_scenes", type=number(int, 0, 99999), default=60, help="scenes to train on")
-    what.add_argument("--n_valid", type=number(int, 0, 99999), default=8, help="scenes to validate on")
-    what.add_argument(
-        "--scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to train on, none is drawn then"
-    )
-    what.add_argument("--valid_scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to validate on")
-    what.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the scenes and of all noise")
-    quality = parser.add_argument_group("renders")
-    quality.add_argument("--size", type=number(int, 16, 8192), help="side in pixels; 256, or what a file says")
-    quality.add_argument("--spp", type=number(int, 1, 2**20), default=8, help="samples per pixel of a noisy render")
-    quality.add_argument("--reference_spp", type=number(int, 1, 2**20), default=512, help="those of a converged one")
-    quality.add_argument("--n_renders", type=number(int, 2, 1000), default=2, help="noisy renders of a training scene")
-    quality.add_argument("--clean_targets", action="store_true", help="converged renders of the training scenes too")
-    quality.add_argument(
-        "--format",
-        default="exr",
-        choices=["exr", "png"],
-        help="linear light of any range; or tone-mapped to 8 bits, to look at",
-    )
-    quality.add_argument(
+    add = parser.add_argument_group("scenes").add_argument
+    add("--n_scenes", type=number(int, 0, 99999), default=60, help="scenes to train on")
+    add("--n_valid", type=number(int, 0, 99999), default=8, help="scenes to validate on")
+    add("--scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to train on, none is drawn then")
+    add("--valid_scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to validate on")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the scenes and of all noise")
+    add = parser.add_argument_group("renders").add_argument
+    add("--size", type=number(int, 16, 8192), help="side in pixels; 256, or what a file says")
+    add("--spp", type=number(int, 1, 2**20), default=8, help="samples per pixel of a noisy render")
+    add("--reference_spp", type=number(int, 1, 2**20), default=512, help="those of a converged one")
+    add("--n_renders", type=number(int, 2, 1000), default=2, help="noisy renders of a training scene")
+    add("--clean_targets", action="store_true", help="converged renders of the training scenes too")
+    add("--format", default="exr", choices=["exr", "png"],
+        help="linear light of any range; or tone-mapped to 8 bits, to look at")  # fmt: skip
+    add(
         "--variant",
         default="scalar_rgb",
         help="of Mitsuba: llvm_ad_rgb is three times as fast where it finds a new LLVM, e.g. 19 (DRJIT_LIBLLVM_PATH)",
     )
-    quality.add_argument("--workers", type=number(int, 1, 1024), default=machine.cores(), help="processes")
+    add("--workers", type=number(int, 1, 1024), default=machine.cores(), help="processes")
     return parser
 
 

@@ -20,15 +20,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-import paddle
-
-from arch_unet import DenoisingNetwork
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.inference import devices
 from denoising.inference.denoiser import Denoiser
 from denoising.runtimes import choice
 from denoising.serving.image_process import ImageProcesses
+from denoising.serving.pipeline import ExportedNetwork
 
 IMAGE_PROCESSES = 2
 
@@ -45,44 +43,25 @@ def get_parser():
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 or :: listens on all of this machine's")
     add("--port", type=number(int, 0, 65535), default=8000, help="port to listen on; 0 takes any that is free")
     add("--max_mb", type=number(float, 0.001, 2000), default=50, help="megabytes that an upload may have")
-    add(
-        "--max_megapixels",
-        type=number(float, 0.01, 500),
-        default=25,
-        help="megapixels that an image may have, all its pages together",
-    )
-    add(
-        "--max_queue",
-        type=number(int, 1, 10000),
-        default=32,
-        help="images in work at a time; further ones are answered with 503, try again",
-    )
+    add("--max_megapixels", type=number(float, 0.01, 500), default=25,
+        help="megapixels that an image may have, all its pages together")  # fmt: skip
+    add("--max_queue", type=number(int, 1, 10000), default=32,
+        help="images in work at a time; further ones are answered with 503, try again")  # fmt: skip
     add("--max_connections", type=number(int, 1, 100000), default=256, help="connections open at a time")
     add("--timeout", type=number(float, 0.1, 86400), default=120, help="seconds for an image, its wait included")
     add("--transfer_timeout", type=number(float, 0.1, 86400), default=60, help="seconds for an upload or a download")
     add("--decode_timeout", type=number(float, 0.1, 86400), default=10, help="seconds to decode an upload")
-    add(
-        "--stop_timeout",
-        type=number(float, 0, 86400),
-        default=30,
-        help="seconds that the images in work are given when the service is told to stop",
-    )
+    add("--stop_timeout", type=number(float, 0, 86400), default=30,
+        help="seconds that the images in work are given when the service is told to stop")  # fmt: skip
     add("--access_log", action="store_true", help="write a line to stderr for each request")
     add = parser.add_argument_group("computing").add_argument
     add("--max_batch", type=number(int, 1, 256), default=8, help="windows of one size that are computed at once")
-    add(
-        "--max_wait_ms",
-        type=number(float, 0, 10000),
-        default=0,
-        help="milliseconds that a window waits for others of its size",
-    )
-    add(
-        "--tile",
-        type=number(int, 352),
-        help="side of the largest window in pixels; chosen by the free memory unless given",
-    )
+    add("--max_wait_ms", type=number(float, 0, 10000), default=0,
+        help="milliseconds that a window waits for others of its size")  # fmt: skip
+    add("--tile", type=number(int, 352),
+        help="side of the largest window in pixels; chosen by the free memory unless given")  # fmt: skip
     devices.add_flags(parser, choice.PRECISIONS, "; fp16 and int8 are for exported models")
-    return parser  # fmt: skip
+    return parser
 
 
 def check_model(options):
@@ -106,21 +85,12 @@ def check_model(options):
     return chosen
 
 
-class ExportedNetwork(DenoisingNetwork):
-    """What a runtime computes, in the place of a network: so a Denoiser tiles and the service batches for it too."""
-
-    def __init__(self, runtime):
-        super().__init__(n_channel=runtime.channels)
-        self.runtime = runtime
-
-    def forward(self, x):
-        return paddle.to_tensor(self.runtime(x.numpy()))
-
-
 def load(options, exported):
     """A Denoiser of weights, or of an exported model."""
     if not exported:
         return Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
+    import paddle
+
     paddle.set_device("cpu")
     runtime = choice.open_runtime(exported)
     cli.note(runtime.describe())

@@ -32,20 +32,15 @@ PATIENCE = 600
 def get_parser():
     """All flags."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--image_path", required=True, help="an image, a folder (searched recursively), or a glob")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
-    parser.add_argument("--save_dir", default="./output/", help="where results go; created if needed")
-    parser.add_argument(
-        "--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect"
-    )
-    parser.add_argument("--jobs", type=number(int, 1, 64), default=4, help="images sent at a time")
-    parser.add_argument(
-        "--patience",
-        type=number(float, 0),
-        default=PATIENCE,
-        help="how many seconds to go on asking while the service is busy",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    add = parser.add_argument
+    add("--image_path", required=True, help="an image, a folder (searched recursively), or a glob")
+    add("--url", default="http://127.0.0.1:8000", help="address of the service")
+    add("--save_dir", default="./output/", help="where results go; created if needed")
+    add("--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect")
+    add("--jobs", type=number(int, 1, 64), default=4, help="images sent at a time")
+    add("--patience", type=number(float, 0), default=PATIENCE,
+        help="how many seconds to go on asking while the service is busy")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace results that exist")
     return parser
 
 

@@ -5,7 +5,7 @@
     ...     log.times.start()
     ...     x = prepare(batch); log.times.stamp()
     ...     y = run(x); log.times.stamp()
-    ...     finish(y); log.times.end(stamp=True, items=len(batch))
+    ...     finish(y); log.times.end(len(batch))
     >>> log.report()
 
 AutoLog (`auto_log`) is on no package index and depends on its surroundings: it may end the process,
@@ -46,11 +46,10 @@ AUTO_LOG_SECONDS = 60.0
 
 
 class Times:
-    """Seconds per stage and batch, in the order of the keys; what warms up is simply not timed."""
+    """Seconds per stage and batch; what warms up is simply not timed."""
 
-    def __init__(self, keys=TIME_KEYS):
-        self.keys = keys
-        self.stages = {key: [] for key in keys}
+    def __init__(self):
+        self.stages = {key: [] for key in TIME_KEYS}
         self.total, self.items = [], 0
         self._stamps = []
 
@@ -60,17 +59,16 @@ class Times:
 
     def stamp(self):
         """Ends the next stage of the batch."""
-        if not 0 < len(self._stamps) <= len(self.keys):
-            raise ValueError(f"a batch is start() and then one stamp for each of {self.keys}")
+        if not 0 < len(self._stamps) <= len(TIME_KEYS):
+            raise ValueError(f"a batch is start() and then one stamp for each of {TIME_KEYS}")
         self._stamps.append(time.perf_counter())
-        self.stages[self.keys[len(self._stamps) - 2]].append(self._stamps[-1] - self._stamps[-2])
+        self.stages[TIME_KEYS[len(self._stamps) - 2]].append(self._stamps[-1] - self._stamps[-2])
 
-    def end(self, stamp=False, items=1):
-        """Ends the batch, and with `stamp` its last stage; `items` is how many images it had."""
-        if stamp:
-            self.stamp()
-        if len(self._stamps) != len(self.keys) + 1:
-            raise ValueError(f"end() after {len(self._stamps) - 1} of {len(self.keys)} stages")
+    def end(self, items):
+        """Ends the last stage of the batch, and with it the batch of so many images."""
+        self.stamp()
+        if len(self._stamps) != len(TIME_KEYS) + 1:
+            raise ValueError(f"end() in stage {len(self._stamps) - 1} of {len(TIME_KEYS)}")
         self.total.append(self._stamps[-1] - self._stamps[0])
         self.items += items
         self._stamps = []
@@ -128,7 +126,7 @@ class BenchmarkLog:
 
     def _lines(self):
         used, busy = self.gpu.get("memory"), self.gpu.get("util")
-        stages = ", ".join(f"{key}(ms): {self.times.mean_ms(key):.4f}" for key in self.times.keys)
+        stages = ", ".join(f"{key}(ms): {self.times.mean_ms(key):.4f}" for key in TIME_KEYS)
         groups = {
             "---------------------- Env info ----------------------": _environment(),
             "---------------------- Paddle info ----------------------": _paddle_facts(),
@@ -264,7 +262,7 @@ def _by_auto_log(log):
             "batch_size": log.data["batch_size"], "data_shape": log.data["input_shape"],
         },
         "config": {**log.config, "precision": log.model["precision"]},
-        "pid": os.getpid(), "gpu_ids": log.gpu_ids, "keys": list(log.times.keys),
+        "pid": os.getpid(), "gpu_ids": log.gpu_ids, "keys": TIME_KEYS,
         "stages": log.times.stages, "total": log.times.total,
     }  # fmt: skip
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as in_:

@@ -8,7 +8,9 @@ What finds no thread waits as it came, undecoded.
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import paddle
 
+from arch_unet import DenoisingNetwork
 from denoising import cli
 from denoising.cli import UserError
 from denoising.imaging.noise import noise_of_flag
@@ -84,3 +86,14 @@ class Pipeline:
         # Only what is left beside the pixels is needed of the input.
         picture.pages = []
         return self.processes.call("encode", pages, picture, limit=self.options.timeout), picture.format, pixels
+
+
+class ExportedNetwork(DenoisingNetwork):
+    """What a runtime computes, in the place of a network: so a Denoiser tiles and the service batches for it too."""
+
+    def __init__(self, runtime):
+        super().__init__(n_channel=runtime.channels)
+        self.runtime = runtime
+
+    def forward(self, x):
+        return paddle.to_tensor(self.runtime(x.numpy()))

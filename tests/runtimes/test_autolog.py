@@ -27,7 +27,7 @@ def timed(gpu_ids=None, batches=3):
         log.times.start()
         log.times.stamp()
         log.times.stamp()
-        log.times.end(stamp=True, items=2)
+        log.times.end(2)
     return log
 
 
@@ -65,8 +65,8 @@ def test_wrong_order_of_stamps_is_a_bug_that_is_told():
         times.stamp()
     times.start()
     times.stamp()
-    with pytest.raises(ValueError, match="after 1 of 3"):
-        times.end()
+    with pytest.raises(ValueError, match="in stage 2 of 3"):
+        times.end(1)
     with pytest.raises(ValueError, match="nothing was timed"):
         BenchmarkLog("unet", "fp32", 1, "dynamic", CONFIG).report()
 

@@ -25,6 +25,7 @@ from denoising import cli, machine
 from denoising.cli import number
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "from_scratch"))  # whose modules are imported when the threads of BLAS are set
 SIZE, RATE, SLOPE = 32, 1e-3, 0.1
 CORES = machine.cores()
 NAMES = {
@@ -47,7 +48,7 @@ def get_parser():
     add("--steps", type=number(int, 1), default=10, help="steps that are timed in each measurement")
     add("--batch", type=number(int, 1), default=16, help="images in a batch")
     add("--features", type=number(int, 1), default=24, help="width of the U-Net")
-    add("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="WHO", help="these alone, of the default's")
+    add("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="WHO", help="measure these contenders alone")
     add("--where", action="store_true", help="show instead where one thread of ours spends its time")
     add("--measure", choices=NAMES, help=argparse.SUPPRESS)
     return parser
@@ -66,7 +67,6 @@ def batch_of(count):
 
 def our_step(who, options):
     """A function that takes a step, and one that gives the loss and the gradients by name."""
-    sys.path.insert(0, str(ROOT / "from_scratch"))
     import numpy as np
 
     import threads
@@ -168,7 +168,6 @@ def other_step(who, options):
     """The same for Paddle and PyTorch: weights O x C x kh x kw, images N x C x H x W."""
     import numpy as np
 
-    sys.path.insert(0, str(ROOT / "from_scratch"))
     from unet import UNet
 
     start = {name: tensor.data for name, tensor in UNet(options.features).parameters().items()}
@@ -302,7 +301,6 @@ KINDS = {
 def where(options):
     """Prints what share of a step of one thread each kind of work takes, without what it calls of other kinds."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    sys.path.insert(0, str(ROOT / "from_scratch"))
     import convolution
     import layers
     import unet

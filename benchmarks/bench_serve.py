@@ -46,7 +46,7 @@ def get_parser():
     add("--clients", type=number(int, 1), nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128],
         help="how many there are at a time, one number after the other")  # fmt: skip
     add("--seconds", type=number(int, 1), default=30, help="how long each number of clients sends")
-    add("--max_batch", type=number(int, 1), nargs="+", default=[8], help="of the service; a table for each")
+    add("--max_batch", type=number(int, 1), nargs="+", default=[8], help="of the service; each value gets a table")
     return parser
 
 

@@ -45,12 +45,13 @@ MARKS = (2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 600, 900, 12
 
 def get_parser():
     parser = cli.Parser(__doc__)
-    parser.add_argument("--pairs", required=True, help="folder with train.npz and val.npz of dataset_tool.py --pairs")
-    parser.add_argument("--save_dir", required=True, help="where figures, plot and weights go")
-    parser.add_argument("--picture", help="the plot (default: SAVE_DIR/lite_race.png)")
-    parser.add_argument("--minutes", type=float, default=4.5, help="of each side")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of both (default: bf16 where the CPU has it)")
-    parser.add_argument("--side", choices=["theirs", "ours"], help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--pairs", required=True, help="folder with train.npz and val.npz of dataset_tool.py --pairs")
+    add("--save_dir", required=True, help="where figures, plot and weights go")
+    add("--picture", help="the plot (default: SAVE_DIR/lite_race.png)")
+    add("--minutes", type=float, default=4.5, help="how long each side trains")
+    add("--precision", choices=["fp32", "bf16"], help="of both sides (default: bf16 where the CPU has it)")
+    add("--side", choices=["theirs", "ours"], help=argparse.SUPPRESS)
     return parser
 
 

@@ -57,8 +57,8 @@ def get_parser():
     parser.add_argument("--val_dirs", required=True, help="clean validation sets, as train.py takes them")
     parser.add_argument("--save_dir", required=True, help="where the runs are kept")
     parser.add_argument("--steps", type=int, default=1000, help="steps of the base recipe")
-    parser.add_argument("--only", nargs="+", choices=[name for name, *_ in RECIPES], help="these recipes alone")
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="of all")
+    parser.add_argument("--only", nargs="+", choices=[name for name, *_ in RECIPES], help="train these recipes alone")
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="precision of all trainings")
     return parser
 
 

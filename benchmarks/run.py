@@ -34,9 +34,7 @@ NAMES = {"onednn fp32": "engine, fp32", "onednn bf16": "engine, bf16", "paddle f
 def get_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--only", nargs="+", choices=list(SECTIONS), metavar="NAME", help=f"these sections alone: {', '.join(SECTIONS)}"
-    )
+    add("--only", nargs="+", choices=SECTIONS, metavar="NAME", help=f"these sections alone: {', '.join(SECTIONS)}")
     add("--images", type=Path, help="a folder of photos for the section dataset_tool, instead of made ones")
     add("--rounds", type=number(int, 1), default=5, help="how often each cheap measurement is made")
     add("--quick", action="store_true", help="one round of little work, to see whether everything runs: no benchmark")
@@ -49,9 +47,8 @@ def get_parser():
 
 def measure(name, **values):
     """Runs one function of measures.py in a process of its own."""
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "measures.py"), name, json.dumps(values)],
+        [sys.executable, "-W", "ignore", ROOT / "benchmarks" / "measures.py", name, json.dumps(values, default=str)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode != 0:

@@ -69,9 +69,9 @@ def get_parser():
     add("--val_dirs", required=True, help="clean validation sets, as train.py takes them")
     add("--save_dir", required=True, help="where the runs are kept")
     add("--minutes", type=number(float, 0), default=10, help="length of each training")
-    add("--only", nargs="+", choices=[*TASKS], default=[*TASKS], help="these noises alone")
+    add("--only", nargs="+", choices=[*TASKS], default=[*TASKS], help="train for these kinds of noise alone")
     add("--val_images", type=number(int, 1), help="score only the first so many images of each set")
-    add("--precision", default="bf16", choices=["fp32", "bf16"], help="of the trainings")
+    add("--precision", default="bf16", choices=["fp32", "bf16"], help="precision of the trainings")
     add("--picture", help="draw crops of the first image into this PNG or JPEG file")
     add("--train_only", choices=[*TARGETS], help="train with this kind of targets, and score nothing")
     return parser

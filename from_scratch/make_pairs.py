@@ -21,15 +21,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 def get_parser():
     """The flags."""
     parser = Parser(__doc__)
-    parser.add_argument("--images", default="validation/Sample", help="folder of clean images (default: %(default)s)")
-    parser.add_argument("--val_images", help="folder of images to validate on (default: some of --images)")
-    parser.add_argument("--out", required=True, help="folder for train.npz and val.npz")
-    parser.add_argument("--count", type=positive, default=50000, help="training pairs (default: %(default)s)")
-    parser.add_argument("--val_count", type=positive, default=1000, help="validation images (default: %(default)s)")
-    parser.add_argument("--size", type=positive, default=32, help="of a patch's side (default: %(default)s)")
-    parser.add_argument("--sigma", type=not_negative, default=25, help="of the noise, of 255 (default: %(default)s)")
-    parser.add_argument("--seed", type=natural, default=0, help="(default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    add = parser.add_argument
+    add("--images", default="validation/Sample", help="folder of clean images (default: %(default)s)")
+    add("--val_images", help="folder of images to validate on (default: some of --images)")
+    add("--out", required=True, help="folder for train.npz and val.npz")
+    add("--count", type=positive, default=50000, help="training pairs (default: %(default)s)")
+    add("--val_count", type=positive, default=1000, help="validation images (default: %(default)s)")
+    add("--size", type=positive, default=32, help="side of a patch in pixels (default: %(default)s)")
+    add("--sigma", type=not_negative, default=25, help="sigma of the noise, white being 255 (default: %(default)s)")
+    add("--seed", type=natural, default=0, help="seed of patches and noise (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace files that exist")
     return parser
 
 

@@ -48,17 +48,18 @@ WARMUP = 200  # steps
 def get_parser():
     """The flags."""
     parser = Parser(__doc__)
-    parser.add_argument("--train", default="data/pairs/train.npz", help="training pairs (default: %(default)s)")
-    parser.add_argument("--val", default="data/pairs/val.npz", help="validation images (default: %(default)s)")
-    parser.add_argument("--out", default="results/from_scratch", help="folder for results (default: %(default)s)")
-    parser.add_argument("--epochs", type=positive, default=3, help="(default: %(default)s)")
-    parser.add_argument("--batch", type=positive, default=16, help="pairs in a step (default: %(default)s)")
-    parser.add_argument("--features", type=positive, default=24, help="width of the network (default: %(default)s)")
-    parser.add_argument("--lr", type=not_negative, default=3e-3, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=positive, default=1, help="of weights and order (default: %(default)s)")
-    parser.add_argument("--val_every", type=positive, default=1000, help="steps (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="start anew where a training has been")
-    parser.add_argument("--resume", metavar="CHECKPOINT", help="go on with a stopped training, with its flags")
+    add = parser.add_argument
+    add("--train", default="data/pairs/train.npz", help="training pairs (default: %(default)s)")
+    add("--val", default="data/pairs/val.npz", help="validation images (default: %(default)s)")
+    add("--out", default="results/from_scratch", help="folder for results (default: %(default)s)")
+    add("--epochs", type=positive, default=3, help="passes over all pairs (default: %(default)s)")
+    add("--batch", type=positive, default=16, help="pairs in a step (default: %(default)s)")
+    add("--features", type=positive, default=24, help="width of the network (default: %(default)s)")
+    add("--lr", type=not_negative, default=3e-3, help="highest learning rate (default: %(default)s)")
+    add("--seed", type=positive, default=1, help="seed of the weights and of the order (default: %(default)s)")
+    add("--val_every", type=positive, default=1000, help="steps from one score to the next (default: %(default)s)")
+    add("--overwrite", action="store_true", help="start anew where a training has been")
+    add("--resume", metavar="CHECKPOINT", help="go on with a stopped training, with its flags")
     return parser
 
 

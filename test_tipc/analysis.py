@@ -33,7 +33,7 @@ def get_parser():
     parser.add_argument("--device_num", default="N1C1")
     parser.add_argument("--keyword", default="ips:", help="the word before the speed")
     parser.add_argument("--convergence_key", default="loss:", help="the word before the loss")
-    parser.add_argument("--skip_steps", type=int, default=2, help="so many steps warm up")
+    parser.add_argument("--skip_steps", type=int, default=2, help="steps at the start that are not counted")
     parser.add_argument("--speed_unit", default="images/s")
     parser.add_argument("--started", type=float, help="when the training began, in seconds since 1970")
     return parser

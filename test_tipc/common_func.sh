@@ -146,6 +146,15 @@ python_command() {
     words "$1"
 }
 
+# model_and_python: lines 2 and 3 of every configuration.
+model_and_python() {
+    field model 2 model_name
+    field python 3 python
+    # The model's name becomes a folder that is emptied.
+    [[ ${VALUE[model]} =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] || config_error 2 "names no model"
+    MODEL=${VALUE[model]}
+}
+
 # interpreter: PYTHON from the environment, else the one that `make demo` installs, else the configuration's.
 interpreter() {
     if [ -z "${PYTHON:-}" ]; then
@@ -158,8 +167,7 @@ interpreter() {
 
 # read_training_lines: lines 2 to 21.
 read_training_lines() {
-    field model 2 model_name
-    field python 3 python
+    model_and_python
     field gpu_list 4 gpu_list
     field device 5
     field autocast 6
@@ -177,7 +185,6 @@ read_training_lines() {
     field distill_train 19 distill_train
     field free_train1 20
     field free_train2 21
-    check_name
 }
 
 # read_train_config: all of it. Two blocks are ours: options by mode, and what results are held against.
@@ -224,12 +231,6 @@ read_train_config() {
     VALUE[mode_options]=${VALUE[options_$MODE]-}
     accuracy_fields reference tolerance train_loss results
     reject_unused
-}
-
-# check_name: the model's name becomes a folder that is emptied.
-check_name() {
-    [[ ${VALUE[model]} =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] || config_error 2 "names no model"
-    MODEL=${VALUE[model]}
 }
 
 # check_prepared: prepare.sh has been run for this model and mode.

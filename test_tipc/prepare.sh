@@ -8,9 +8,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
 open_config "${1-}" "${2-}" lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer whole_infer \
     benchmark_train paddle2onnx_infer serving_infer cpp_infer lite_infer
-field model 2 model_name
-field python 3 python
-check_name
+model_and_python
 interpreter
 DATA=test_tipc/data
 

@@ -7,26 +7,21 @@
 # shellcheck source-path=SCRIPTDIR source=common_func.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
 
-read_config() {
-    header 1 cpp_params
-    field model 2 model_name
-    field python 3 python
-    field weights 4
-    field export 5 export
-    field inference 6 inference
-    field use_gpu 7
-    field mkldnn 8
-    field threads 9
-    field infer_batch 10
-    field precision 11
-    supplied model_dir 12
-    field images 13
-    reject_unused
-    check_name
-}
-
 open_config "${1-}" "${2-}" cpp_infer
-read_config
+header 1 cpp_params
+model_and_python
+field weights 4
+field export 5 export
+field inference 6 inference
+field use_gpu 7
+field mkldnn 8
+field threads 9
+field infer_batch 10
+field precision 11
+supplied model_dir 12
+field images 13
+reject_unused
+
 start_chain results_cpp.log
 # What can be true: the model that a C++ program would load is exported.
 export_weights "$OUTPUT/model"

@@ -7,22 +7,17 @@
 # shellcheck source-path=SCRIPTDIR source=common_func.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
 
-read_config() {
-    header 1 lite_params
-    field model 2 model_name
-    field python 3 python
-    field weights 4
-    field export 5 export
-    field opt 6 opt
-    field threads 7
-    field infer_batch 8
-    field precision 9
-    reject_unused
-    check_name
-}
-
 open_config "${1-}" "${2-}" lite_infer
-read_config
+header 1 lite_params
+model_and_python
+field weights 4
+field export 5 export
+field opt 6 opt
+field threads 7
+field infer_batch 8
+field precision 9
+reject_unused
+
 start_chain results_lite.log
 export_weights "$OUTPUT/model"
 

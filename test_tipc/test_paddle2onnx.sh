@@ -6,46 +6,39 @@
 # shellcheck source-path=SCRIPTDIR source=common_func.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
 
-# The official lines; what is null here belongs to a converter that takes an exported model.
-read_config() {
-    header 1 paddle2onnx_params
-    field model 2 model_name
-    field python 3 python
-    field convert 4 2onnx
-    field source 5
-    field source_program 6
-    field source_params 7
-    supplied target 8
-    field opset 9
-    field onnx_checker 10
-    field inference 11 inference
-    supplied onnx_file 12
-    field images 13
-    accuracy_fields reference tolerance runtimes
-    reject_unused
-    check_name
-}
-
-convert() {
-    python_command "${VALUE[convert]}"
-    add source
-    add source_program
-    add source_params
-    add target "$OUTPUT"
-    add opset
-    CHECK=("$PYTHON" test_tipc/check_row.py onnx --model "$OUTPUT/model.onnx" --weights "${VALUE[source]}"
-        --full "${VALUE[onnx_checker]}")
-    # The conversion compares itself with the network on these.
-    OBSTACLE=$(without onnx onnxruntime)
-    step "$OUTPUT/paddle2onnx.log"
-    OBSTACLE=''
-}
-
 open_config "${1-}" "${2-}" paddle2onnx_infer
-read_config
+# The official lines; what is null here belongs to a converter that takes an exported model.
+header 1 paddle2onnx_params
+model_and_python
+field convert 4 2onnx
+field source 5
+field source_program 6
+field source_params 7
+supplied target 8
+field opset 9
+field onnx_checker 10
+field inference 11 inference
+supplied onnx_file 12
+field images 13
+accuracy_fields reference tolerance runtimes
+reject_unused
+
 start_chain results_paddle2onnx.log
 reference_row "${VALUE[source]}" "$OUTPUT/model"
-convert
+
+python_command "${VALUE[convert]}"
+add source
+add source_program
+add source_params
+add target "$OUTPUT"
+add opset
+CHECK=("$PYTHON" test_tipc/check_row.py onnx --model "$OUTPUT/model.onnx" --weights "${VALUE[source]}"
+    --full "${VALUE[onnx_checker]}")
+# The conversion compares itself with the network on these.
+OBSTACLE=$(without onnx onnxruntime)
+step "$OUTPUT/paddle2onnx.log"
+OBSTACLE=''
+
 split accuracy_runtimes && runtimes=("${LIST[@]}")
 for runtime in "${runtimes[@]}"; do
     log=$OUTPUT/paddle2onnx_infer_cpu_$runtime.log

@@ -11,8 +11,7 @@ declare -A NEEDS=([paddle]=onnx [openvino]=openvino [onnxruntime]=onnxruntime)
 
 read_config() {
     header 1 ptq_params
-    field model 2 model_name
-    field python 3 python
+    model_and_python
     field weights 5
     supplied target 6
     field calibration 7
@@ -30,7 +29,6 @@ read_config() {
     local key
     accuracy_fields reference tolerance runs results
     reject_unused
-    check_name
     [ "${VALUE[trainer]}" = PTQ ] || config_error 11 "should be trainer:PTQ"
     [ "${VALUE[use_gpu]}" = False ] || config_error 16 "asks for 8 bits on a GPU, which needs TensorRT"
     split accuracy_runs

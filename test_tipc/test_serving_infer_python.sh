@@ -9,8 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common_func.sh"
 # The official lines; what is null here belongs to Paddle Serving, which needs its own model format.
 read_config() {
     header 1 serving_params
-    field model 2 model_name
-    field python 3 python
+    model_and_python
     field convert 4 trans_model
     field weights 5
     field serving_dir 10 serving_dir
@@ -20,7 +19,6 @@ read_config() {
     field images 15
     accuracy_fields reference tolerance jobs
     reject_unused
-    check_name
     ! given "${VALUE[convert]}" || die "$CONFIG: trans_model: tools/serve.py takes the weights as they are"
     ! given "${VALUE[serving_dir]}" || die "$CONFIG: serving_dir: tools/serve.py runs where it is"
 }

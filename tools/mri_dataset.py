@@ -52,7 +52,7 @@ def get_parser():
     add = parser.add_argument
     add("--save_dir", required=True, help="new or empty folder for the slices")
     add("--size", type=number(int, 32, 4096), default=256, help="side of the slices in pixels")
-    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the phantoms; another seed, other heads")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="another seed makes phantoms of other heads")
     add("--slices", nargs=2, type=number(int, 0), metavar=("FIRST", "LAST"), help="only these of each volume, from 0")
     add(
         "--kspace_share",

@@ -47,13 +47,13 @@ def get_parser():
     add("--n_valid", type=number(int, 0, 99999), default=8, help="scenes to validate on")
     add("--scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to train on, none is drawn then")
     add("--valid_scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to validate on")
-    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the scenes and of all noise")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of the scenes and of all noise")
     add = parser.add_argument_group("renders").add_argument
-    add("--size", type=number(int, 16, 8192), help="side in pixels; 256, or what a file says")
+    add("--size", type=number(int, 16, 8192), help="side in pixels (default: 256, or what a scene's file says)")
     add("--spp", type=number(int, 1, 2**20), default=8, help="samples per pixel of a noisy render")
-    add("--reference_spp", type=number(int, 1, 2**20), default=512, help="those of a converged one")
-    add("--n_renders", type=number(int, 2, 1000), default=2, help="noisy renders of a training scene")
-    add("--clean_targets", action="store_true", help="converged renders of the training scenes too")
+    add("--reference_spp", type=number(int, 1, 2**20), default=512, help="samples per pixel of a converged render")
+    add("--n_renders", type=number(int, 2, 1000), default=2, help="noisy renders of each training scene")
+    add("--clean_targets", action="store_true", help="also write converged renders of the training scenes")
     add("--format", default="exr", choices=["exr", "png"],
         help="linear light of any range; or tone-mapped to 8 bits, to look at")  # fmt: skip
     add(
@@ -61,7 +61,7 @@ def get_parser():
         default="scalar_rgb",
         help="of Mitsuba: llvm_ad_rgb is three times as fast where it finds a new LLVM, e.g. 19 (DRJIT_LIBLLVM_PATH)",
     )
-    add("--workers", type=number(int, 1, 1024), default=machine.cores(), help="processes")
+    add("--workers", type=number(int, 1, 1024), default=machine.cores(), help="processes that render")
     return parser
 
 

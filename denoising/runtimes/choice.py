@@ -94,7 +94,7 @@ def find_model(options):
         paths = [os.path.join(options.model_dir, name) for name in names]
         program = next(filter(os.path.isfile, paths), paths[0])
     if not program:
-        raise UserError("--model_file: which model? export_model.py writes one")
+        raise UserError("--model_file: name a model to run, or its folder by --model_dir; export_model.py writes one")
     cli.existing_file("--model_file", program)
     suffix = Path(program).suffix
     refuse(

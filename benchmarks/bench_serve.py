@@ -78,10 +78,6 @@ class Served:
         """How many images were answered so."""
         return int(self.metrics().get(f'denoise_requests_total{{what="denoise",status="{status}"}}', 0))
 
-    def memory_mb(self):
-        """The most memory that it has ever had."""
-        return machine.used_memory("VmHWM", self.process.pid) / 1e6
-
 
 def load(url, clients, seconds, picture=None):
     """Asks over and over, by POST with a picture, else by GET; returns its latencies by status and its seconds."""
@@ -148,7 +144,7 @@ def measure(options, picture, max_batch):
         found, end = load(f"{served.url}/health", 8, min(5, options.seconds))
         speed = f"{len(found['200']) / end:.0f} a second with 8 clients"
         print(f"\nHealth afterwards: {health}. GET /health: {speed}.", end=" ")
-        print(f"Most memory: {served.memory_mb():.0f} MB.", flush=True)
+        print(f"Most memory: {machine.used_memory('VmHWM', served.process.pid) / 1e6:.0f} MB.", flush=True)
 
 
 def measure_clients(served, clients, seconds, picture):

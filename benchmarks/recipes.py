@@ -21,34 +21,31 @@ BASE = (
     "--noisetype gauss25 --batchsize 8 --patchsize 128 --lr 1e-3 --lr_schedule cosine --warmup_steps 100 "
     "--reg_start 0.5 --ema 0.999 --workers 1 --val_repeats 1 --log_iters 25"
 )
+MUON = "--augment --optimizer muon"
 # Name, what it shows, the flags that differ, steps in units of the base's: all see about as many pixels.
 RECIPES = [
     ("adam", "Adam, 8 patches of 128, --lr 1e-3", "--augment", 1),
     ("adam-lr5e-4", "half the rate", "--augment --lr 5e-4", 1),
     ("adam-lr2e-3", "twice the rate", "--augment --lr 2e-3", 1),
     ("adam-step", "the published steps of the rate, from 3e-4", "--augment --lr 3e-4 --lr_schedule step", 1),
-    ("muon", "Muon, 8 patches of 128, --lr 1e-3", "--augment --optimizer muon", 1),
-    ("muon-lr5e-4", "half the rate", "--augment --optimizer muon --lr 5e-4", 1),
-    ("muon-lr2e-3", "twice the rate", "--augment --optimizer muon --lr 2e-3", 1),
-    ("muon-192", "4 patches of 192", "--augment --optimizer muon --batchsize 4 --patchsize 192", 0.89),
+    ("muon", "Muon, 8 patches of 128, --lr 1e-3", MUON, 1),
+    ("muon-lr5e-4", "half the rate", f"{MUON} --lr 5e-4", 1),
+    ("muon-lr2e-3", "twice the rate", f"{MUON} --lr 2e-3", 1),
+    ("muon-192", "4 patches of 192", f"{MUON} --batchsize 4 --patchsize 192", 0.89),
     # A step takes some three times as long with its two full images: about the same minutes.
-    (
-        "recorrupted",
-        "Recorrupted-to-Recorrupted, 2 patches of 192",
-        "--augment --optimizer muon --batchsize 2 --patchsize 192 --method recorrupted2recorrupted",
-        0.4,
-    ),
-    ("muon-256", "2 patches of 256", "--augment --optimizer muon --batchsize 2 --patchsize 256", 1),
-    ("muon-batch4", "4 patches of 128, twice the steps", "--augment --optimizer muon --batchsize 4", 2),
-    ("muon-reg0", "regulariser from the start", "--augment --optimizer muon --reg_start 0", 1),
-    ("muon-reg75", "regulariser for the last quarter", "--augment --optimizer muon --reg_start 0.75", 1),
-    ("muon-noreg", "no regulariser", "--augment --optimizer muon --Lambda2 0", 1),
-    ("muon-ratio4", "Lambda to 4", "--augment --optimizer muon --increase_ratio 4", 1),
-    ("muon-ema0", "no averaged weights", "--augment --optimizer muon --ema 0", 1),
+    ("recorrupted", "Recorrupted-to-Recorrupted, 2 patches of 192",
+     f"{MUON} --batchsize 2 --patchsize 192 --method recorrupted2recorrupted", 0.4),
+    ("muon-256", "2 patches of 256", f"{MUON} --batchsize 2 --patchsize 256", 1),
+    ("muon-batch4", "4 patches of 128, twice the steps", f"{MUON} --batchsize 4", 2),
+    ("muon-reg0", "regulariser from the start", f"{MUON} --reg_start 0", 1),
+    ("muon-reg75", "regulariser for the last quarter", f"{MUON} --reg_start 0.75", 1),
+    ("muon-noreg", "no regulariser", f"{MUON} --Lambda2 0", 1),
+    ("muon-ratio4", "Lambda to 4", f"{MUON} --increase_ratio 4", 1),
+    ("muon-ema0", "no averaged weights", f"{MUON} --ema 0", 1),
     ("muon-upright", "no flips and rotations", "--optimizer muon", 1),
-    ("muon-frozen", "frozen noise", "--augment --optimizer muon --noise_protocol frozen", 1),
-    ("muon-fp32", "float32", "--augment --optimizer muon --precision fp32", 1),
-]
+    ("muon-frozen", "frozen noise", f"{MUON} --noise_protocol frozen", 1),
+    ("muon-fp32", "float32", f"{MUON} --precision fp32", 1),
+]  # fmt: skip
 
 
 def get_parser():

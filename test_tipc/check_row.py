@@ -59,11 +59,6 @@ def get_parser():
 # --- Training -----------------------------------------------------------------------------------------------
 
 
-def losses_of(text):
-    """The losses that a training log shows, in order; the regulariser, whose weight rises, is not among them."""
-    return [float(value) for value in re.findall(r"\bLoss1=(\S+?),", text)]
-
-
 def check_train(options):
     """It ran as asked; the losses are numbers and go down; the weights are there; all processes have the same."""
     log = options.log
@@ -73,7 +68,8 @@ def check_train(options):
     for wanted in options.shows:
         if not re.search(wanted, text):
             raise Wrong(f"it did not run as asked: the log shows nothing like '{wanted}'")
-    losses = losses_of(text)
+    # The regulariser's loss is not among them: its weight rises.
+    losses = [float(value) for value in re.findall(r"\bLoss1=(\S+?),", text)]
     if len(losses) < 3:
         raise Wrong(f"the log shows {len(losses)} losses, three at least are needed")
     if not all(map(math.isfinite, losses)):

@@ -8,7 +8,6 @@
 import itertools
 import tempfile
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +103,13 @@ def quantise(network, record, crops, method, runtime, floats="auto", budget=0.01
     if unknown:
         raise UserError(f"--float_layers: there is no layer {min(unknown)}; there are {', '.join(costs)}")
     with tempfile.TemporaryDirectory(prefix="quantise-") as temporary:
-        opened = partial(_opened, Path(temporary) / "model.onnx", runtime)
+
+        def opened(data, precision):
+            path = Path(temporary) / "model.onnx"
+            path.write_bytes(data)
+            options = choice.runtime_options(runtime=runtime, precision=precision, model_file=str(path))
+            return choice.open_runtime(options, trusted=True)
+
         histograms, expected = _run_float(network, nodes, record, chosen, held, opened)
         stretched, scales = fit(nodes, histograms, method)
 
@@ -132,13 +137,6 @@ def quantise(network, record, crops, method, runtime, floats="auto", budget=0.01
         data, tuple(name for name in costs if name in floats), gains, decibels(expected, results),
         _mean_psnr(held, expected), _mean_psnr(held, results), measuring.describe(),
     )  # fmt: skip
-
-
-def _opened(path, runtime, data, precision):
-    """An ONNX file's bytes, written to a path and opened."""
-    path.write_bytes(data)
-    options = choice.runtime_options(runtime=runtime, precision=precision, model_file=str(path))
-    return choice.open_runtime(options, trusted=True)
 
 
 def _run_float(network, nodes, record, chosen, held, opened):

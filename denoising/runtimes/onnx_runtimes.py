@@ -281,9 +281,9 @@ def read_onnx(path):
 def _metadata(data):
     """The metadata of a serialised ONNX model, and where the last entry of it starts."""
     found, end, place = {}, 0, 0
-    for number, value, after in _fields(data):
+    for number, value, after in fields(data):
         if number == 14:
-            entry = dict(fields(value))
+            entry = {key: text for key, text, _ in fields(value)}
             found[entry[1].decode()] = entry[2].decode()
             end = place
         place = after
@@ -291,12 +291,7 @@ def _metadata(data):
 
 
 def fields(data):
-    """Yields number and value of each field of a protobuf message: bytes, or an int."""
-    for number, value, _ in _fields(data):
-        yield number, value
-
-
-def _fields(data):
+    """Yields each field of a protobuf message: its number, its value (bytes, or an int), and where it ends."""
     place = 0
     while place < len(data):
         tag, place = _varint(data, place)

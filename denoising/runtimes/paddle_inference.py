@@ -265,7 +265,7 @@ def _read_params(data):
         levels, size = struct.unpack_from("<4xQ4xI", data, place)
         place += 20
         kind, count, description = 0, 1, data[place : place + size]
-        for field, value in fields(description):
+        for field, value, _ in fields(description):
             if field == 1:
                 kind = value
             elif field == 2:

@@ -25,7 +25,6 @@ import compare_results
 import extract_loss
 import fpgm
 import train_for_tipc
-from denoising.inference import prediction
 
 BASH = shutil.which("bash")
 pytestmark = pytest.mark.skipif(BASH is None, reason="the chain is bash")
@@ -387,10 +386,7 @@ def takes(words):
     if Path(name).stem in ("train_for_tipc", "train_fpgm", "train_distill", "train_qat"):
         flags, _ = train_for_tipc.translate([word for word in flags if not word.startswith("--teacher=")])
         name = "train.py"
-    if name == "predict.py":
-        prediction.get_parser(prediction.__doc__).parse_args(flags)
-    else:
-        importlib.import_module(Path(name).stem).get_parser().parse_args(flags)
+    importlib.import_module(Path(name).stem).get_parser().parse_args(flags)
 
 
 OFFICIAL = {  # where PaddleClas's runner looks, counted from 1: the key that it wants there

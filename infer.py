@@ -97,7 +97,7 @@ def check_options(options):
     if options.gt_dir:
         cli.existing_folder("--gt_dir", options.gt_dir)
     choice.check_flags(options)
-    return noise_of_flag("--noise", options.noise) if options.noise else None
+    return None if options.noise is None else noise_of_flag("--noise", options.noise)
 
 
 @dataclass

@@ -1,244 +1,25 @@
-"""ONNX files that compute what the network computes, and 8 bits: the laws, the real runtimes, the script."""
+"""8 bits in the real runtimes, and the script that writes them."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
+from networks import RUNTIMES, graph_of, histograms_of, nchw, needs_openvino, needs_runtime, opened
 
 import infer
 import quantize_model
 from conftest import broken_copies, noisy_scene, save, scene
 from denoising import cli, machine
-from denoising.export import onnx_file, onnx_graph, quantization, writing
+from denoising.export import onnx_file, quantization, writing
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
 from denoising.runtimes import choice, onnx_runtimes
 
 paddle = pytest.importorskip("paddle")
 onnx = pytest.importorskip("onnx")
-RUNTIMES = writing.installed_runtimes()
-needs_runtime = pytest.mark.skipif(not RUNTIMES, reason="neither onnxruntime nor openvino is installed")
-needs_openvino = pytest.mark.skipif("openvino" not in RUNTIMES, reason="openvino is not installed")
+
 needs_vnni = pytest.mark.skipif(not onnx_runtimes._adds_bytes_exactly(), reason="8-bit sums overflow on this CPU")
-
-NETWORKS = {
-    "unet": {"arch": "unet", "n_feature": 6},
-    "grey": {"arch": "unet", "n_channel": 1, "n_feature": 5},
-    "n2n": {"arch": "unet_n2n", "n_feature": 6},
-    "n2n, 5 inputs": {"arch": "unet_n2n", "n_input": 5, "n_feature": 6},
-    "n2n, batch": {"arch": "unet_n2n", "n_feature": 6, "norm": "batch"},
-    "n2n, instance": {"arch": "unet_n2n", "n_feature": 6, "norm": "instance"},
-    "lite": {"arch": "unet_lite", "n_feature": 8},
-}
-
-
-def network_of(kind):
-    """A network whose output looks like an image, and whose normalisations do something."""
-    from arch_unet import build_network
-
-    paddle.seed(3)
-    network = build_network(**NETWORKS[kind])
-    last = [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.Conv2D)][-1]
-    last.weight.set_value(last.weight * 10)
-    for layer in network.sublayers():
-        if isinstance(layer, paddle.nn.BatchNorm2D):
-            for tensor in (layer._mean, layer._variance, layer.weight, layer.bias):
-                tensor.set_value(paddle.rand(tensor.shape) + 0.5)
-    network.eval()
-    return network
-
-
-def nchw(height, width, channels, seed=0):
-    """A noisy picture as networks get it; more than three channels are pictures beside each other."""
-    pictures = [noisy_scene(height, width, 3, seed + i) for i in range(-(-channels // 3))]
-    return (np.concatenate(pictures, 2)[..., :channels] / 255).astype(np.float32).transpose(2, 0, 1)[None]
-
-
-def opened(data, folder, runtime, precision="fp32", trusted=True):
-    path = folder / f"{precision}.onnx"
-    path.write_bytes(data)
-    options = choice.runtime_options(runtime=runtime, precision=precision, model_file=str(path), cpu_threads=1)
-    return choice.open_runtime(options, trusted)
-
-
-def graph_of(data):
-    return onnx.load_from_string(data)
-
-
-# --- Float --------------------------------------------------------------------------------------------------
-
-
-@needs_runtime
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_an_onnx_file_computes_what_the_network_computes(kind, runtime, tmp_path):
-    network = network_of(kind)
-    record = writing.record_of(network, network.options)
-    data = writing.write(network, tmp_path, "onnx", record).read_bytes()
-    exported = opened(data, tmp_path, runtime)
-    assert exported.channels == writing.channels_in(network)
-    assert exported.facts["convolutions"] == {
-        "fp32": sum("conv" in n.op_type.lower() for n in graph_of(data).graph.node)
-    }
-    for batch, height, width in ((1, 1, 1), (2, 33, 57), (1, 64, 32), (3, 97, 2)):
-        x = np.concatenate([nchw(height, width, exported.channels, seed) for seed in range(batch)])
-        with paddle.no_grad():
-            expected = network(paddle.to_tensor(x)).numpy()
-        # The deepest tensors of small images have a few pixels, by whose deviation a normalisation divides.
-        tolerance = 1e-3 if kind == "n2n, instance" else 2e-5
-        np.testing.assert_allclose(exported(x), expected, atol=tolerance * max(1, np.abs(expected).max()))
-    assert expected.std() > 0.01
-
-
-def test_the_multiplications_are_counted():
-    from denoising.inference.checkpoint import load_network
-
-    def total(kind):
-        return sum(onnx_graph.multiplications(onnx_graph.trace(network_of(kind)), 64, 32).values())
-
-    # By hand: full size, then one, two, ... poolings; an upsampling belongs to the size that it makes.
-    n, h = 6, 12
-    full = 9 * (3 * n + n * n + (2 * n + 3) * h + h * h) + 2 * h * h + h * 3 + 4 * n * n
-    deeper = [9 * (n * n + 3 * n * 2 * n + 4 * n * n) + 4 * n * n] * 3
-    deepest = 9 * (n * n + 2 * n * 2 * n + 4 * n * n) + n * n
-    total_by_hand = full + sum(c / 4 ** (i + 1) for i, c in enumerate(deeper)) + deepest / 4**4 + 9 * n * n / 4**5
-    assert total("unet") == 64 * 32 * total_by_hand
-    network, _ = load_network("best_model.pdparams")
-    count = sum(onnx_graph.multiplications(onnx_graph.trace(network), 256, 256).values())
-    assert round(count / 256**2, -3) == 297000  # as docs/engine.md has it
-
-
-@needs_runtime
-def test_a_wrong_slope_is_a_failed_export(weights, tmp_path, monkeypatch, capsys):
-    import export_model
-
-    right = writing.to_onnx
-
-    def spoilt(*arguments, **more):
-        # Garbage in LeakyRelu's alpha, as a converter once wrote it.
-        model = graph_of(right(*arguments, **more))
-        del model.metadata_props[:]
-        for node in model.graph.node:
-            if node.op_type == "LeakyRelu":
-                node.attribute[0].f = 2e-43
-        return model.SerializeToString()
-
-    monkeypatch.setattr(writing, "to_onnx", spoilt)
-    flags = ["--model_path", weights, "--save_dir", tmp_path / "out", "--format", "onnx"]
-    assert export_model.main(flags) == 1
-    assert "export failed" in capsys.readouterr().err
-    assert list((tmp_path / "out").iterdir()) == []
-    monkeypatch.undo()
-    assert export_model.main(flags) == 0
-    assert capsys.readouterr().out.count("largest difference from the network, ") == len(RUNTIMES)
-    # The same weights again, but not others.
-    assert export_model.main(flags) == 0
-    (tmp_path / "out" / "model.onnx").write_bytes(b"mine")
-    with pytest.raises(cli.UserError, match="--save_dir: .*model.onnx exists, made from other weights"):
-        export_model.main(flags)
-
-
-@needs_openvino
-@pytest.mark.skipif("avx512_bf16" not in machine.cpu_flags(), reason="this CPU has no bfloat16")
-def test_bf16_is_computed_in_bf16_and_centred(tmp_path):
-    network = network_of("unet")
-    data = writing.write(network, tmp_path, "onnx", {}).read_bytes()
-    runtimes = {precision: opened(data, tmp_path, "openvino", precision) for precision in ("fp32", "bf16")}
-    assert runtimes["bf16"].facts["convolutions"] == {"bf16": 25}
-    x = nchw(64, 64, 3)
-    results = {precision: runtime(x) for precision, runtime in runtimes.items()}
-    assert 1e-4 < np.abs(results["fp32"] - results["bf16"]).max() < 0.1
-    # The last layer's result is rounded around 0.5, where bfloat16 has a bit more than around 1.
-    assert (np.ascontiguousarray(results["bf16"]).view(np.uint32) & 0xFFFF).any()
-
-
-# --- 8 bits: laws -------------------------------------------------------------------------------------------
-
-
-def histograms_of(network, nodes, crops, folder):
-    names = [name for name in quantization.sources(nodes) if name != "noisy"]
-    data = writing.to_onnx(nodes, network, {}, also=names)
-    runtime = opened(data, folder, RUNTIMES[0])
-    return quantization.observe(
-        lambda x: {"noisy": x} | dict(zip(names, runtime.every(x)[1:], strict=True)), crops, nodes
-    )
-
-
-@needs_runtime
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_stretched_channels_compute_the_same(kind, tmp_path):
-    network = network_of(kind)
-    nodes = writing.trace(network)
-    crops = [nchw(64, 64, writing.channels_in(network), seed) for seed in range(2)]
-    stretched, int8 = quantization.fit(nodes, histograms_of(network, nodes, crops, tmp_path), "kl")
-    runtime = opened(writing.to_onnx(stretched, network, {}), tmp_path, RUNTIMES[0])
-    with paddle.no_grad():
-        expected = network(paddle.to_tensor(crops[0])).numpy()
-    assert np.abs(runtime(crops[0]) - expected).max() < 1e-4 * np.abs(expected).max()
-    # Something was stretched, and what is moved has one scale.
-    weights = zip(nodes, stretched, strict=True)
-    assert any(a.weight is not None and not np.allclose(a.weight, b.weight, rtol=0.1) for a, b in weights)
-    for node in stretched:
-        if node.kind in ("pool", "concat", "blocks", "double", "unshuffle"):
-            assert {int8.scales[name] for name in node.inputs} == {int8.scales[node.name]}
-
-
-def counts_of(values):
-    return np.histogram(values, quantization.BINS, (-1, 1))[0].astype(float)
-
-
-def test_thresholds_do_what_their_names_say():
-    rng = np.random.default_rng(0)
-    y = np.clip(rng.laplace(0, 0.03, 200_000), -1, 1)
-    y[:3] = 0.9, -0.8, 1.0
-    found = {method: quantization.thresholds(counts_of(y), method, 128)[0] for method in quantization.METHODS}
-    assert found["absmax"] == pytest.approx(1.0, abs=0.01)
-    # All but those three are within a third of the range; squared errors mind them more.
-    assert 0.2 < found["percentile"] < 0.5
-    assert 0.2 < found["kl"] < 0.5
-    assert 0.3 < found["mse"] < 0.9
-
-    def error(threshold):
-        step = threshold / 127
-        return np.mean((np.clip(np.rint(y / step), -128, 127) * step - y) ** 2)
-
-    tried = np.linspace(0.2, 1, 81)
-    best = tried[np.argmin([error(t) for t in tried])]
-    assert error(found["mse"]) < 1.02 * error(best)
-    assert quantization.thresholds(counts_of(y), "mse", 128)[1] * np.mean(y**2) == pytest.approx(
-        error(found["mse"]), rel=0.1
-    )
-    high = np.quantile(y, 1 - quantization.TAIL)
-    assert found["percentile"] == pytest.approx(max(high, -np.quantile(y, quantization.TAIL) * 127 / 128), abs=2e-3)
-
-
-def test_a_range_that_reaches_below_zero_covers_both_sides():
-    y = np.random.default_rng(1).uniform(-0.2, 1, 100_000)
-    threshold, error = quantization.thresholds(counts_of(y), "absmax", 43)
-    assert threshold == pytest.approx(1.0, abs=0.02)
-    # Half of the steps would be wasted on a symmetric range.
-    assert quantization.thresholds(counts_of(y), "absmax", 128)[1] > 2 * error
-
-
-def test_the_search_keeps_what_gains_much_and_costs_little():
-    gain = {"first": 0.02, "middle": 9.0, "last": 3.0, "small": 0.5}
-    costs = {"first": 1, "middle": 90, "last": 2, "small": 7}
-    tried = []
-
-    def measure(floats):
-        tried.append(set(floats))
-        return 40 + sum(gain[name] for name in floats)
-
-    floats, gains = quantization.search_floats(costs, measure, 0.05)
-    assert floats == {"last"}
-    assert gains == pytest.approx({"first": 0.02, "last": 3.0})
-    assert not any("middle" in layers for layers in tried)
-    assert quantization.search_floats(costs, measure, 0.0)[0] == frozenset()
-    assert quantization.search_floats(costs, measure, 1.0)[0] == {"middle", "last", "small"}
-
-
-# --- 8 bits: runtimes ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

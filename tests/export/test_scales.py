@@ -174,6 +174,60 @@ def test_the_file_holds_weights_and_scales_to_the_step():
         assert (held[inputs[2]].dtype, held[inputs[2]]) == (np.uint8, 43)
 
 
+def counts_of(values):
+    return np.histogram(values, quantization.BINS, (-1, 1))[0].astype(float)
+
+
+def test_thresholds_do_what_their_names_say():
+    rng = np.random.default_rng(0)
+    y = np.clip(rng.laplace(0, 0.03, 200_000), -1, 1)
+    y[:3] = 0.9, -0.8, 1.0
+    found = {method: quantization.thresholds(counts_of(y), method, 128)[0] for method in quantization.METHODS}
+    assert found["absmax"] == pytest.approx(1.0, abs=0.01)
+    # All but those three are within a third of the range; squared errors mind them more.
+    assert 0.2 < found["percentile"] < 0.5
+    assert 0.2 < found["kl"] < 0.5
+    assert 0.3 < found["mse"] < 0.9
+
+    def error(threshold):
+        step = threshold / 127
+        return np.mean((np.clip(np.rint(y / step), -128, 127) * step - y) ** 2)
+
+    tried = np.linspace(0.2, 1, 81)
+    best = tried[np.argmin([error(t) for t in tried])]
+    assert error(found["mse"]) < 1.02 * error(best)
+    assert quantization.thresholds(counts_of(y), "mse", 128)[1] * np.mean(y**2) == pytest.approx(
+        error(found["mse"]), rel=0.1
+    )
+    high = np.quantile(y, 1 - quantization.TAIL)
+    assert found["percentile"] == pytest.approx(max(high, -np.quantile(y, quantization.TAIL) * 127 / 128), abs=2e-3)
+
+
+def test_a_range_that_reaches_below_zero_covers_both_sides():
+    y = np.random.default_rng(1).uniform(-0.2, 1, 100_000)
+    threshold, error = quantization.thresholds(counts_of(y), "absmax", 43)
+    assert threshold == pytest.approx(1.0, abs=0.02)
+    # Half of the steps would be wasted on a symmetric range.
+    assert quantization.thresholds(counts_of(y), "absmax", 128)[1] > 2 * error
+
+
+def test_the_search_keeps_what_gains_much_and_costs_little():
+    gain = {"first": 0.02, "middle": 9.0, "last": 3.0, "small": 0.5}
+    costs = {"first": 1, "middle": 90, "last": 2, "small": 7}
+    tried = []
+
+    def measure(floats):
+        tried.append(set(floats))
+        return 40 + sum(gain[name] for name in floats)
+
+    floats, gains = quantization.search_floats(costs, measure, 0.05)
+    assert floats == {"last"}
+    assert gains == pytest.approx({"first": 0.02, "last": 3.0})
+    assert not any("middle" in each for each in tried)
+    assert quantization.search_floats(costs, measure, 0.0)[0] == frozenset()
+    assert quantization.search_floats(costs, measure, 1.0)[0] == {"middle", "last", "small"}
+
+
 @pytest.mark.skipif(not writing.installed_runtimes(), reason="neither onnxruntime nor openvino is installed")
 @pytest.mark.parametrize("factor", [1e3, 1e20, 1e38])
 def test_weights_that_overflow_are_refused(factor, weights, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import pickle
 import subprocess
 import sys
@@ -168,3 +169,118 @@ def test_a_claim_of_a_huge_network_is_not_built(tmp_path, weights):
     message, megabytes = result.stdout.splitlines()[-2:]
     assert "no network" in message
     assert int(megabytes) < 1500
+
+
+def test_tensors_of_older_paddles_and_of_data_parallel_training_are_read(tmp_path):
+    path, array = tmp_path / "a.pdparams", np.arange(6, dtype=np.float32).reshape(2, 3)
+    held = {"module.a": ("linear_0.w_0", array), "b": array, "StructuredToParameterName@@": {"a": "linear_0.w_0"}}
+    path.write_bytes(pickle.dumps({**held, "epoch": 3, "rate": 0.5, "text": "x"}, protocol=2))
+    state = checkpoint.read_state(path)
+    assert list(state) == ["a", "b", "epoch", "rate", "text"]
+    assert (state["a"] == array).all()
+    assert (state["b"] == array).all()
+    assert (state["epoch"], state["rate"], state["text"]) == (3, 0.5, "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1.0], "holds a list and no weights by name"),
+        ({"a": ("name", np.zeros(2), 1)}, "holds a tuple where a tensor"),
+        ({"a": ("name", "text")}, "holds a tuple where a tensor"),
+        ({"a": [np.zeros(2)]}, "holds a list where a tensor"),
+        ({"a": None}, "holds a NoneType where a tensor"),
+    ],
+)
+def test_what_holds_no_tensors_by_name_is_refused(content, words, tmp_path):
+    path = tmp_path / "a.pdparams"
+    path.write_bytes(pickle.dumps(content, protocol=4))
+    with pytest.raises(UserError, match=rf"a\.pdparams: refused, it {words}"):
+        checkpoint.read_state(path)
+
+
+def test_what_is_written_is_read_by_every_paddle(tmp_path):
+    checkpoint.write_state(tmp_path / "a.pdparams", {"a": np.zeros(2, np.float32)})
+    assert (tmp_path / "a.pdparams").read_bytes()[:2] == b"\x80\x04"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state | {"more": np.zeros(2)}, "also has more"),
+        (lambda state: state | {"nin_c.bias": np.zeros(4)}, r"nin_c\.bias is \(4,\), not \(3,\)"),
+        (lambda state: state | {"nin_c.bias": "text"}, r"nin_c\.bias is \(\), not \(3,\)"),
+        (lambda state: state | {"nin_c.bias": np.array([0, 1e39, 0])}, r"nin_c\.bias holds NaN or infinite"),
+        (lambda state: state | {"nin_c.bias": np.array([0, -np.inf, 0])}, r"nin_c\.bias holds NaN or infinite"),
+    ],
+)
+def test_weights_that_do_not_fit_leave_a_network_as_it_is(change, words, weights):
+    network, _ = checkpoint.load_network(weights)
+    before = checkpoint.network_state(network)
+    others = change({name: array + 1 for name, array in before.items()})
+    with pytest.raises(UserError, match=f"^a.pdparams: .*{words}"):
+        checkpoint.set_weights(network, others, "a.pdparams")
+    after = checkpoint.network_state(network)
+    assert all((after[name] == array).all() for name, array in before.items())
+
+
+def test_a_loaded_network_evaluates(tmp_path):
+    network = build_network("unet_n2n", n_feature=4, norm="batch", n_input=5)
+    path = tmp_path / "a.pdparams"
+    checkpoint.save_network(path, checkpoint.network_state(network), network.options)
+    loaded, options = checkpoint.load_network(path)
+    assert not loaded.training
+    assert options == network.options == loaded.options
+    assert "@options" not in loaded.state_dict()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arch": "resnet"}, {"arch": ["unet"]}, {"norm": "group"}, {"noisetype": 25},
+        {"n_channel": 0}, {"n_channel": -3}, {"n_channel": True}, {"n_channel": 3.0}, {"n_channel": "3"},
+        {"n_head": 0}, {"n_head": 10**6}, {"n_input": 0}, {"n_input": 10**6}, {"n_feature": None},
+    ],
+)  # fmt: skip
+def test_options_that_build_no_network_are_refused(changes, tmp_path, weights):
+    state = checkpoint.read_state(weights)
+    options = json.loads(state["@options"])
+    for path, content in ((tmp_path / "a.pdparams", options | changes), (tmp_path / "b.pdparams", options)):
+        checkpoint.save_network(path, {name: state[name] for name in state if name != "@options"}, content)
+    with pytest.raises(UserError, match=r"a\.pdparams: holds no network of this project"):
+        checkpoint.load_network(tmp_path / "a.pdparams")
+    assert checkpoint.load_network(tmp_path / "b.pdparams")[1] == options
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "null", "{}", "[" * 100_000, 7, np.zeros(2)])
+def test_options_that_are_none_are_refused(text, tmp_path, weights):
+    checkpoint.write_state(tmp_path / "a.pdparams", checkpoint.read_state(weights) | {"@options": text})
+    with pytest.raises(UserError, match=r"a\.pdparams: holds no network of this project"):
+        checkpoint.load_network(tmp_path / "a.pdparams")
+
+
+@pytest.mark.parametrize(("n", "fits"), [(10, True), (11, False)])
+def test_a_claim_is_believed_up_to_the_files_own_size(n, fits):
+    options = {"arch": "unet", "n_channel": 3, "n_feature": n}
+    state = {"@options": json.dumps(options), "a": np.zeros((25, 2)), "b": np.zeros(50), "step": 1000}
+    if fits:
+        assert checkpoint._saved_options("a", state) == options
+        assert "@options" not in state
+    else:
+        with pytest.raises(UserError, match="holds no network"):
+            checkpoint._saved_options("a", state)
+
+
+def test_only_colour_ends_are_taken_for_grey(weights):
+    state = {name: array for name, array in checkpoint.read_state(weights).items() if name != "@options"}
+    grey = checkpoint.to_grey(state)
+    assert set(grey) == set(state)
+    for name in ("enc_conv0.weight", "nin_c.weight", "nin_c.bias", "dec_conv1a.weight"):
+        assert grey[name].shape != state[name].shape
+        assert checkpoint.to_grey(part := {**state, name: "text"}) is part
+    for change in (
+        {"nin_c.bias": np.zeros(4)}, {"nin_c.weight": state["nin_c.weight"][:2]},
+        {"enc_conv0.weight": state["enc_conv0.weight"][:, :1]}, {"dec_conv1a.weight": np.zeros((3, 3))},
+    ):  # fmt: skip
+        other = state | change
+        assert checkpoint.to_grey(other) is other

@@ -36,7 +36,7 @@ def load():
     # Registering the same operators twice would end the process.
     if hasattr(load, "done"):
         return
-    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     if not shutil.which(compiler[0]):
         raise BuildError(f"there is no compiler '{compiler[0]}' (on Debian or Ubuntu: apt install g++)")
     with _cache_folder() as folder:

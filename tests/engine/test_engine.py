@@ -1,6 +1,5 @@
-"""The engine against Paddle's own layers, and every way in which there can be none."""
+"""The engine against Paddle's own layers."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import forks
 from arch_unet import PlainOps, build_network
 from conftest import ENVIRONMENT, ROOT
 from denoising import machine
-from denoising.cli import UserError
 from denoising.engine import operators
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")
@@ -306,117 +304,6 @@ if __name__ == "__main__":
     assert np.abs(first - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-# --- Building and choosing -----------------------------------------------------------------------
-
-CHOOSE = """
-import sys
-from denoising.engine import operators
-from denoising.cli import UserError
-try:
-    ops, line = operators.choose(*sys.argv[1:])
-    print(type(ops).__name__, "|", line)
-except UserError as error:
-    print("UserError", "|", error)
-"""
-
-
-# Building, loading and keeping are the same for a library without operators, which compiles in a second.
-STUB = """
-#include <string>
-#include <unordered_map>
-#include <vector>
-extern "C" void denoise_set_threads(int threads) {}
-extern "C" std::unordered_map<std::string, std::vector<int>> &PD_GetOpMetaInfoMap() {
-  static std::unordered_map<std::string, std::vector<int>> none;
-  return none;
-}
-"""
-LOAD = """
-import sys
-from pathlib import Path
-from denoising.engine import build
-build.HERE = Path(sys.argv[1])
-build.load()
-print("loaded")
-"""
-
-
-@pytest.fixture(scope="module")
-def stub(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stub")
-    (folder / "ops.cc").write_text(STUB)
-    return folder
-
-
-@needs_compiler
-def test_two_processes_at_once_build_it_once(stub, tmp_path):
-    both = [forks.start("-c", LOAD, stub, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in both]
-    assert [out for out, _ in outputs] == ["loaded\n"] * 2, outputs
-    assert sum(err.count("compiling") for _, err in outputs) == 1
-    assert len(list(tmp_path.glob("*/*.so"))) == 1
-
-
-@needs_compiler
-def test_what_a_killed_build_left_is_not_loaded(stub, tmp_path):
-    first = forks.run("-c", LOAD, stub, XDG_CACHE_HOME=str(tmp_path))
-    (library,) = tmp_path.glob("*/*.so")
-    library.rename(library.with_suffix(".partial"))
-    library.with_suffix(".partial").write_bytes(b"half")
-    second = forks.run("-c", LOAD, stub, XDG_CACHE_HOME=str(tmp_path))
-    assert first.stdout == second.stdout == "loaded\n"
-    assert "compiling" in second.stderr
-    third = forks.run("-c", LOAD, stub, XDG_CACHE_HOME=str(tmp_path))
-    assert (third.stdout, third.stderr) == ("loaded\n", "")
-
-
-@needs_compiler
-def test_a_changed_source_is_compiled_anew(stub, tmp_path):
-    folder = shutil.copytree(stub, tmp_path / "source")
-    forks.run("-c", LOAD, folder, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    (folder / "more.h").write_text("// a header of it")
-    assert "compiling" in forks.run("-c", LOAD, folder, XDG_CACHE_HOME=str(tmp_path / "cache")).stderr
-    assert len(list(tmp_path.glob("cache/*/*.so"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("compiler", "words"),
-    [
-        ("exit 1", "'{}' failed: no message"),
-        (
-            "echo 1.0; echo 'x.cc:1: error: bad' >&2; test $1 = --version",
-            "'{}' failed: x.cc:1: error: bad",
-        ),
-        ("echo 1.0", "'{}' made nothing"),
-        (
-            "for last; do :; done; test $last = --version || echo rubbish > $last",
-            "what the compiler made cannot be loaded",
-        ),
-        (None, "there is no compiler '{}'"),
-    ],
-)
-def test_without_a_working_compiler_paddles_layers_are_taken(compiler, words, tmp_path):
-    path = tmp_path / "compiler"
-    if compiler:
-        path.write_text(f"#!/bin/sh\n{compiler}\n")
-        path.chmod(0o755)
-    environment = {"CXX": str(path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    words = words.format(path)
-    auto = forks.run("-c", CHOOSE, "auto", **environment)
-    assert auto.stdout.startswith("PlainOps | engine: Paddle's own layers ("), auto.stderr
-    assert words in auto.stdout
-    assert forks.run("-c", CHOOSE, "onednn", **environment).stdout.startswith("UserError | --engine onednn: ")
-    assert forks.run("-c", CHOOSE, "auto", "bf16", **environment).stdout.startswith("UserError | --precision bf16")
-    assert "Traceback" not in auto.stderr
-
-
-@needs_compiler
-def test_a_home_that_cannot_be_written_is_said_and_not_needed(stub):
-    done = forks.run("-c", LOAD, stub, XDG_CACHE_HOME="/proc/nowhere")
-    assert done.stdout == "loaded\n"
-    assert re.search("cannot write to /proc/nowhere/.*will not be kept", done.stderr)
-
-
 @needs_compiler
 def test_a_cpu_without_avx512_gets_the_same_results():
     code = """
@@ -430,51 +317,3 @@ print("same")
 """
     done = forks.run("-c", code, ONEDNN_MAX_CPU_ISA="AVX2")
     assert done.stdout == "same\n", done.stderr
-
-
-def wrong_result(result):
-    return result * 1.01
-
-
-def wrong_gradients(result):
-    return result + 0.01 * (result - result.detach())
-
-
-def not_a_number(result):
-    return result * float("nan")
-
-
-@needs_compiler
-@pytest.mark.parametrize("fault", [wrong_result, wrong_gradients, not_a_number])
-def test_an_engine_that_computes_wrongly_is_not_taken(fault, monkeypatch):
-    assert isinstance(choose(), operators.EngineOps)
-    right = operators.EngineOps.conv
-    monkeypatch.setattr(operators.EngineOps, "conv", lambda ops, *arguments: fault(right(ops, *arguments)))
-    ops, line = operators.choose("auto")
-    assert isinstance(ops, PlainOps)
-    assert line == "engine: Paddle's own layers (its results differ from Paddle's on this machine)"
-    with pytest.raises(UserError, match="--engine onednn: its results differ"):
-        operators.choose("onednn")
-
-
-def test_bf16_on_a_cpu_without_it_is_refused(monkeypatch):
-    monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx2"])
-    with pytest.raises(UserError, match="bf16"):
-        operators.choose("auto", "bf16")
-
-
-def test_on_a_gpu_paddles_layers_are_taken(monkeypatch):
-    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
-    ops, line = operators.choose("auto")
-    assert isinstance(ops, PlainOps)
-    assert "gpu:0" in line
-    with pytest.raises(UserError, match="gpu:0"):
-        operators.choose("onednn")
-
-
-def test_paddles_layers_can_be_asked_for():
-    ops, line = operators.choose("paddle")
-    assert isinstance(ops, PlainOps)
-    assert "as asked" in line
-    with pytest.raises(UserError, match="bf16"):
-        operators.choose("paddle", "bf16")

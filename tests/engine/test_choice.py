@@ -1,0 +1,121 @@
+"""Which operations a network gets, and why: by name, by machine, and by the engine's check of itself."""
+
+import shutil
+from types import SimpleNamespace
+
+import paddle
+import pytest
+
+from arch_unet import PlainOps
+from denoising import machine
+from denoising.cli import UserError
+from denoising.engine import build, operators
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")
+
+
+def wrong_result(result):
+    return result * 1.01
+
+
+def wrong_gradients(result):
+    return result + 0.01 * (result - result.detach())
+
+
+def not_a_number(result):
+    return result * float("nan")
+
+
+def one_wrong_number(result):
+    spoilt = paddle.zeros_like(result)
+    spoilt[0, 0, 0, 0] = 0.1
+    return result + spoilt
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", [wrong_result, wrong_gradients, not_a_number, one_wrong_number])
+def test_an_engine_that_computes_wrongly_is_not_taken(fault, monkeypatch):
+    assert isinstance(operators.choose("onednn")[0], operators.EngineOps)
+    right = operators.EngineOps.conv
+    monkeypatch.setattr(operators.EngineOps, "conv", lambda ops, *arguments: fault(right(ops, *arguments)))
+    ops, line = operators.choose("auto")
+    assert isinstance(ops, PlainOps)
+    assert line == "engine: Paddle's own layers (its results differ from Paddle's on this machine)"
+    with pytest.raises(UserError, match="--engine onednn: its results differ"):
+        operators.choose("onednn")
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_an_engine_with_one_wrong_gradient_is_not_taken(name, monkeypatch):
+    right = operators.EngineOps.conv
+
+    def conv(ops, x, layer):
+        given = {"weight": layer.weight, "bias": layer.bias}
+        given[name] = given[name] + 0.02 * (given[name] - given[name].detach())  # the same, but for its gradient
+        return right(ops, x, SimpleNamespace(**given))
+
+    monkeypatch.setattr(operators.EngineOps, "conv", conv)
+    assert isinstance(operators.choose("auto")[0], PlainOps)
+
+
+@needs_compiler
+def test_an_engine_that_computes_rightly_is_taken():
+    for name in ("auto", "onednn"):
+        ops, line = operators.choose(name)
+        assert (type(ops), ops.half, ops.bytes_per_pixel) == (operators.EngineOps, False, 2300)
+        assert line == "engine: onednn, fp32"
+
+
+def test_what_hinders_the_engine_is_told(monkeypatch):
+    def load():
+        raise build.BuildError("there is none")
+
+    monkeypatch.setattr(build, "load", load)
+    monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx512_bf16"])
+    ops, line = operators.choose()
+    assert isinstance(ops, PlainOps)
+    assert line == "engine: Paddle's own layers (there is none)"
+    with pytest.raises(UserError, match="^--engine onednn: there is none$"):
+        operators.choose("onednn", "bf16")
+    with pytest.raises(UserError, match="^--precision bf16: needs the onednn engine, but: there is none$"):
+        operators.choose("auto", "bf16")
+
+
+def test_bf16_is_taken_where_the_cpu_has_it(monkeypatch):
+    monkeypatch.setattr(operators, "_obstacle", lambda: None)
+    monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx512_bf16"])
+    ops, line = operators.choose("auto", "bf16")
+    assert (ops.half, ops.bytes_per_pixel, line) == (True, 1200, "engine: onednn, bf16")
+
+
+@needs_compiler
+def test_without_gradients_nothing_is_kept_for_them():
+    ops = operators.choose("onednn")[0]
+    layer = paddle.nn.Conv2D(1, 2, 3, padding=1)
+    with paddle.no_grad():
+        assert ops.conv(ops.enter(paddle.ones([1, 1, 4, 4])), layer).stop_gradient
+    assert not ops.conv(ops.enter(paddle.ones([1, 1, 4, 4])), layer).stop_gradient
+
+
+def test_bf16_on_a_cpu_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx2"])
+    with pytest.raises(UserError, match="bf16"):
+        operators.choose("auto", "bf16")
+
+
+def test_on_a_gpu_paddles_layers_are_taken(monkeypatch):
+    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
+    ops, line = operators.choose("auto")
+    assert isinstance(ops, PlainOps)
+    assert "gpu:0" in line
+    with pytest.raises(UserError, match="gpu:0"):
+        operators.choose("onednn")
+
+
+def test_paddles_layers_can_be_asked_for():
+    ops, line = operators.choose("paddle")
+    assert isinstance(ops, PlainOps)
+    assert "as asked" in line
+    with pytest.raises(UserError, match="bf16"):
+        operators.choose("paddle", "bf16")

@@ -78,10 +78,64 @@ def test_channels_are_stretched_until_their_outermost_numbers_meet():
     np.testing.assert_array_equal(stretched[0].bias, factors)
 
 
+def two_layers(slope=1.0):
+    """One channel in, two between, one out."""
+    ones = np.ones(2, np.float32)
+    first = Node("conv", "first", (INPUT,), 2, slope=slope, weight=ones.reshape(2, 1, 1, 1), bias=ones)
+    return [first, Node("conv", "last", ("first",), 1, weight=ones.reshape(1, 2, 1, 1), bias=ones[:1])]
+
+
+def joined(*channels):
+    return Histograms(
+        *(np.concatenate([getattr(channel, name) for channel in channels]) for name in ("largest", "counts"))
+    )
+
+
+def test_divergence_clips_outliers_and_none_of_what_channels_were_stretched_to():
+    values = np.random.default_rng(0).normal(0, 0.01, 200_000)
+    values[:2] = 1.0, 0.9  # fewer than a ten-thousandth
+    histograms = {INPUT: histogram_of(values), "first": joined(histogram_of(values), histogram_of(values))}
+    histograms["last"] = histogram_of(values)
+    for method, highest in (("kl", 0.25), ("absmax", 1.01)):
+        stretched, int8 = quantization.fit(two_layers(), histograms, method)
+        scale, zero = int8.scales["first"]
+        threshold = scale * (255 - zero) / stretched[0].weight[0, 0, 0, 0]  # in the unit of the values
+        assert 4 * 0.01 * 0.9 < threshold <= highest
+
+
+def test_a_channel_without_numbers_is_not_stretched_without_end():
+    channel = histogram_of(np.linspace(-0.5, 1.0, 100_001))
+    dead = Histograms(np.array([1e-12]), np.bincount([BINS // 2], [100_001], BINS)[None])
+    histograms = {INPUT: channel, "first": joined(channel, dead), "last": channel}
+    stretched, _ = quantization.fit(two_layers(), histograms, "absmax")
+    factors = stretched[0].weight.ravel()
+    assert factors[1] / factors[0] == pytest.approx(1e4, rel=1e-3)
+
+
+def test_only_what_an_activation_gets_has_a_scale_of_its_own():
+    channel = histogram_of(np.linspace(-0.2, 1.0, 100_001))
+    histograms = {INPUT: channel, "first": joined(channel, channel), "last": channel}
+    assert quantization.fit(two_layers(), histograms, "absmax")[1].before_activation == {}
+    int8 = quantization.fit(two_layers(0.2), histograms, "absmax")[1]
+    assert list(int8.before_activation) == ["first"]
+    assert int8.floats == frozenset()
+    (step, zero), (scale, after) = int8.before_activation["first"], int8.scales["first"]
+    # One threshold above, and all of what becomes -0.2 by a fifth, -1, below.
+    assert step * (255 - zero) == pytest.approx(scale * (255 - after), rel=1e-12)
+    assert zero / (255 - zero) == pytest.approx(1.0, abs=0.05)
+
+
+def test_numbers_about_zero_still_have_a_range():
+    counts = np.zeros(BINS)
+    counts[BINS // 2 - 1 : BINS // 2 + 1] = 1
+    assert quantization.thresholds(counts, "percentile", 128)[0] == 1e-3
+
+
 def test_each_channel_is_counted_over_its_own_range():
     images = [np.random.default_rng(seed).normal(size=(1, 2, 30, 40)).astype(np.float32) for seed in range(3)]
     images[1][0, 1] *= 50
-    nodes = [Node("conv", "last", (INPUT,), 1, weight=np.ones((1, 2, 1, 1), np.float32), bias=np.zeros(1, np.float32))]
+    images = [np.concatenate([image, 0 * image[:, :1]], axis=1) for image in images]
+    nodes = [Node("conv", "last", (INPUT,), 1, weight=np.ones((1, 3, 1, 1), np.float32), bias=np.zeros(1, np.float32))]
     found = quantization.observe(lambda x: {INPUT: x, "last": x[:, :1]}, images, nodes)
     assert sorted(found) == ["last", INPUT]
     for channel in range(2):
@@ -92,6 +146,9 @@ def test_each_channel_is_counted_over_its_own_range():
         # Rounding may put a number at an edge into the bin beside it.
         assert np.abs(found[INPUT].counts[channel] - counts).sum() <= 4
         assert found[INPUT].counts[channel].sum() == len(values)
+    # A channel of nothing but zeros has a range all the same.
+    assert 0 < found[INPUT].largest[2] <= 1e-9
+    assert found[INPUT].counts[2, BINS // 2] == len(values)
 
 
 def test_bins_are_known_by_their_middles():
@@ -224,6 +281,7 @@ def test_the_search_keeps_what_gains_much_and_costs_little():
     assert floats == {"last"}
     assert gains == pytest.approx({"first": 0.02, "last": 3.0})
     assert not any("middle" in each for each in tried)
+    assert quantization.search_floats(costs, measure, 0.02)[0] == {"last"}  # to the last multiplication
     assert quantization.search_floats(costs, measure, 0.0)[0] == frozenset()
     assert quantization.search_floats(costs, measure, 1.0)[0] == {"middle", "last", "small"}
 

@@ -69,6 +69,19 @@ def test_windows_cover_the_image_and_keep_to_the_budget(height, width, pixels):
         assert covered == length
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "pixels"), [(640, 960, 400 * 400), (1280, 640, 700_000), (96, 2080, 60_000)]
+)
+def test_no_other_windows_compute_less(height, width, pixels):
+    def work(sides):
+        count = [len(list(along(length, side, 160))) for length, side in zip((height, width), sides, strict=True)]
+        return np.prod(count) * np.prod(sides)
+
+    heights, widths = ({*range(352, length, 32), length} for length in (height, width))
+    others = [(h, w) for h in heights for w in widths if h * w <= pixels]
+    assert work(plan_windows(height, width, 32, 160, pixels)) == min(map(work, others))
+
+
 @pytest.mark.parametrize(("side", "tile", "most"), [(512, 352, 18), (512, 448, 2.3), (4000, 1000, 2.1)])
 def test_windows_do_not_compute_the_same_over_and_over(side, tile, most):
     # A margin at the image's border, where there is nothing to keep off, made 121 times the work of the first.
@@ -114,6 +127,39 @@ def test_options_out_of_range_are_refused(network, options):
         Denoiser(network, **options)
 
 
+def test_options_at_their_bounds_are_taken(network):
+    image = noisy_scene(20, 30)
+    whole = Denoiser(network)
+    assert whole.options == {}
+    assert np.abs(Denoiser(network, tile=1, strength=1)(image).astype(int) - whole(image)).max() <= 1
+    pixel = np.full((1, 1), 0.25, np.float32)
+    assert whole(pixel).shape == (1, 1)
+
+
+def test_a_network_of_renders_takes_buffers_and_gives_light():
+    paddle.seed(3)
+    network = build_network("unet_n2n", n_feature=4, n_input=9)
+    network.eval()
+    buffers = np.concatenate([noisy_scene(40, 50, seed=seed) for seed in range(3)], axis=2).astype(np.float32) / 255
+    expected = by_hand(network, buffers)
+    for strength in (0, 0.5, 1):  # mixing is for who knows the light: renders.denoise
+        result = Denoiser(network, strength=strength)(buffers)
+        assert result.shape == (40, 50, 3)
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+    for channels in (1, 3, 10):
+        words = f"the image has {channels} channels, the network takes 9: a render with its albedo and normals"
+        with pytest.raises(ValueError, match=words):
+            Denoiser(network)(np.zeros((4, 4, channels), np.float32))
+
+
+def test_only_colour_networks_take_grey():
+    four = build_network(n_channel=4, n_feature=4)
+    four.eval()
+    for channels in (1, 3):
+        with pytest.raises(ValueError, match=f"the image has {channels} channels, the network takes 4$"):
+            Denoiser(four)(np.zeros((4, 4, channels), np.float32))
+
+
 def test_a_loaded_network_computes_as_it_is_told(weights):
     ops = PlainOps()
     assert Denoiser(str(weights), ops).network.ops is ops
@@ -130,6 +176,7 @@ def test_windows_are_planned_from_half_of_the_free_memory(network, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: 64 << 20)
     side = plain._window_pixels() ** 0.5
     assert (side - 2 * network.margin) ** 2 / side**2 >= 0.19
+    assert side == 2 * network.margin + 256
 
 
 def test_a_grey_network_takes_each_channel_of_colour():

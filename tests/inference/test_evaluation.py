@@ -82,6 +82,10 @@ def test_images_are_numbered_through_all_sets(network, tiny, tmp_path):
     assert [score.index for score in scored] == [0, 1, 0, 1, 0, 0, 1, 0, 1]
     assert [score for result in results for score in result.scores] == scored
     assert [(result.image_count, result.repeats) for result in results] == [(2, 2), (1, 1), (2, 2)]
+    assert all(0 < result.seconds < 60 for result in results)
+    for measure in ("psnr", "ssim", "psnr_noisy", "ssim_noisy"):
+        column = ["psnr", "ssim", "psnr_noisy", "ssim_noisy"].index(measure)
+        assert results[0].mean(measure) == pytest.approx(np.mean(RECORDED, 0)[column % 2], abs=1e-6)
     (limited,) = evaluate_sets(Same(network), [tiny], GAUSS, repeats=3, limit=1)
     assert (limited.image_count, limited.repeats) == (1, 3)
 
@@ -96,7 +100,14 @@ def test_pictures_are_those_that_are_scored(network, tiny):
     seen = []
     result = evaluate(Same(network, lambda image: image * np.float32(0.9)), tiny, GAUSS, on_image=check)
     assert seen == result.scores
-    assert result.megapixels == pytest.approx(4 * 45 * 67 / 1e6)
+    assert [score.number for score in seen] == [0, 1, 0, 1]
+    assert result.megapixels == pytest.approx(4 * 45 * 67 / 1e6, rel=1e-9)
+
+
+def test_an_image_too_small_to_score_is_a_mistake_of_the_folder(network, tmp_path):
+    save(tmp_path / "a.png", scene(10, 30))
+    with pytest.raises(UserError, match="^--val_dirs: SSIM needs 11x11 pixels, the image has 10x30$"):
+        evaluate(Same(network), ValidationSet("Small", str(tmp_path)), GAUSS)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -40,7 +40,7 @@ TABLE = {
     "denoising/inference/distributed.py": "tests/inference/test_dist*.py tests/scripts/test_[vt]*.py",
     "denoising/inference/checkpoint.py": "tests/inference/test_checkpoint.py",
     "denoising/engine/build.py": "tests/engine/test_build.py",
-    "denoising/engine/operators.py": "tests/engine/test_choice.py tests/engine/test_engine.py",
+    "denoising/engine/operators.py": "tests/engine/test_[ce]*.py tests/training/test_optimizers.py",
     "denoising/export/quantization.py": "tests/export/test_scales.py tests/export/test_onnx_file.py",
     "denoising/export/onnx_file.py": "tests/export/test_scales.py tests/export/test_onnx_file.py",
 }

@@ -140,6 +140,37 @@ def test_convolution_in_bf16_is_as_exact_as_bf16_is(sizes):
     assert_same(lambda ops, x: ops.conv(x, layer, 1.0), image, [layer], 0.02, choose("bf16"))
 
 
+TOGETHER = {
+    "unshuffle": (lambda ops, x: ops.unshuffle(x), [(2, 3, 6, 8)]),
+    "unshuffle one": (lambda ops, x: ops.unshuffle(x), [(1, 1, 2, 2)]),
+    "shuffle": (lambda ops, x: ops.shuffle(x), [(2, 12, 5, 7)]),
+    "add": (lambda ops, x, y: ops.add(x, y), [(2, 5, 6, 7), (2, 5, 6, 7)]),
+    "add to itself": (lambda ops, x: ops.add(ops.shuffle(ops.unshuffle(x)), x), [(3, 5, 4, 8)]),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", TOGETHER)
+def test_operations_equal_paddles(name):
+    function, shapes = TOGETHER[name]
+    assert_same(function, images(*shapes))
+
+
+@needs_compiler
+@needs_bf16
+@pytest.mark.parametrize("name", TOGETHER)
+def test_operations_in_bf16(name):
+    function, shapes = TOGETHER[name]
+    assert_same(function, images(*shapes), tolerance=0.02, ops=choose("bf16"))
+
+
+def test_shuffling_keeps_every_pixel_in_its_place():
+    image = paddle.to_tensor(np.arange(2 * 3 * 4 * 6, dtype="float32").reshape(2, 3, 4, 6))
+    apart = PlainOps().unshuffle(image)
+    assert (apart[1, 4 * 2 + 2 * 1 + 0].numpy() == image[1, 2, 1::2, 0::2].numpy()).all()
+    assert (PlainOps().shuffle(apart).numpy() == image.numpy()).all()
+
+
 @needs_compiler
 def test_wrong_channels_are_an_error():
     ops = choose()

@@ -211,6 +211,21 @@ def test_kspace_of_something_else_is_refused():
             mri.from_kspace(kspace, 0.3)
 
 
+def test_kspace_of_another_share_is_refused():
+    p = mri.density(64, 64, 0.2)
+    kspace = np.fft.fft2(slice_of(64, 64)) * whole(mri.draw_mask(p, 64, np.random.default_rng(4)), 64)
+    for share in (0.12, 0.2, 0.35):
+        assert np.isfinite(mri.from_kspace(kspace, share)).all()
+    for share in (0.08, 0.5):
+        with pytest.raises(ValueError, match=rf"of the k-space are known, not about {share:.1%}"):
+            mri.from_kspace(kspace, share)
+
+
+def test_what_is_remembered_of_a_density_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        mri.density(16, 16, 0.5)[0, 0] = 0
+
+
 # --- Phantoms -----------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import paddle
 import pytest
-from test_engine import assert_same, choose, images, needs_bf16, needs_compiler
+from test_engine import choose, needs_compiler
 
 import export_model
 import infer
@@ -61,36 +61,6 @@ def pairs(tmp_path_factory):
 
 
 # --- The operations -----------------------------------------------------------------------------------------
-
-TOGETHER = {
-    "unshuffle": (lambda ops, x: ops.unshuffle(x), [(2, 3, 6, 8)]),
-    "unshuffle one": (lambda ops, x: ops.unshuffle(x), [(1, 1, 2, 2)]),
-    "shuffle": (lambda ops, x: ops.shuffle(x), [(2, 12, 5, 7)]),
-    "add": (lambda ops, x, y: ops.add(x, y), [(2, 5, 6, 7), (2, 5, 6, 7)]),
-    "add to itself": (lambda ops, x: ops.add(ops.shuffle(ops.unshuffle(x)), x), [(3, 5, 4, 8)]),
-}
-
-
-@needs_compiler
-@pytest.mark.parametrize("name", TOGETHER)
-def test_operations_equal_paddles(name):
-    function, shapes = TOGETHER[name]
-    assert_same(function, images(*shapes))
-
-
-@needs_compiler
-@needs_bf16
-@pytest.mark.parametrize("name", TOGETHER)
-def test_operations_in_bf16(name):
-    function, shapes = TOGETHER[name]
-    assert_same(function, images(*shapes), tolerance=0.02, ops=choose("bf16"))
-
-
-def test_shuffling_keeps_every_pixel_in_its_place():
-    image = paddle.to_tensor(np.arange(2 * 3 * 4 * 6, dtype="float32").reshape(2, 3, 4, 6))
-    apart = PlainOps().unshuffle(image)
-    assert (apart[1, 4 * 2 + 2 * 1 + 0].numpy() == image[1, 2, 1::2, 0::2].numpy()).all()
-    assert (PlainOps().shuffle(apart).numpy() == image.numpy()).all()
 
 
 @needs_compiler

@@ -1,5 +1,9 @@
 """ONNX files that compute what the network computes, also after its channels are stretched for 8 bits."""
 
+import hashlib
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from networks import (
@@ -15,7 +19,7 @@ from networks import (
 )
 
 from denoising import cli, machine
-from denoising.export import onnx_graph, quantization, writing
+from denoising.export import onnx_file, onnx_graph, quantization, writing
 
 paddle = pytest.importorskip("paddle")
 onnx = pytest.importorskip("onnx")
@@ -122,3 +126,71 @@ def test_stretched_channels_compute_the_same(kind, tmp_path):
     for node in stretched:
         if node.kind in ("pool", "concat", "blocks", "double", "unshuffle"):
             assert {int8.scales[name] for name in node.inputs} == {int8.scales[node.name]}
+
+
+def evaluated(data, x):
+    """The file's result by ONNX's own evaluator, which computes as the standard says, with no runtime's tricks."""
+    from onnx.reference import ReferenceEvaluator
+
+    model = graph_of(data)
+    model.opset_import[0].version = 19  # the first in which it knows how to quantise; nothing else has changed
+    return ReferenceEvaluator(model).run(None, {"noisy": x})[0]
+
+
+@needs_runtime
+@pytest.mark.parametrize(
+    ("kind", "floats", "counted"),
+    # Not those that stay in float, nor those whose result is for them alone; the last result always is float.
+    [("unet", (), 25 - 1), ("unet", ("enc_conv0", "nin_c"), 25 - 2 - 1), ("lite", (), 10 - 1)],
+)
+def test_an_8_bit_file_computes_nearly_what_the_network_computes(kind, floats, counted, tmp_path):
+    network = network_of(kind)
+    nodes = writing.trace(network)
+    x = nchw(32, 32, 3)
+    stretched, int8 = quantization.fit(nodes, histograms_of(network, nodes, [x, nchw(32, 32, 3, 1)], tmp_path), "mse")
+    data = writing.to_onnx(stretched, network, {"name": "mine"}, replace(int8, floats=frozenset(floats)))
+    with paddle.no_grad():
+        expected = network(paddle.to_tensor(x)).numpy()
+    error = np.sqrt(np.mean((evaluated(data, x) - expected) ** 2))
+    assert 1e-5 < error < 0.1 * expected.std()
+
+    model = graph_of(data)
+    assert (model.opset_import[0].version, model.ir_version) == (17, 9)
+    record = json.loads({entry.key: entry.value for entry in model.metadata_props}["denoiser"])
+    made = {name: node for node in model.graph.node for name in node.output}
+    convolutions = [node.name for node in nodes if node.kind == "conv"]
+    in_8_bits = {name for name in convolutions if f"{name}/weight" in made}
+    assert in_8_bits == set(convolutions) - set(floats)
+    assert record == {"name": "mine", "precision": "int8", "int8_convolutions": counted}
+    # What an activation gets is rounded before it where its result is in 8 bits.
+    activations = {node.name.removesuffix("/act"): node for node in model.graph.node if node.op_type == "LeakyRelu"}
+    again = {node.input[0].removesuffix("/act") for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert len(again & set(activations)) > counted / 2
+    for name in activations:
+        rounded = made[activations[name].input[0]].name == f"{name}/before"
+        assert rounded == (name in again & in_8_bits)
+
+
+def test_a_float_file_names_its_precision_and_its_checksum(tmp_path):
+    network = network_of("grey")
+    data = writing.to_onnx(writing.trace(network), network, {"text": "x" * 300})
+    model = graph_of(data)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["denoiser"]) == {"text": "x" * 300, "precision": "fp32"}
+    seal = data.rindex(b"\x72")
+    assert facts["sha256"] == hashlib.sha256(data[:seal]).hexdigest()
+    assert [
+        (end.name, [d.dim_param or d.dim_value for d in end.type.tensor_type.shape.dim])
+        for end in (*model.graph.input, *model.graph.output)
+    ] == [("noisy", ["n", 1, "h", "w"]), ("denoised", ["n", 1, "h", "w"])]
+    for size in ((1, 1), (5, 33)):
+        x = nchw(*size, 1)
+        with paddle.no_grad():
+            expected = network(paddle.to_tensor(x)).numpy()
+        np.testing.assert_allclose(evaluated(data, x), expected, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 126, 127, 128, 129, 300, 70_000])
+def test_records_of_any_length_are_read_again(size):
+    data = onnx_file.sealed(b"", {"a": "x" * size})
+    assert json.loads(onnx.load_from_string(data).metadata_props[0].value) == {"a": "x" * size}

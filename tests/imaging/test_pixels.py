@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import ExifTags
 
 from denoising.cli import UserError
 from denoising.imaging import pixels
@@ -96,6 +97,15 @@ def test_a_rotation_tag_turns_pixels_alpha_and_resolution(orientation, wanted):
     assert turned.dpi == ((96.0, 72.0) if 5 <= orientation <= 8 else (72.0, 96.0))
     assert turned.plain == (orientation not in range(2, 9))
     assert pixels.upright(Picture([CORNERS]), orientation).alpha is None
+
+
+def test_a_picture_is_only_its_pages_unless_told():
+    assert pixels.ORIENTATION == ExifTags.Base.Orientation
+    bare, other = Picture([CORNERS]), Picture([CORNERS])
+    assert (bare.alpha, bare.format, bare.exif, bare.icc, bare.dpi, bare.plain) == (None, "", b"", b"", None, False)
+    assert bare.tiff == bare.exr == {}
+    bare.tiff["description"] = "mine"
+    assert other.tiff == {}
 
 
 def test_grey_is_the_luma_of_rec_601():

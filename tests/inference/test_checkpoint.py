@@ -252,6 +252,14 @@ def test_options_that_build_no_network_are_refused(changes, tmp_path, weights):
     assert checkpoint.load_network(tmp_path / "b.pdparams")[1] == options
 
 
+def test_a_number_that_a_network_does_not_have_is_refused(tmp_path):
+    lite = build_network("unet_lite", n_feature=4)
+    path = tmp_path / "a.pdparams"
+    checkpoint.save_network(path, checkpoint.network_state(lite), {**lite.options, "n_head": 4})
+    with pytest.raises(UserError, match=r"a\.pdparams: holds no network of this project"):
+        checkpoint.load_network(path)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "3", "null", "{}", "[" * 100_000, 7, np.zeros(2)])
 def test_options_that_are_none_are_refused(text, tmp_path, weights):
     checkpoint.write_state(tmp_path / "a.pdparams", checkpoint.read_state(weights) | {"@options": text})

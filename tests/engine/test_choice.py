@@ -98,6 +98,17 @@ def test_without_gradients_nothing_is_kept_for_them():
     assert not ops.conv(ops.enter(paddle.ones([1, 1, 4, 4])), layer).stop_gradient
 
 
+def test_an_older_paddle_has_custom_operators_at_another_place(monkeypatch):
+    calls = []
+    monkeypatch.delattr(paddle._C_ops, "_run_custom_op", raising=False)
+    eager = paddle.base.core.eager
+    monkeypatch.setattr(
+        eager, "_run_custom_op", lambda *given: calls.append(given) or ["result", "more"], raising=False
+    )
+    assert operators._run("denoise_pool", 1, 2) == "result"
+    assert calls == [("denoise_pool", 1, 2)]
+
+
 def test_bf16_on_a_cpu_without_it_is_refused(monkeypatch):
     monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx2"])
     with pytest.raises(UserError, match="bf16"):

@@ -206,6 +206,25 @@ def test_what_an_activation_gets_is_rounded_as_well_as_can_be():
     assert error(step, zero) <= 1.03 * best
 
 
+def test_a_zero_before_an_activation_is_that_of_its_definition():
+    rng = np.random.default_rng(3)
+    x = ((np.arange(256) + 0.5) / 256 * 2 - 1)[None]
+    for _ in range(100):
+        slope, threshold = rng.uniform(0.02, 0.5), rng.uniform(0.3, 1)
+        share = rng.gamma(0.5, size=x.shape) * np.exp(-rng.uniform(1, 20) * np.abs(x))
+        share /= share.sum()
+        errors = {}
+        for zero in range(30, 226, 5):
+            step = threshold / (255 - zero)
+            # Rounded before the activation, and clipped there, at `zero` steps below nothing.
+            lost = slope * np.maximum(-x / slope - zero * step, 0)
+            rounding = np.where(x >= 0, 1, slope) ** 2 * step**2 / 12
+            errors[zero] = (share * (rounding + np.where(x >= 0, 0, lost**2))).sum()
+        best = min(errors, key=errors.get)
+        step, zero = quantization._before_activation(x, share, threshold, slope)
+        assert (zero, step) == (best, pytest.approx(threshold / (255 - best), rel=1e-12))
+
+
 def test_the_file_holds_weights_and_scales_to_the_step():
     rng = np.random.default_rng(1)
     weight, bias = rng.normal(size=(1, 1, 3, 3)).astype(np.float32), np.float32([0.3])

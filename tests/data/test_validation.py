@@ -25,7 +25,7 @@ GAUSS = parse_noise("gauss25")
 def found_in(folder):
     """Kinds, names and repeats of the sets that are there, and the names of those that are not."""
     present, absent = find_validation_sets(str(folder))
-    return [(type(each), each.name, each.repeats) for each in present], [each.name for each in absent]
+    return [(type(held), held.name, held.repeats) for held in present], [missing.name for missing in absent]
 
 
 def save_pairs(folder, names=("b", "a")):
@@ -48,28 +48,28 @@ def test_published_sets_come_first_in_their_order_and_others_by_name(tmp_path):
         save(tmp_path / name / "a.png", scene(12, 12))
     (tmp_path / "file.txt").write_text("no folder")
     kinds = [("Kodak", 10), ("BSD300", 3), ("Set14", 20), ("Apes", 1), ("Zebra", 1)]
-    assert found_in(tmp_path) == ([(ValidationSet, *each) for each in kinds], [])
+    assert found_in(tmp_path) == ([(ValidationSet, *name_and_repeats) for name_and_repeats in kinds], [])
     # Where both stand, the folder of the published name is taken; the other is still no set of its own.
     save(tmp_path / "Kodak" / "k.png", scene(12, 12))
     present, _ = find_validation_sets(str(tmp_path))
     assert [path.name for path in present[0].paths()] == ["k.png"]
-    assert [each.name for each in present].count("Kodak24") == 0
+    assert [held.name for held in present].count("Kodak24") == 0
 
 
 def test_absent_sets_tell_where_they_come_from(tmp_path):
     save(tmp_path / "Mine" / "a.png", scene(12, 12))
     present, absent = find_validation_sets(str(tmp_path))
-    assert [each.name for each in absent] == ["Kodak", "BSD300", "Set14"]
+    assert [missing.name for missing in absent] == ["Kodak", "BSD300", "Set14"]
     assert ["Kodak" in absent[0].origin, "Berkeley" in absent[1].origin, "Set14" in absent[2].origin] == [True] * 3
-    assert [each.folder for each in present] == [str(tmp_path / "Mine")]
+    assert [held.folder for held in present] == [str(tmp_path / "Mine")]
 
 
 def test_a_folder_of_images_alone_is_a_set_and_one_beside_sets_is_not(tmp_path):
     save(tmp_path / "mine" / "A.PNG", scene(12, 12))
-    every_published = ["Kodak", "BSD300", "Set14"]
-    assert found_in(tmp_path / "mine") == ([(ValidationSet, "mine", 1)], every_published)
+    all_published = ["Kodak", "BSD300", "Set14"]
+    assert found_in(tmp_path / "mine") == ([(ValidationSet, "mine", 1)], all_published)
     save(tmp_path / "mine" / "inner" / "b.png", scene(12, 12))
-    assert found_in(tmp_path / "mine") == ([(ValidationSet, "inner", 1)], every_published)
+    assert found_in(tmp_path / "mine") == ([(ValidationSet, "inner", 1)], all_published)
 
 
 def test_a_folder_without_images_is_passed_over_and_said(tmp_path, capsys):
@@ -166,7 +166,7 @@ def test_a_pair_file_yields_its_images_by_number(tmp_path):
     noisy, clean = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 12, 14), np.uint8)
     pair_files.write(str(tmp_path / "mine.npz"), pair_files.VALIDATION, (noisy, clean))
     held = ValidationPairFile("mine", str(tmp_path / "mine.npz"))
-    assert (held.paths(), held.paths(2), held.own_noise) == ([0, 1, 2], [0, 1], True)
+    assert (list(held.paths()), list(held.paths(2)), held.own_noise) == ([0, 1, 2], [0, 1], True)
     found = list(held.images(3, None, None))
     assert [name for name, _, _ in found] == ["00000", "00001", "00002"]
     for index, (_, wanted, given) in enumerate(found):

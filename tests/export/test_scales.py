@@ -209,8 +209,8 @@ def test_what_an_activation_gets_is_rounded_as_well_as_can_be():
 def test_a_zero_before_an_activation_is_that_of_its_definition():
     rng = np.random.default_rng(3)
     x = ((np.arange(256) + 0.5) / 256 * 2 - 1)[None]
-    for _ in range(100):
-        slope, threshold = rng.uniform(0.02, 0.5), rng.uniform(0.3, 1)
+    for _ in range(200):
+        slope, threshold = rng.uniform(0.2, 1), rng.uniform(0.3, 1)
         share = rng.gamma(0.5, size=x.shape) * np.exp(-rng.uniform(1, 20) * np.abs(x))
         share /= share.sum()
         errors = {}
@@ -299,7 +299,7 @@ def test_the_search_keeps_what_gains_much_and_costs_little():
     floats, gains = quantization.search_floats(costs, measure, 0.05)
     assert floats == {"last"}
     assert gains == pytest.approx({"first": 0.02, "last": 3.0})
-    assert not any("middle" in each for each in tried)
+    assert not any("middle" in layers for layers in tried)
     assert quantization.search_floats(costs, measure, 0.02)[0] == {"last"}  # to the last multiplication
     assert quantization.search_floats(costs, measure, 0.0)[0] == frozenset()
     assert quantization.search_floats(costs, measure, 1.0)[0] == {"middle", "last", "small"}

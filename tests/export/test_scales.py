@@ -103,6 +103,17 @@ def test_divergence_clips_outliers_and_none_of_what_channels_were_stretched_to()
         assert 4 * 0.01 * 0.9 < threshold <= highest
 
 
+def test_divergence_chooses_for_images_and_results_within_what_they_reach():
+    values = np.abs(np.random.default_rng(0).normal(0, 0.1, 200_000))
+    values[0] = 1.0
+    histogram = histogram_of(values)
+    histograms = {INPUT: histogram, "first": joined(histogram, histogram), "last": histogram}
+    int8 = quantization.fit(two_layers(), histograms, "kl")[1]
+    for name in (INPUT, "last"):
+        scale, zero = int8.scales[name]
+        assert 1 <= scale * (255 - zero) / np.quantile(values, 0.9999) < 1.5
+
+
 def test_a_channel_without_numbers_is_not_stretched_without_end():
     channel = histogram_of(np.linspace(-0.5, 1.0, 100_001))
     dead = Histograms(np.array([1e-12]), np.bincount([BINS // 2], [100_001], BINS)[None])

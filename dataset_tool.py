@@ -124,7 +124,8 @@ def run_batches(batches, options, folder):
     if options.workers == 1 or len(batches) < 2:
         yield from (work(batch, options, folder) for batch in batches)
         return
-    waiting = collections.deque()
+    waiting, threads = collections.deque(), cv2.getNumThreads()
+    cv2.setNumThreads(1)  # before the processes fork: in them, OpenCV would wait for threads that did not come along
     pool = concurrent.futures.ProcessPoolExecutor(min(options.workers, len(batches)), initializer=start_worker)
     try:
         for batch in batches:
@@ -139,6 +140,7 @@ def run_batches(batches, options, folder):
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(threads)
 
 
 # --- Reports --------------------------------------------------------------------------------------

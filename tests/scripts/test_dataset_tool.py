@@ -20,7 +20,7 @@ import tifffile
 from PIL import Image
 
 import dataset_tool
-from conftest import ENVIRONMENT, ROOT, refusal, run_script
+from conftest import ENVIRONMENT, ROOT, refusal, run_script, save, scene
 from denoising.cli import UserError
 from denoising.data import conversion, targets
 from denoising.files import images
@@ -206,6 +206,25 @@ def test_two_files_of_one_name_both_survive(tmp_path):
 
 
 # --- Any number of workers, any interruption: the same tree ---------------------------------------
+
+
+AFTER_OPENCV_WORKED_IN_THREADS = """
+import sys
+import cv2, numpy
+import dataset_tool
+cv2.setNumThreads(2)
+cv2.GaussianBlur(numpy.zeros((2000, 2000, 3), numpy.uint8), (31, 31), 3)
+sys.exit(dataset_tool.main(sys.argv[1:]))
+"""
+
+
+def test_workers_of_a_process_in_which_opencv_has_worked_do_not_wait_for_its_threads(tmp_path):
+    for i in range(2 * dataset_tool.BATCH):
+        save(tmp_path / "in" / f"{i:02d}.png", scene(40, 40, seed=i))
+    command = [sys.executable, "-c", AFTER_OPENCV_WORKED_IN_THREADS, "--input_dir", tmp_path / "in"]
+    command += ["--save_dir", tmp_path / "out", "--min_size", 32, "--workers", 2]
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True, timeout=60)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2 * dataset_tool.BATCH
 
 
 @pytest.mark.parametrize("flags", [(), ("--noise", "gauss5_50", "--seed", 3)])

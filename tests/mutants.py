@@ -195,7 +195,7 @@ def _run_tests(tree, tests):
     os.environ.update({**ENVIRONMENT, **home, "PYTHONDONTWRITEBYTECODE": "1"})
     sys.path[0], sys.dont_write_bytecode, tempfile.tempdir = str(tree), True, None
     found = [path for pattern in tests.split() for path in ([pattern] if "::" in pattern else files_of(pattern))]
-    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *found]))
+    os._exit(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", *found]))
 
 
 def main():

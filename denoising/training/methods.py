@@ -245,7 +245,7 @@ def intact(diff):
         density = (-squares / (2 * deviation**2)).exp() / (deviation * np.sqrt(2 * np.pi)) ** channels
         return share * density / (share * density + 1 - share)
 
-    deviation, share = (squares.mean(axis=[1, 2, 3], keepdim=True) / channels).sqrt() / 2, 0.5
+    deviation, share = ((squares.mean(axis=[1, 2, 3], keepdim=True) / channels).sqrt() / 2).clip(0.005), 0.5
     for _ in range(EM_ROUNDS):
         weight = likely(deviation, share)
         share = weight.mean(axis=[1, 2, 3], keepdim=True).clip(0.05, 0.99)

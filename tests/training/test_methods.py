@@ -1,3 +1,4 @@
+from argparse import Namespace
 from collections import Counter
 
 import numpy as np
@@ -5,13 +6,18 @@ import paddle
 import pytest
 
 from arch_unet import build_network
+from denoising.cli import UserError
+from denoising.data.streams import CROP, MORE, NOISE, ORDER, PICKS, TARGET, generator, streams
 from denoising.imaging import noise
 from denoising.imaging.noise import parse_noise
 from denoising.training.methods import (
     Neighbor2Neighbor,
+    Noise2Noise,
     Recorrupted2Recorrupted,
     Regression,
+    Supervised,
     all_neighbors,
+    build_method,
     default_loss,
     draw_picks,
     intact,
@@ -241,3 +247,196 @@ def test_the_loss_follows_the_noise():
         "l2", "l1", "robust", "l1"
     ]  # fmt: skip
     assert default_loss("supervised", "impulse0.2") == "l2"
+
+
+@pytest.mark.parametrize(
+    ("loss", "ramp", "expected"),
+    [
+        ("l2", 0.0, [0.16, 0.01, 0.25]),
+        ("l1", 0.0, [0.4, 0.1, 0.5]),
+        ("l0", 0.0, [0.16, 0.01, 0.25]),
+        ("l0", 0.5, [0.4, 0.1, 0.5]),
+        ("l0", 1.0, [1.0, 1.0, 1.0]),
+        # Relative to the brightness of the output, 0.5, 0.2 and -0.1, of which what is below black counts as black.
+        ("hdr", 0.0, [0.16 / 0.51**2, 0.01 / 0.21**2, 0.25 / 0.01**2]),
+    ],
+)
+def test_the_distances_are_those_of_the_papers(loss, ramp, expected):
+    denoised, target = (
+        paddle.to_tensor(np.array(values, np.float32).reshape(1, 1, 1, 3))
+        for values in ([0.5, 0.2, -0.1], [0.1, 0.3, 0.4])
+    )
+    found = Regression(loss)(lambda x: x, denoised, target, ramp=ramp)
+    assert found[0].item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert (found[1].item(), found[2].item(), found[3]) == (found[0].item(), 0, 0)
+
+
+def test_the_weights_of_intact_pixels_are_no_part_of_the_gradient():
+    # 0.1 and -0.1 beside an impulse: its share of the loss and of the gradient is next to nothing.
+    weight = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(0.0))
+    target = np.full((1, 1, 10, 10), 0.1, np.float32)
+    target[0, 0, ::2] *= -1
+    target[0, 0, 3, 3] = 1
+    diff, share = -target, intact(paddle.to_tensor(-target)).numpy()
+    assert share[0, 0, 3, 3] < 0.01
+    loss = Regression("robust")(lambda x: x + weight, paddle.zeros(target.shape), paddle.to_tensor(target))[0]
+    loss.backward()
+    assert loss.item() == pytest.approx((diff**2 * share).mean(), rel=1e-4)
+    assert weight.grad.item() == pytest.approx((2 * diff * share).mean(), rel=1e-3)
+
+
+def test_intact_is_the_recorded_mixture():
+    """Eight rounds of the likeliest mixture, for two channels: values that never change."""
+    diff = np.random.default_rng(0).normal(0, 0.05, (1, 2, 8, 8)).astype(np.float32)
+    diff[0, :, :2] = np.random.default_rng(1).uniform(-1, 1, (2, 2, 8))
+    found = intact(paddle.to_tensor(diff)).numpy()
+    assert found.shape == (1, 1, 8, 8)
+    assert [found[0, 0, 0, 0], found.mean(), found[0, 0, 7, 7]] == pytest.approx([0, 0.73218, 0.98082], abs=1e-4)
+    # At their bounds: no pixel is hit, nearly all are, and the output is the target already.
+    near, far = np.zeros((1, 1, 4, 4), np.float32), np.random.default_rng(3).uniform(-3, 3, (1, 1, 8, 8))
+    near[0, 0, 0, 0], far[0, 0, 0, 0] = 0.03, 0.01
+    assert intact(paddle.to_tensor(near)).numpy()[0, 0, 0, :2] == pytest.approx([0.86771, 0.99831], abs=1e-4)
+    assert intact(paddle.to_tensor(far.astype(np.float32))).numpy()[0, 0, 0, 0] == pytest.approx(0.56016, abs=1e-4)
+    assert intact(paddle.zeros([1, 1, 4, 4])).numpy().min() > 0.99
+
+
+def test_the_regulariser_costs_nothing_until_it_counts():
+    paddle.seed(0)
+    calls = []
+
+    def network(image):
+        calls.append(image.shape)
+        return image * 0.5
+
+    noisy = paddle.to_tensor(np.random.default_rng(0).random((1, 1, 8, 8), np.float32))
+    picks = paddle.to_tensor(draw_picks(np.random.default_rng(0), 8, 8)[None])
+    for method, ramp in ((Neighbor2Neighbor(Lambda1=3), 0.0), (Neighbor2Neighbor(Lambda1=3, Lambda2=0), 1.0)):
+        loss, loss1, loss2, Lambda = method(network, noisy, picks, ramp)
+        assert loss.item() == pytest.approx(3 * loss1.item())
+        assert (loss2.item(), Lambda) == (0, 2 * ramp)
+    assert calls == [[1, 1, 4, 4]] * 2
+    Neighbor2Neighbor()(network, noisy, picks, 0.5)
+    assert calls[2:] == [[1, 1, 4, 4], [1, 1, 8, 8]]
+
+
+def test_the_recorrupted_loss_shows_its_parts():
+    noisy, first, second = (paddle.full([1, 1, 2, 2], value) for value in (0.5, 0.6, 0.4))
+    # Of a network that halves: 0.3 and 0.2; the noise that was added differs by 0.2, of which half passes.
+    found = Recorrupted2Recorrupted(parse_noise("gauss25"))(lambda x: x / 2, noisy, first, second)
+    distance, passed, added = (0.2**2 + 0.3**2) / 2, 12.5 * 0.1 * 0.2, 12.5 / 2 * 0.2**2
+    assert [float(part) for part in found] == pytest.approx([distance + passed - added, distance, passed, 1])
+
+
+# --- What each gets -----------------------------------------------------------------------------------------
+
+CLEAN = np.random.default_rng(2).random((12, 16, 3), np.float32)
+
+
+def test_purposes_have_generators_of_their_own():
+    assert (ORDER, CROP, NOISE, PICKS, TARGET, MORE) == (0, 1, 2, 3, 4, 5)  # what a run is resumed with
+    of = streams(7, 3, 1)
+    first = [of(purpose).random() for purpose in range(6)]
+    assert first == [generator(7, purpose, 3, 1).random() for purpose in range(6)]
+    assert len({*first, *(streams(8, 3, 1)(purpose).random() for purpose in range(6))}) == 12
+    assert generator(7, NOISE, 3, 1).random() == np.random.default_rng([7, 2, 3, 1]).random()
+    assert of(NOISE).random() == first[NOISE]  # made anew at each call
+
+
+def test_the_noisy_image_and_its_target_are_drawn_from_their_streams():
+    of, model = streams(5, 1, 0), parse_noise("bernoulli0.4")
+    noisy = model.add(CLEAN, of(NOISE))
+    for method in (Neighbor2Neighbor(), Recorrupted2Recorrupted(parse_noise("gauss5"))):
+        (found,) = method.corrupt(CLEAN, model, of)
+        assert np.array_equal(found, noisy)
+    found, target, known = Noise2Noise().corrupt(CLEAN, model, of)
+    assert np.array_equal(found, noisy)
+    assert np.array_equal(target, model.add(CLEAN, of(TARGET)))
+    assert np.array_equal(known[..., 0], (target > 0).any(axis=2))
+    assert len(Noise2Noise().corrupt(CLEAN, parse_noise("gauss5"), of)) == 2
+    found, target = Supervised().corrupt(CLEAN, model, of)
+    assert np.array_equal(found, noisy)
+    assert target is CLEAN
+    assert [method.clean_targets for method in (Supervised, Noise2Noise, Neighbor2Neighbor)] == [True, False, False]
+
+
+def test_what_is_drawn_beside_a_patch():
+    of, patch = streams(5, 1, 0), CLEAN.transpose(2, 0, 1)
+    (picks,) = Neighbor2Neighbor().beside(patch, of)
+    assert np.array_equal(picks, draw_picks(of(PICKS), 12, 16))
+    assert picks.shape == (3, 6, 8)
+    model = parse_noise("gauss5_50")
+    found = Recorrupted2Recorrupted(model).beside(patch, of)
+    for one, other in zip(found, model.recorrupt(patch, of(NOISE), of(MORE)), strict=True):
+        assert np.array_equal(one, other)
+    assert Supervised().beside(patch, of) == ()
+
+
+def test_what_changes_during_a_training():
+    plan = Namespace(progress=lambda *where: ("progress", *where), ramp=lambda *where: ("ramp", *where))
+    assert Neighbor2Neighbor().ramp(plan, 3, 4.5) == ("ramp", 3, 4.5)
+    for method in (Regression(), Recorrupted2Recorrupted(parse_noise("gauss5"))):
+        assert method.ramp(plan, 3, 4.5) == ("progress", 3, 4.5)
+
+
+def test_the_flags_make_the_method():
+    def built(**options):
+        flags = {
+            "method": "neighbor2neighbor", "noisetype": "gauss25", "known_noise": None, "loss": None,
+            "Lambda1": 0.5, "Lambda2": 3.0, "increase_ratio": 7.0, "all_neighbors": True,
+        }  # fmt: skip
+        return build_method(Namespace(**flags | options))
+
+    method = built()
+    assert type(method) is Neighbor2Neighbor
+    assert (method.Lambda1, method.Lambda2, method.increase_ratio, method.all_neighbors) == (0.5, 3.0, 7.0, True)
+    method = Neighbor2Neighbor()
+    assert (method.Lambda1, method.Lambda2, method.increase_ratio, method.all_neighbors) == (1.0, 1.0, 2.0, False)
+    method = built(method="recorrupted2recorrupted", noisetype="none", known_noise="poisson30")
+    assert (type(method), method.noise.name, method.in_files) == (Recorrupted2Recorrupted, "poisson30", True)
+    assert method.weight == parse_noise("poisson30").recorruption_weight
+    method = built(method="recorrupted2recorrupted")
+    assert (method.noise.name, method.in_files) == ("gauss25", False)
+    for name, kind in (("noise2noise", Noise2Noise), ("supervised", Supervised)):
+        method = built(method=name, loss="l1")
+        assert (type(method), method.loss, method.noise.name) == (kind, "l1", "gauss25")
+    assert Regression().noise.name == "none"
+
+
+def test_mri_is_put_back_before_the_loss():
+    model, rng = parse_noise("mri0.3"), np.random.default_rng(0)
+    clean = rng.random((16, 16), np.float32)
+    noisy = paddle.to_tensor(model.add(clean, rng)[None, None])
+    target = paddle.to_tensor(clean[None, None])
+    found = Supervised("l2", model)(paddle.zeros_like, noisy, target)[0].item()
+    assert found == pytest.approx(((model.restore(noisy.numpy()[0, 0], 0 * clean) - clean) ** 2).mean(), rel=1e-3)
+    assert found < 0.9 * (clean**2).mean()
+
+
+# --- What it refuses ----------------------------------------------------------------------------------------
+
+
+def test_images_whose_noise_is_not_what_it_is_told_are_refused():
+    def check(known, page, channels=3, size=8, frozen=False, in_files=True):
+        image = np.zeros((*page.shape[:2], channels), np.float32)
+        Recorrupted2Recorrupted(parse_noise(known), in_files).check("a.png", page, image, size, frozen)
+
+    grey, colour = np.zeros((8, 9, 1), np.uint8), np.zeros((8, 9, 3), np.uint8)
+    check("gauss12", colour)
+    check("gauss12", grey, channels=1)
+    check("gauss0.1", colour.astype(np.float32))
+    check("gauss0.1", colour.astype(np.uint16))
+    check("gauss12", grey, channels=4)  # a mosaic, each of whose values goes to one channel
+    check("gauss1", grey, in_files=False)
+    check("gauss1", colour, size=9, in_files=False)
+    with pytest.raises(UserError, match=r"^--n_channel: a.png has 1, and its noise is known in these only"):
+        check("gauss12", grey)
+    with pytest.raises(UserError, match=r"^--n_channel: a.png has 3"):
+        check("gauss12", colour, channels=1)
+    for more in ({}, {"in_files": False, "frozen": True}):
+        with pytest.raises(UserError, match=r"^--patchsize: a.png has 9x8 pixels; padding would repeat"):
+            check("gauss12", colour, size=9, **more)
+    with pytest.raises(UserError, match=r"^--known_noise: a.png has 8 bits, .* too coarse for gauss1$"):
+        check("gauss1", colour)
+    with pytest.raises(UserError, match=r"^--known_noise: a.png has 16 bits"):
+        check("gauss0.01", colour.astype(np.uint16))
+    Neighbor2Neighbor().check("a.png", grey, grey, 64, True)

@@ -3,11 +3,13 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import dataset
 from conftest import ROOT, save, scene
 from denoising.cli import UserError
 from denoising.data import validation
+from denoising.data.streams import CROP, ORDER, generator
 from denoising.files import pair_files
 from denoising.imaging import noise, pixels
 from denoising.imaging.noise import parse_noise
@@ -327,3 +329,182 @@ def test_batches_that_cannot_be_loaded_are_refused(folders, monkeypatch):
 def test_loading_needs_no_paddle():
     code = "import sys, dataset; sys.exit('paddle' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# --- Which images a batch has -------------------------------------------------------------------------------
+
+
+class Places:
+    """In place of images: a batch is the list of its (epoch, image)."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def batch(self, places):
+        return list(places)
+
+
+def test_the_images_of_a_batch_follow_from_its_number():
+    batches = dataset.Batches(Places(11), 2, seed=5, rank=1, world_size=2)
+    assert batches.steps_per_epoch == 2
+    for step in range(5):
+        order = generator(5, ORDER, step // 2).permutation(11)
+        first = (step % 2 * 2 + 1) * 2
+        assert batches.batch(step) == [(step // 2, order[first]), (step // 2, order[first + 1])]
+    # Those that are used again in a step count as of a far epoch: they are cropped anew.
+    few = dataset.Batches(Places(2), 5, seed=5)
+    assert few.steps_per_epoch == 1
+    order = generator(5, ORDER, 3).permutation(2)
+    far = [3, 3, 3 + 1_000_003, 3 + 1_000_003, 3 + 2_000_006]
+    assert few.batch(3) == list(zip(far, order[[0, 1, 0, 1, 0]], strict=True))
+
+
+def test_a_few_batches_are_ready_ahead_and_no_more():
+    asked = []
+
+    class Slow(dataset.Batches):
+        def batch(self, step):
+            asked.append(step)
+            return step
+
+    stream = Slow(Places(8), 2, seed=5, workers=1, ahead=3).starting_at(7)
+    assert [next(stream) for _ in range(4)] == [7, 8, 9, 10]
+    stream.close()
+    assert asked == list(range(7, 7 + len(asked)))
+    assert len(asked) <= 4 + 3
+
+
+def test_one_patch_is_tried_however_little_memory_there_is(folders, monkeypatch):
+    monkeypatch.setattr(dataset, "free_memory", lambda: 1)
+    dataset.Batches(images_of(folders), 1, seed=5).check_memory(10**6)
+    with pytest.raises(UserError, match="at most 0 of this size do"):
+        dataset.Batches(images_of(folders), 2, seed=5).check_memory(10**6)
+
+
+# --- Read once, cut at random -------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_not_read_again_and_what_has_no_room_is(tmp_path):
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"{name}.png", scene(64, 64))
+    for room, reads in (
+        (2 * 64 * 64 * 3, [0, 1, 2, 2]),
+        (2 * 64 * 64 * 3 - 1, [0, 1, 2, 1, 2]),
+        (0, [0, *[0, 1, 2] * 2]),
+    ):
+        patches, read = patches_of(tmp_path, cache_bytes=room), [0]
+        make = patches._make_layers
+        patches._make_layers = lambda index, read=read, make=make: (read.append(index), make(index))[1]
+        for index in (0, 1, 2) * 2:
+            patches.sample(0, index)
+        assert read == reads
+
+
+def test_a_folder_of_broken_images_ends_the_run_and_the_last_one_is_followed_by_the_first(tmp_path, capsys):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.png", scene(64, 64, seed=ord(name)))
+    patches = patches_of(tmp_path)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    assert (patches.sample(0, 1)[0] == patches.sample(0, 0)[0]).all()
+    assert "b.png" in capsys.readouterr().err
+    assert patches.broken == {1}
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="^--data_dir: no image can be read any more"):
+        patches.sample(1, 0)
+
+
+def test_patches_are_cut_at_the_recorded_places(tmp_path):
+    """A run that is gone on with sees what it would have seen."""
+    down, right = np.mgrid[:100, :90].astype(np.uint8)
+    save(tmp_path / "a.png", np.stack([down, right, down], axis=2))
+    patches = patches_of(tmp_path)
+    for epoch in range(4):
+        rng = generator(5, CROP, epoch, 0)
+        top, left = rng.integers(0, 37), rng.integers(0, 27)
+        assert (patches.sample(epoch, 0)[0][:2, 0, 0] * 255).round().tolist() == [top, left]
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 60), (70, 1), (1, 70), (64, 40)])
+def test_small_images_are_padded_at_the_end_only(tmp_path, height, width):
+    image = scene(max(height, 2), max(width, 2))[:height, :width]
+    np.save(tmp_path / "a.npy", image)
+    found = (patches_of(tmp_path, size=1).sample(0, 0)[0] * 255).round().transpose(1, 2, 0)
+    padding = [(0, max(64 - height, 0)), (0, max(64 - width, 0)), (0, 0)]
+    whole = np.pad(image, padding, "edge" if 1 in (height, width) else "reflect")
+    corners = [(y, x) for y in range(whole.shape[0] - 63) for x in range(whole.shape[1] - 63)]
+    assert any((found == whole[y : y + 64, x : x + 64]).all() for y, x in corners)
+
+
+def test_patches_are_rolled_both_ways_by_no_more_than_asked(tmp_path):
+    clean = scene(64, 64)
+    save(tmp_path / "a.png", clean)
+    patches = patches_of(tmp_path, translate=1)
+    rolled = {np.roll(clean, (y, x), (0, 1)).tobytes(): (y, x) for y in range(-3, 4) for x in range(-3, 4)}
+    found = set()
+    for epoch in range(120):
+        patch = (patches.sample(epoch, 0)[0] * 255).round().astype(np.uint8).transpose(1, 2, 0)
+        found.add(rolled[np.ascontiguousarray(patch).tobytes()])
+    assert found == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+    still = patches_of(tmp_path)
+    assert all((still.sample(epoch, 0)[0] == still.sample(0, 0)[0]).all() for epoch in range(3))
+
+
+def test_files_of_several_pages_are_refused(tmp_path):
+    pages = [Image.fromarray(scene(64, 64, seed=seed)) for seed in range(2)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(UserError, match=r"^--data_dir: .*a.tif has 2 pages; dataset_tool.py splits such files"):
+        patches_of(tmp_path)
+
+
+# --- Pairs in a file ----------------------------------------------------------------------------------------
+
+
+def numbered_pairs(folder, names=pair_files.TRAINING, count=3, height=20, width=26):
+    """Pairs whose channels are the row, the column, and the number of the pair, plus 100 in the second half."""
+    down, right = np.mgrid[:height, :width].astype(np.uint8)
+    halves = [
+        np.stack([np.stack([down, right, np.full_like(down, number + more)]) for number in range(count)])
+        for more in (0, 100)
+    ]
+    pair_files.write(folder / "a.npz", names, halves)
+    return folder / "a.npz"
+
+
+def test_both_halves_of_a_pair_are_of_one_place_and_either_is_the_input(tmp_path):
+    data = dataset.PairFile(numbered_pairs(tmp_path), 3, 16, seed=1)
+    orders = set()
+    for epoch in range(30):
+        noisy, target = (np.round(part * 255) for part in data.batch([(epoch, 0), (epoch, 2)]))
+        assert noisy.dtype == np.float32
+        assert (noisy[:, :2] == target[:, :2]).all()
+        for number, first, second in zip((0, 2), noisy[:, 2, 0, 0], target[:, 2, 0, 0], strict=True):
+            assert {first, second} == {number, number + 100}
+            orders.add(first < second)
+    assert orders == {True, False}
+    clean = dataset.PairFile(numbered_pairs(tmp_path, pair_files.VALIDATION), 3, 16, seed=1, clean_targets=True)
+    assert {clean.batch([(epoch, 0)])[0][0, 2, 0, 0] for epoch in range(20)} == {0}
+
+
+def test_places_in_a_file_do_not_depend_on_the_batch(tmp_path):
+    data = dataset.PairFile(numbered_pairs(tmp_path), 3, 16, seed=1, augment=True)
+    places = [(0, 2), (1, 0), (0, 0), (1, 2)]
+    whole = data.batch(places)
+    for number, place in enumerate(places):
+        assert same([part[number] for part in whole], [part[0] for part in data.batch([place])])
+    for epoch in (0, 1):
+        upright, rng = dataset.PairFile(numbered_pairs(tmp_path), 3, 16, seed=1), generator(1, CROP, epoch)
+        corners = [rng.integers(0, room, 3)[2] for room in (5, 11)]
+        assert (upright.batch([(epoch, 2)])[0][0, :2, 0, 0] * 255).round().tolist() == corners
+
+
+def test_the_sizes_of_a_file_and_its_names(tmp_path):
+    path = numbered_pairs(tmp_path)
+    data = dataset.PairFile(path, 3, 16, seed=1, size=2)
+    assert (len(data), data.size, len(data.names)) == (2, 16, 2)
+    assert data.names != dataset.PairFile(path, 3, 16, seed=1).names  # a run knows when its images change
+    assert dataset.PairFile(path, 3, 256, seed=1).batch([(0, 0)])[0].shape == (1, 3, 20, 20)
+    with pytest.raises(UserError, match=r"^--data_dir: .*a.npz has 3 channels, --n_channel is 1"):
+        dataset.PairFile(path, 1, 16, seed=1)

@@ -2,6 +2,7 @@ import concurrent.futures
 import io
 
 import numpy as np
+import paddle
 import pytest
 from PIL import Image
 
@@ -295,6 +296,29 @@ def test_noise_of_a_seed_never_changes(text):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
+        ("text0.25", [(775, 19.46, 33.96), (770, 20.15, 28.37)]),
+        ("text0_0.5", [(1245, 26.31, 30.35), (342, 15.99, 28.44)]),
+    ],
+)
+def test_text_of_a_seed_never_changes(text, wanted):
+    """How many pixels it covers, and where their middle is; nearly, as FreeType may round rims in another way."""
+    blank = np.full((48, 64, 3), -1, np.float32)
+    for new_rng, expected in zip(NEW_GENERATOR.values(), wanted, strict=True):
+        rows, columns = np.nonzero((parse_noise(text).add(blank, new_rng(5)) != blank).any(axis=2))
+        assert len(rows) == pytest.approx(expected[0], abs=15)
+        assert [rows.mean(), columns.mean()] == pytest.approx(expected[1:], abs=0.5)
+
+
+def test_a_jpegs_quality_of_a_seed_never_changes():
+    clean = scene(40, 40) / np.float32(255)
+    for new_rng, quality in zip(NEW_GENERATOR.values(), (75, 27), strict=True):
+        found = parse_noise("jpeg10_90").add(clean, new_rng(5))
+        assert np.array_equal(found, parse_noise(f"jpeg{quality}").add(clean, new_rng(0)))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
         ("gauss25", [0.11987, 0.50893, 1.12718]), ("gauss5_50", [0.12995, 0.49497, 1.11943]),
         ("poisson30", [0.10417, 0.55556, 1.07639]),
     ],
@@ -368,6 +392,8 @@ def test_only_undersampling_puts_anything_back():
         found = model.restore(undersampled, np.zeros_like(clean))
         np.testing.assert_allclose(found, noise.mri.put_back_image(undersampled, np.zeros_like(clean), 0.3))
         assert np.abs(found).max() > 0.1
+        tensors = [paddle.to_tensor(image[None, None]) for image in (undersampled, np.zeros_like(clean))]
+        np.testing.assert_allclose(model.restore_tensor(*tensors).numpy()[0, 0], found, atol=1e-5)
 
 
 def test_the_very_bounds_of_strengths_are_accepted():

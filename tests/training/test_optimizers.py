@@ -7,7 +7,7 @@ import pytest
 from arch_unet import build_network
 from denoising.cli import UserError
 from denoising.engine import operators
-from denoising.training.optimizers import RATE, Optimizer, orthogonalize
+from denoising.training.optimizers import DECAY, MOMENTUM, RATE, SMALLEST, Optimizer, orthogonalize
 
 SCALER = paddle.amp.GradScaler(enable=False)
 
@@ -95,6 +95,92 @@ def test_a_state_of_the_other_optimizer_is_refused():
     for mine, theirs in ((adam, muon), (muon, adam)):
         with pytest.raises(UserError, match="optimizer"):
             mine.set_state(theirs.state(), "a.pdparams", started=True)
+
+
+def test_the_gradients_that_adam_sees_are_clipped_by_their_norm():
+    gradients = some_gradients()
+    norm = sum(float((gradient**2).sum()) for gradient in gradients.values()) ** 0.5
+    for limit, share in ((0.0, 1.0), (2 * norm, 1.0), (norm / 4, 0.25)):
+        network = build_network(n_feature=32)
+        optimizer = Optimizer(network, "adam", 0.01, limit)
+        loss = sum((p * paddle.to_tensor(gradients[name])).sum() for name, p in network.named_parameters())
+        loss.backward()
+        optimizer.step(0.01, SCALER)
+        # The first moment after one step is a tenth of the gradient.
+        for name, gradient in gradients.items():
+            moment = optimizer.state()[f"{name}:_moment1_0"]
+            np.testing.assert_allclose(moment, 0.1 * share * gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_muon_follows_nesterovs_momentum_and_lets_weights_decay():
+    """Two steps of one matrix, computed again with NumPy."""
+    network = build_network(n_feature=32)
+    optimizer, name = Optimizer(network, "muon"), "enc_conv1.weight"
+    optimizer.orthogonalize = lambda matrices: [matrix * 1 for matrix in matrices]  # keeps what it is given
+    parameter = optimizer.matrices[name]
+    expected, momentum = parameter.numpy(), 0.0
+    for step, rate in enumerate((0.002, 0.001)):
+        gradients = {n: g * (step + 1) for n, g in some_gradients().items()}
+        sum((p * paddle.to_tensor(gradients[n])).sum() for n, p in network.named_parameters()).backward()
+        optimizer.step(rate, SCALER)
+        momentum = 0.95 * momentum + 0.05 * gradients[name]
+        ahead = 0.05 * gradients[name] + 0.95 * momentum
+        stretch = max(1, len(expected) / (expected.size / len(expected))) ** 0.5
+        expected = expected * (1 - rate * RATE * DECAY) - rate * RATE * stretch * ahead
+        np.testing.assert_allclose(parameter.numpy(), expected, rtol=1e-4, atol=1e-6)
+        assert all(p.grad is None or not p.grad.numpy().any() for p in network.parameters())
+
+
+def test_the_rates_that_were_found_never_change():
+    assert (RATE, MOMENTUM, DECAY, SMALLEST) == (10.0, 0.95, 0.1, 16)
+    shapes = {name: p.shape for name, p in build_network(n_feature=16).named_parameters()}
+    matrices = Optimizer(build_network(n_feature=16), "muon").matrices
+    assert set(matrices) == {name for name, shape in shapes.items() if len(shape) == 4 and min(shape[:2]) >= 16}
+    assert Optimizer(build_network(n_feature=16)).matrices == {}
+    assert Optimizer(build_network(n_feature=15), "muon").matrices.keys() < matrices.keys()
+
+
+def test_a_tall_matrix_is_turned_for_the_iteration_and_back():
+    paddle.seed(0)
+    network = paddle.nn.Sequential(paddle.nn.Conv2D(16, 64, 1), paddle.nn.Conv2D(64, 16, 1))
+    network.ops = None
+    optimizer, before = Optimizer(network, "muon"), network[0].weight.numpy()
+    gradient = np.random.default_rng(0).normal(size=before.shape).astype(np.float32)
+    (network[0].weight * paddle.to_tensor(gradient)).sum().backward()
+    (network[1].weight.sum() + network[0].bias.sum() + network[1].bias.sum()).backward()
+    optimizer.step(0.01, SCALER)
+    wanted = orthogonalize([paddle.to_tensor(gradient.reshape(64, 16).T)])[0].numpy().T.reshape(before.shape)
+    moved = before * (1 - 0.01 * RATE * DECAY) - wanted * 0.01 * RATE * 2  # twice: 64 rows on 16 columns
+    np.testing.assert_allclose(network[0].weight.numpy(), moved, atol=1e-4)
+
+
+@pytest.mark.parametrize("broken", ["missing", "shape", "nan", "text", "more"])
+@pytest.mark.parametrize(
+    "key", ["enc_conv1.weight:momentum", "enc_conv1.bias:_moment1_0", "nin_c.bias:_beta1_pow_acc_0"]
+)
+def test_a_state_that_is_not_whole_is_refused(broken, key):
+    _, _, optimizer = one_step("muon", some_gradients())
+    state = optimizer.state()
+    optimizer.set_state(state, "a.pdparams", started=True)
+    array = state.pop(key)
+    if broken != "missing":
+        state[key] = {"shape": array[..., None], "nan": array * np.nan, "text": "0", "more": array}[broken]
+    if broken == "more":
+        state["another:momentum"] = array
+    with pytest.raises(UserError, match=r"^a.pdparams: it is of another" if broken == "more" else f"optimizer's {key}"):
+        optimizer.set_state(state, "a.pdparams", started=True)
+
+
+def test_before_the_first_step_there_are_no_moments_to_restore():
+    _, _, started = one_step("muon", some_gradients())
+    fresh = Optimizer(build_network(n_feature=32), "muon")
+    state = fresh.state()
+    assert {key.partition(":")[2] for key in state} == {"momentum"}
+    fresh.set_state(state, "a.pdparams", started=False)
+    with pytest.raises(UserError, match="missing, broken or of another network"):
+        fresh.set_state(state, "a.pdparams", started=True)
+    with pytest.raises(UserError, match="it is of another optimizer"):
+        fresh.set_state(started.state(), "a.pdparams", started=False)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")

@@ -329,7 +329,10 @@ def test_a_state_without_the_optimizer_does_not_pass_for_exact(copy):
         train.main(["--resume", str(copy), "--n_epoch", "3"])
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01\n" * 9, b"1,loss/rec," + b"0" * 200_000 + b"\n"])
+NO_TABLES = {"no text": b"\xff\xfe\x00\x01\n" * 9, "a huge number": b"1,loss/rec," + b"0" * 200_000 + b"\n"}
+
+
+@pytest.mark.parametrize("content", NO_TABLES.values(), ids=NO_TABLES)
 def test_metrics_that_are_no_table_are_named_and_kept(copy, content, capsys):
     (copy / "metrics.csv").write_bytes(content)
     assert "metrics.csv" in refusal(train.main, ["--resume", copy, "--n_epoch", 3], capsys)

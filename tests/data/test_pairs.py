@@ -1,3 +1,6 @@
+import argparse
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -66,6 +69,22 @@ def test_clean_targets_stay_targets(tmp_path):
     colours = set(np.unique(scene(90, 100)))
     for epoch in range(8):
         assert set(np.unique((data.sample(epoch, 0)[1] * 255).round().astype(int))) <= colours
+
+
+def test_a_bar_counts_the_pairs_that_are_compared(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        captures(tmp_path / name, ["x.png", "y.png"], seed=ord(name))
+    bars, counts = [], []
+
+    @contextlib.contextmanager
+    def progress(**options):
+        bars.append(options)
+        yield argparse.Namespace(update=lambda: counts.append(1))
+
+    monkeypatch.setattr(dataset.cli, "progress", progress)
+    training_pairs(tmp_path / "a", tmp_path / "b")
+    assert bars == [{"total": 2, "unit": "pair", "label": "checking pairs"}]
+    assert counts == [1, 1]
 
 
 def test_a_scene_gives_any_two_different_frames(tmp_path):

@@ -300,6 +300,17 @@ def test_intact_is_the_recorded_mixture():
     assert intact(paddle.zeros([1, 1, 4, 4])).numpy().min() > 0.99
 
 
+def test_each_image_of_a_batch_has_a_mixture_of_its_own():
+    rng = np.random.default_rng(0)
+    few, soft = rng.normal(0, 0.02, (1, 2, 8, 8)), rng.normal(0, 0.2, (1, 2, 8, 8))
+    few[0, :, :1] = rng.uniform(-1, 1, (2, 1, 8))
+    batch = paddle.to_tensor(np.concatenate([few, soft, 3 * few]).astype(np.float32))
+    found = intact(batch).numpy()
+    assert found[:2].mean((1, 2, 3)) == pytest.approx([0.87348, 0.65075], abs=1e-4)
+    for number in range(3):
+        np.testing.assert_allclose(found[number], intact(batch[number : number + 1]).numpy()[0], atol=1e-5)
+
+
 def test_the_regulariser_costs_nothing_until_it_counts():
     paddle.seed(0)
     calls = []

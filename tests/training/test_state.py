@@ -140,6 +140,20 @@ def test_a_restored_training_goes_on_as_the_saved_one_does(tmp_path, ema):
     assert same(saved.averaged, saved.network) == (ema == 0)
 
 
+@pytest.mark.filterwarnings("ignore:AmpScaler can only be enabled")
+def test_what_scales_the_gradients_is_saved_and_restored(tmp_path):
+    made, restored = training("--amp"), []
+    made.scaler = argparse.Namespace(state_dict=lambda: {"scale": np.float32([8.0]), "count": 3})
+    made.save_state(tmp_path)
+    state = checkpoint.read_state(tmp_path / STATE)
+    assert json.loads(state["@options"])["scaler"] == {"scale": 8.0, "count": 3}
+    made.scaler = argparse.Namespace(load_state_dict=restored.append)
+    made.load_state(state, "a.pdparams")
+    assert restored == [{"scale": 8.0, "count": 3}]
+    training().save_state(tmp_path)
+    assert json.loads(checkpoint.read_state(tmp_path / STATE)["@options"])["scaler"] == {}
+
+
 def test_saved_weights_are_the_average_and_say_what_they_are(tmp_path):
     made = stepped(training("--noisetype", "gauss30"))
     made.save_weights(tmp_path / "w.pdparams")
@@ -181,17 +195,23 @@ def test_grey_trainings_start_from_the_weights_of_colours(tmp_path):
 # --- Several processes as one -------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[2, 3])
+def count(request):
+    """How many processes there seem to be."""
+    return request.param
+
+
 @pytest.fixture
-def three(monkeypatch):
-    """This process as the second of three, all of which send what it sends."""
+def calls(monkeypatch, count):
+    """This process as the second of several, all of which send what it sends; what it has called."""
     calls = []
 
     def all_reduce(tensor):
         calls.append("all_reduce")
-        tensor.set_value(tensor * 3)
+        tensor.set_value(tensor * count)
 
     def all_gather_object(lists, items):
-        lists.extend([["first"], items, ["third"]])
+        lists.extend([["first"], items, ["third"]][:count])
 
     def broadcast(tensor, src):
         assert src == 0
@@ -201,23 +221,23 @@ def three(monkeypatch):
         all_reduce=all_reduce, all_gather_object=all_gather_object, broadcast=broadcast,
         init_parallel_env=lambda: calls.append("init"),
     )  # fmt: skip
-    for name, value in {"dist": sent, "WORLD_SIZE": 3, "RANK": 1, "IS_MAIN": False}.items():
+    for name, value in {"dist": sent, "WORLD_SIZE": count, "RANK": 1, "IS_MAIN": False}.items():
         monkeypatch.setattr(distributed, name, value)
     return calls
 
 
-def test_processes_tell_each_other_what_they_must_agree_on(three, monkeypatch):
+def test_processes_tell_each_other_what_they_must_agree_on(calls, count, monkeypatch):
     distributed.start()
-    assert three == ["init"]
+    assert calls == ["init"]
     assert distributed.mean(2.5) == 2.5
     assert distributed.mean(0.1) == pytest.approx(0.1, abs=1e-15)  # in double precision
-    assert distributed.gather(["second"]) == ["first", "second", "third"]
+    assert distributed.gather(["second"]) == ["first", "second", "third"][:count]
     assert distributed.from_main("mine") == "first"
     # Only the first process's clock counts; a signal at any of them stops all.
     assert distributed.agree(7.0, None) == (0.0, None)
-    assert distributed.agree(7.0, 5)[1] == 15
+    assert distributed.agree(7.0, 5)[1] == 5 * count
     monkeypatch.setattr(distributed, "IS_MAIN", True)
-    assert distributed.agree(7.0, None) == (21.0, None)  # three times, as all of this test's processes are the first
+    assert distributed.agree(7.0, None) == (7.0 * count, None)  # a sum, as all of this test's processes are the first
     network = build_network(n_feature=2)
     distributed.broadcast_parameters(network)
     assert all((array == 5).all() for array in arrays_of(network))

@@ -35,6 +35,7 @@ TABLE = {
     "denoising/training/methods.py": "tests/training/test_methods.py",
     "denoising/training/optimizers.py": "tests/training/test_optimizers.py",
     "denoising/training/schedule.py": "tests/training/test_schedule.py",
+    "denoising/training/log_line.py": "tests/training/test_log_line.py",
     "denoising/training/state.py denoising/inference/distributed.py": "tests/training/test_state.py",
     "denoising/training/options.py denoising/training/checks.py": "tests/training/test_options.py",
     "train.py": "tests/scripts/test_train_parts.py tests/scripts/test_train.py",

@@ -1,6 +1,5 @@
 """The pieces of train.py by themselves, without a training."""
 
-import contextlib
 import json
 import os
 import re
@@ -20,7 +19,6 @@ from denoising.files import pair_files
 from denoising.inference import checkpoint, distributed
 from denoising.training.methods import Neighbor2Neighbor, Noise2Noise, Supervised
 from denoising.training.options import get_parser, parse_options
-from denoising.training.schedule import Schedule
 from denoising.training.state import STATE, Training
 
 
@@ -112,15 +110,11 @@ def test_a_runs_folder_is_new_or_the_old_one(tmp_path, capsys):
     assert len(list((tmp_path / "night").iterdir())) == 1
 
 
-def test_only_the_first_process_makes_folders_and_locks(tmp_path, monkeypatch):
+def test_only_the_first_process_makes_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "IS_MAIN", False)
     monkeypatch.setattr(distributed, "from_main", lambda value: value or "the first one's")
     assert train.run_folder(options_of("--save_model_path", tmp_path / "r"), None, None) == "the first one's"
     assert not (tmp_path / "r").exists()
-    assert isinstance(train.one_process(tmp_path), contextlib.nullcontext)
-    monkeypatch.setattr(distributed, "IS_MAIN", True)
-    with train.one_process(tmp_path), pytest.raises(UserError, match="another process"), train.one_process(tmp_path):
-        pass
 
 
 # --- What the loop asks -------------------------------------------------------------------------------------
@@ -137,78 +131,6 @@ def test_the_first_signal_asks_and_the_second_one_ends(number, capsys):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert [signal.getsignal(caught) for caught in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still unless `clock.now` is moved."""
-    clock = Namespace(now=100.0)
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock.now)
-    return clock
-
-
-def test_the_pace_is_the_mean_since_the_last_line(clock):
-    def stream():
-        for number in range(9):
-            clock.now += 0.5  # to load a batch
-            yield number
-
-    batches, pace = stream(), train.Pace(10)
-    for number in range(4):
-        assert pace.next(batches) == number
-        clock.now += 1.5
-    assert pace.per_step(14) == (2.0, 0.5)
-    assert pace.per_step(18) == (1.0, 0.25)
-    pace.restart(14)
-    pace.next(batches)
-    assert pace.per_step(15) == (0.5, 0.5)
-
-
-def test_lines_are_counted_within_each_epoch_or_through_short_ones():
-    def logged(steps_per_epoch, every):
-        return [step for step in range(12) if train.log_due(Namespace(steps_per_epoch=steps_per_epoch), step, every)]
-
-    assert logged(5, 2) == [0, 2, 4, 5, 7, 9, 10]
-    assert logged(5, 5) == [0, 5, 10]
-    assert logged(3, 4) == [0, 4, 8]
-    assert logged(1, 1) == list(range(12))
-
-
-def logged_losses(clock, losses, monkeypatch, world_size=1):
-    lines, numbers = [], []
-    log = Namespace(line=lines.append, scalars=lambda *what: numbers.append(what))
-    options = options_of("--max_steps", 30, "--batchsize", 3)
-    plan, training, pace = Schedule(options, 4), Namespace(step=10, seconds=1.0), train.Pace(8)
-    clock.now += 3.0
-    pace.waited = 1.0
-    monkeypatch.setattr(distributed, "WORLD_SIZE", world_size)
-    monkeypatch.setattr(distributed, "mean", lambda value: value + 0.125)
-    tensors = [paddle.to_tensor(loss) for loss in losses]
-    train.log_losses(log, options, plan, training, (*tensors, 1.5), 2e-4, pace)
-    assert pace.first_step == 10
-    return lines, numbers
-
-
-def test_the_published_line_of_a_step(clock, monkeypatch):
-    lines, numbers = logged_losses(clock, (0.5, 0.25, 0.75), monkeypatch)
-    assert lines == [
-        "0003 00001 Loss1=0.375000, Lambda=1.5, Loss2=0.875000, Loss_Full=0.625000, Time=1.5000 "
-        "avg_reader_cost: 0.50000 sec, avg_batch_cost: 1.50000 sec, avg_samples: 3, ips: 2.00000 images/s, eta: 0:00:30"
-    ]
-    assert numbers == [(10, {
-        "loss/rec": 0.375, "loss/reg": 0.875, "loss/full": 0.625,
-        "schedule/lr": 2e-4, "schedule/Lambda": 1.5, "speed/ips": 2.0,
-    })]  # fmt: skip
-    assert "ips: 4.00000 images/s" in logged_losses(clock, (0.5, 0.25, 0.75), monkeypatch, world_size=2)[0][0]
-
-
-@pytest.mark.parametrize("place", range(3))
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_an_error(clock, monkeypatch, place, wrong):
-    losses = [0.5, 0.25, 0.75]
-    losses[place] = wrong
-    with pytest.raises(UserError, match=r"^the loss is not finite at step 9 \(--lr 0.0003\): try a smaller --lr"):
-        logged_losses(clock, losses, monkeypatch)
 
 
 def test_how_it_ends(tmp_path, capsys, monkeypatch):
@@ -269,6 +191,14 @@ def test_a_state_is_saved_at_the_start_with_each_snapshot_and_when_it_is_time(fo
     assert Counting.saved == [0, 5]  # the last step is always scored and saved
     assert Counting.rates == pytest.approx([3e-4 * (1 + np.cos(np.pi * step / 5)) / 2 for step in range(5)])
     assert Counting.ramps == pytest.approx([0, 0, 0, 0.8, 1])
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still unless `clock.now` is moved."""
+    clock = Namespace(now=100.0)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock.now)
+    return clock
 
 
 def test_minutes_between_states_are_counted_from_the_last_one(folders, tmp_path, clock):

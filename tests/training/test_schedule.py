@@ -115,3 +115,13 @@ def test_the_shortest_length_counts():
 def test_the_regulariser_of_epochs_starts_late_and_rises_by_whole_epochs():
     plan = schedule(n_epoch=4, reg_start=0.5)
     assert [plan.ramp(step, 0) for step in (0, 19, 20, 29, 30, 39)] == [0, 0, 0.75, 0.75, 1, 1]
+
+
+def test_lines_are_counted_within_each_epoch_or_through_short_ones():
+    def logged(every):
+        return [step for step in range(25) if schedule(log_iters=every).log_due(step)]
+
+    assert logged(4) == [0, 4, 8, 10, 14, 18, 20, 24]
+    assert logged(10) == [0, 10, 20]
+    assert logged(12) == [0, 12, 24]
+    assert logged(1) == list(range(25))

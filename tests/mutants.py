@@ -221,7 +221,7 @@ def main():
             times[tests] = time.monotonic() - began
         # Processes, not threads: Paddle is used by the thread that has forked.
         with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool:
-            tried = [pool.submit(survives, folder, fault, 3 * times[fault[0]] + 30) for fault in chosen]
+            tried = [pool.submit(survives, folder, fault, 2 * times[fault[0]] + 20) for fault in chosen]
             for (_, path, line, before, after, _), result in zip(chosen, tried, strict=True):
                 change = "  ->  ".join(" ".join(text.split())[:60] for text in (before, after))
                 where = (ROOT / path).read_text(encoding="utf-8").splitlines()[line - 1].strip()

@@ -502,6 +502,15 @@ def test_places_in_a_file_do_not_depend_on_the_batch(tmp_path):
         assert (upright.batch([(epoch, 2)])[0][0, :2, 0, 0] * 255).round().tolist() == corners
 
 
+def test_all_eight_orientations_of_a_file_come(tmp_path):
+    image = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(1, 3, 4, 4)
+    pair_files.write(tmp_path / "a.npz", pair_files.VALIDATION, (image, image))
+    data = dataset.PairFile(tmp_path / "a.npz", 3, 4, seed=0, augment=True, clean_targets=True)
+    found = {(data.batch([(e, 0)])[0][0] * 255).round().astype(np.uint8).tobytes() for e in range(100)}
+    turned = [np.rot90(image[0], turns, (1, 2)) for turns in range(4)]
+    assert found == {view.tobytes() for way in turned for view in (way, way[..., ::-1])}
+
+
 def test_the_sizes_of_a_file_and_its_names(tmp_path):
     path = numbered_pairs(tmp_path)
     data = dataset.PairFile(path, 3, 16, seed=1, size=2)

@@ -432,7 +432,7 @@ def test_images_whose_noise_is_not_what_it_is_told_are_refused():
         Recorrupted2Recorrupted(parse_noise(known), in_files).check("a.png", page, image, size, frozen)
 
     grey, colour = np.zeros((8, 9, 1), np.uint8), np.zeros((8, 9, 3), np.uint8)
-    check("gauss12", colour)
+    check("gauss3", colour)
     check("gauss12", grey, channels=1)
     check("gauss0.1", colour.astype(np.float32))
     check("gauss0.1", colour.astype(np.uint16))

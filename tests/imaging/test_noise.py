@@ -309,6 +309,12 @@ def test_text_of_a_seed_never_changes(text, wanted):
         assert [rows.mean(), columns.mean()] == pytest.approx(expected[1:], abs=0.5)
 
 
+def test_one_quality_draws_nothing(new_rng):
+    rng = new_rng(5)
+    parse_noise("jpeg50").add(scene(8, 8) / np.float32(255), rng)
+    assert rng.random() == new_rng(5).random()
+
+
 def test_a_jpegs_quality_of_a_seed_never_changes():
     clean = scene(40, 40) / np.float32(255)
     for new_rng, quality in zip(NEW_GENERATOR.values(), (75, 27), strict=True):

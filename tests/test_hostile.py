@@ -20,6 +20,12 @@ def test_there_are_cases_for_every_script():
     assert scripts >= {f"{name}.py" for name in "dataset_tool train val predict export_model infer".split()}
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+# Each third case is enough to notice a fault while one works; the others are left to test-all.
+SHARED_OUT = [
+    pytest.param(case, id=case.name, marks=[pytest.mark.slow] if place % 3 else []) for place, case in enumerate(CASES)
+]
+
+
+@pytest.mark.parametrize("case", SHARED_OUT)
 def test_it_ends_as_it_should(case, zoo, tmp_path):
     assert not hostile.faults_of(case, *zoo, tmp_path)

@@ -89,6 +89,7 @@ np.save("denoised.npy", Denoiser(sys.argv[2])(noisy))
 """
 
 
+@pytest.mark.slow
 def test_the_library_denoises_from_elsewhere_and_compiles_its_engine(installed):
     image, weights = ROOT / "demo" / "chelsea_noise.png", ROOT / "best_model.pdparams"
     result = installed(sys.executable, "-c", USES_THE_LIBRARY, image, weights)
@@ -102,6 +103,7 @@ def test_the_library_denoises_from_elsewhere_and_compiles_its_engine(installed):
     assert np.abs(np.load(installed.elsewhere / "denoised.npy") - expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_both_forms_of_the_command_denoise(installed):
     forms = {"script": [installed.target / "bin" / "denoise"], "module": [sys.executable, "-m", "denoising"]}
     flags = ["--image_path", ROOT / "demo" / "chelsea_noise.png", "--model_path", ROOT / "best_model.pdparams"]

@@ -282,6 +282,7 @@ def test_a_training_goes_as_with_paddles_layers():
         np.testing.assert_allclose(found[1][name].numpy(), weights.numpy(), atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_memory_stays_flat_over_changing_shapes():
     network = build_network(n_feature=8)

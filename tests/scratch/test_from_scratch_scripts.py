@@ -118,6 +118,7 @@ def test_a_broken_image_is_named(tmp_path):
 # --- Training -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_short_training_denoises(tmp_path):
     for i in range(5):
         save(tmp_path / "images" / f"{i}.png", scene(120, 140, seed=i))

@@ -224,6 +224,7 @@ def test_the_race_is_told_in_a_table(pairs, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_anywhere(tmp_path):
     for i in range(6):
         save(tmp_path / "pictures" / f"{i}.png", scene(40, 50, seed=i))

@@ -10,6 +10,7 @@ import itertools
 import os
 import threading
 
+import cv2
 import numpy as np
 
 from denoising import cli
@@ -28,16 +29,17 @@ class TrainingImages:
         frozen: whether each image has one noise realisation for good, as a camera's files have.
         cache_bytes: decoded images are kept up to this much memory; the rest are decoded each time.
         translate: the patches are rolled by up to so many pixels along each axis.
+        shrink: patches are cut out so many times as large, and scaled down.
     """
 
     n_input: int | None = None  # channels of what the network gets, where they are not those of the image
 
     def __init__(
         self, data_dir, method, noise, n_channel, patchsize, seed, frozen=False, augment=False, cache_bytes=0,
-        size=None, translate=0,
+        size=None, translate=0, shrink=1,
     ):  # fmt: skip
         self.method, self.noise, self.n_channel, self.patchsize, self.seed = method, noise, n_channel, patchsize, seed
-        self.frozen, self.augment, self.translate = frozen, augment, translate
+        self.frozen, self.augment, self.translate, self.shrink = frozen, augment, translate, shrink
         self._cache, self._cache_left, self._lock = {}, cache_bytes, threading.Lock()
         self.broken = set()
         self.groups = self._find(data_dir)[:size]
@@ -116,7 +118,7 @@ class TrainingImages:
 
     def _patches(self, layers, rng):
         """The same random patch of each layer, float32."""
-        size = self.patchsize
+        size = round(self.patchsize * self.shrink)
         height, width = layers[0].shape[:2]
         if height < size or width < size:
             pad = [(0, max(size - height, 0)), (0, max(size - width, 0)), (0, 0)]
@@ -124,6 +126,10 @@ class TrainingImages:
             height, width = layers[0].shape[:2]
         top, left = rng.integers(0, height - size + 1), rng.integers(0, width - size + 1)
         patches = [images.to_01(layer[top : top + size, left : left + size]) for layer in layers]
+        if self.shrink > 1:
+            wanted = (self.patchsize, self.patchsize)
+            patches = [cv2.resize(patch, wanted, interpolation=cv2.INTER_AREA) for patch in patches]
+            patches = [patch if patch.ndim == 3 else patch[..., None] for patch in patches]
         if self.augment:
             turns = rng.integers(4)
             patches = [np.rot90(patch, turns) for patch in patches]

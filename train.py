@@ -90,6 +90,7 @@ def training_images(options, method):
         "frozen": options.noise_protocol == "frozen",
         "augment": options.augment,
         "translate": options.translate,
+        "shrink": options.shrink,
         "cache_bytes": free_memory() / 4 if options.cache_gb is None else options.cache_gb * 2**30,
         "size": options.train_size,
     }

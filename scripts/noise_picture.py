@@ -20,9 +20,9 @@ from denoising.reports import montage
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = (
     "none", "gauss25", "poisson30", "speckle50", "bernoulli0.5",
-    "impulse0.3", "text0.25", "jpeg10", "poisson30+gauss5", "gauss25+text0.1",
+    "impulse0.3", "text0.25", "jpeg10", "poisson30+gauss5", "gauss25+text0.1", "camera4", "camera12",
 )  # fmt: skip
-SIDE, IN_A_ROW = 160, 5
+SIDE, IN_A_ROW = 160, 6
 
 
 def get_parser():

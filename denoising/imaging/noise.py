@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from denoising.cli import UserError
-from denoising.imaging import mri
+from denoising.imaging import camera, mri
 from denoising.imaging.pixels import from_01, swap_bgr, to_01
 
 MORE_NOISE = 0.2  # of a recorruption, in units of the image's: its deviation is 1.02 times as large
@@ -34,6 +34,7 @@ class NoiseModel:
     high: float = 0.0
     form: ClassVar[str] = ""
     example: ClassVar[str] = ""
+    usual: ClassVar[tuple | None] = None  # the range of strengths where the name gives none
     highest: ClassVar[float] = 1e6  # strength; beyond it, numpy cannot draw Poisson counts
     recorruption_weight: ClassVar[float | None] = None  # None: there is no `recorrupt`
 
@@ -45,6 +46,10 @@ class NoiseModel:
     def add(self, image_01, rng):
         """Returns a corrupted float32 copy; `rng` is a numpy Generator, or a RandomState for published protocols."""
         raise NotImplementedError
+
+    def shots(self, image_01, rng, second):
+        """Two corruptions that are independent of each other; the second one is drawn from `second`."""
+        return self.add(image_01, rng), self.add(image_01, second)
 
     def known(self, shape, rng):
         """Where `add`, given a generator in this state, leaves the image as it was, if it does so at all: H x W x 1."""
@@ -332,6 +337,49 @@ class Mri(NoiseModel):
         return mri.put_back_tensor(noisy_01, denoised_01, self.low)
 
 
+class Camera(NoiseModel):
+    """What a simulated camera makes of a scene (see camera.py): each image by another one, in 8 bits.
+
+    The strength is the deviation of the sensor's noise at middle grey, on the scale of 0..255, before the camera's
+    software has smoothed it. A range is drawn from so that each doubling is as likely as any other. Where it starts at
+    0, one image of UNTOUCHED is left as it is, so that a network learns this too, and for the others it starts where
+    real cameras do.
+    """
+
+    UNTOUCHED: ClassVar[int] = 16
+
+    form, example, highest = "cameraA", "camera5", 100.0
+    usual = (camera.CLEANEST, camera.NOISIEST)
+
+    @classmethod
+    def allows(cls, low, high):
+        return super().allows(low, high) and (low > 0 or high > camera.CLEANEST)
+
+    def add(self, image_01, rng):
+        if isinstance(rng, np.random.RandomState):
+            rng = np.random.default_rng(rng.randint(2**31))
+        return self._shoot(image_01, self._settings(rng), rng)
+
+    def shots(self, image_01, rng, second):
+        settings = self._settings(rng)
+        return self._shoot(image_01, settings, rng), self._shoot(image_01, settings, second)
+
+    def _settings(self, rng):
+        low, high = np.log([self.low or camera.CLEANEST, self.high])
+        settings = camera.draw_settings(rng, float(np.exp(rng.uniform(low, high))))
+        return None if self.low == 0 and rng.integers(self.UNTOUCHED) == 0 else settings
+
+    def _shoot(self, image_01, settings, rng):
+        image_01 = np.asarray(image_01, np.float32)
+        if settings is None:
+            return image_01.copy()
+        if image_01.ndim == 2 or image_01.shape[2] == 3:
+            return camera.shoot(image_01, settings, rng)
+        # Each of any other number of channels is a sensor without colours.
+        planes = [camera.shoot(plane, settings, rng) for plane in image_01.transpose(2, 0, 1)]
+        return np.stack(planes, axis=-1)
+
+
 # --- Names --------------------------------------------------------------------------------------------------
 
 KINDS = {
@@ -342,6 +390,7 @@ KINDS = {
     "bernoulli": Bernoulli,
     "impulse": Impulse,
     "jpeg": Jpeg,
+    "camera": Camera,
     "mri": Mri,
 }
 NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
@@ -357,8 +406,8 @@ def parse_noise(text):
         return NoNoise(text)
     parts, names = [], text.split("+")
     for name in names:
-        match = re.fullmatch(rf"({'|'.join(KINDS)}){NUMBER}(?:_{NUMBER})?", name)
-        low, high = (float(match[2]), float(match[3] or match[2])) if match else (0.0, 0.0)
+        match = re.fullmatch(rf"({'|'.join(KINDS)})(?:{NUMBER}(?:_{NUMBER})?)?", name)
+        low, high = strengths(match) if match else (0.0, 0.0)
         if not match or not KINDS[match[1]].allows(low, high):
             where = f" in {text[:80]!r}" if name != text else ""
             raise ValueError(f"unknown noise {name[:80]!r}{where}: it is one of {list_of_noise()}")
@@ -366,6 +415,13 @@ def parse_noise(text):
             raise ValueError(f"{text[:80]!r}: mri comes last, because what follows would touch the known frequencies")
         parts.append(KINDS[match[1]](name, low, high))
     return parts[0] if len(parts) == 1 else Chain(text, parts=tuple(parts))
+
+
+def strengths(match):
+    """The range of strengths that a name gives; none at all is (0, 0), which no kind allows."""
+    if match[2]:
+        return float(match[2]), float(match[3] or match[2])
+    return KINDS[match[1]].usual or (0.0, 0.0)
 
 
 def noise_of_flag(flag, text):

@@ -37,8 +37,8 @@ def checked(options):
         (buffers and options.n_channel != 3, "--n_channel: renders have 3"),
         # The method and its noise.
         (options.loss and single, f"--loss: {method} has its own"),
-        (options.all_neighbors and method != "neighbor2neighbor",
-         "--all_neighbors: it is for --method neighbor2neighbor"),
+        (options.shrink > 1 and (pairs or buffers or options.noisetype == "none" or options.noise_protocol == "frozen"),
+         "--shrink: it would change the noise of these images; it is for fresh noise that is added (--noisetype)"),
         (single and "mri" in (options.noisetype or ""),
          "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise"),
         (options.known_noise and (method != "recorrupted2recorrupted" or options.noisetype != "none"),

@@ -79,30 +79,11 @@ def subimages(image, picks):
     return tuple(subs)
 
 
-def all_neighbors(image, picks):
-    """Splits images into four sub-images that share out all pixels: two pairs of neighbours, each in both directions.
-
-    Returns:
-        Two lists of the same four sub-images: inputs, and the target of each. The first pair is that of `subimages`;
-        the second one holds the pixels that are left over, which are neighbours too.
-    """
-    first, second = subimages(image, picks)
-    row, column, down = (picks[:, i] for i in range(3))
-    third, fourth = subimages(image, paddle.stack([row ^ ~down, column ^ down, down], axis=1))
-    return [first, second, third, fourth], [second, first, fourth, third]
-
-
 class Neighbor2Neighbor(Method):
-    """Lambda1 * loss_rec + Lambda2 * Lambda * loss_reg, from single noisy images; Lambda rises to `increase_ratio`.
+    """Lambda1 * loss_rec + Lambda2 * Lambda * loss_reg, from single noisy images; Lambda rises to `increase_ratio`."""
 
-    Args:
-        all_neighbors: whether each pixel is an input and a target once, so that one pass over the whole image serves
-            four draws of the sub-sampler; or as published one draw alone.
-    """
-
-    def __init__(self, Lambda1=1.0, Lambda2=1.0, increase_ratio=2.0, all_neighbors=False):
+    def __init__(self, Lambda1=1.0, Lambda2=1.0, increase_ratio=2.0):
         self.Lambda1, self.Lambda2, self.increase_ratio = Lambda1, Lambda2, increase_ratio
-        self.all_neighbors = all_neighbors
 
     def beside(self, noisy, streams):
         return (draw_picks(streams(PICKS), *noisy.shape[1:]),)
@@ -110,22 +91,16 @@ class Neighbor2Neighbor(Method):
     def ramp(self, plan, step, seconds):
         return plan.ramp(step, seconds)
 
-    def _split(self, image, picks):
-        """The input of the network, and what it is compared with: g1 and g2 of the paper."""
-        if not self.all_neighbors:
-            return subimages(image, picks)
-        return tuple(paddle.concat(parts) for parts in all_neighbors(image, picks))
-
     def __call__(self, network, noisy, picks, ramp):
         Lambda = ramp * self.increase_ratio  # while it is 0, the regulariser and its pass over y are left out
-        sub1, sub2 = self._split(noisy, picks)
+        sub1, sub2 = subimages(noisy, picks)
         diff = network(sub1) - sub2  # f(g1(y)) - g2(y)
         loss1 = paddle.mean(diff**2)
         if Lambda * self.Lambda2 == 0:
             return self.Lambda1 * loss1, loss1, paddle.zeros_like(loss1), Lambda
         # The expected difference of the two sub-images, g1(f(y)) - g2(f(y)): no gradient flows through it.
         with paddle.no_grad():
-            denoised1, denoised2 = self._split(network(noisy), picks)
+            denoised1, denoised2 = subimages(network(noisy), picks)
             expected = denoised1 - denoised2
         loss2 = Lambda * paddle.mean((diff - expected) ** 2)
         return self.Lambda1 * loss1 + self.Lambda2 * loss2, loss1, loss2, Lambda  # as published, loss2 contains Lambda
@@ -183,7 +158,8 @@ class Regression(Method):
     Args:
         loss: "l2" ends at the mean of all targets, "l1" at their median, "l0", which goes from the mean to it while
             the ramp rises, at their mode; "robust" ends at the mean of those that are near; "hdr" is L2 relative to the
-            brightness, for renders.
+            brightness, for renders; "psnr" is L2 in decibels, so that the images with little noise count as much as the
+            others.
         noise: of the input; what it has left of the clean image is put back into the output first.
     """
 
@@ -198,6 +174,10 @@ class Regression(Method):
             # Divided by the share that is known, so that it does not matter for the size of the loss.
             distances = distances * (known / paddle.mean(known).clip(1e-6))
         loss = paddle.mean(distances)
+        if self.loss == "psnr":
+            # The gradient of each image is divided by how far its target is, of which most is the target's own noise.
+            each = distances.mean(axis=[1, 2, 3])
+            loss = paddle.mean((each + LEAST_MSE).log()) * 10 / np.log(10)
         return loss, loss, paddle.zeros_like(loss), 0.0
 
     def _distance(self, denoised, target, ramp):
@@ -218,7 +198,7 @@ class Noise2Noise(Regression):
     """Regression to another noisy image of the same scene."""
 
     def corrupt(self, clean, noise, streams):
-        noisy, target = (noise.add(clean, streams(purpose)) for purpose in (NOISE, TARGET))
+        noisy, target = noise.shots(clean, streams(NOISE), streams(TARGET))
         known = noise.known(clean.shape, streams(TARGET))
         return [noisy, target] if known is None else [noisy, target, known]
 
@@ -255,7 +235,8 @@ def intact(diff):
 
 
 EM_ROUNDS = 8
-LOSSES = ("l2", "l1", "l0", "robust", "hdr")
+LEAST_MSE = (0.5 / 255) ** 2  # below it, --loss psnr takes all images for equally good
+LOSSES = ("l2", "l1", "l0", "robust", "hdr", "psnr")
 METHODS = ("neighbor2neighbor", "recorrupted2recorrupted", "noise2noise", "supervised")
 SINGLE = METHODS[:2]  # learn from single noisy images
 
@@ -264,7 +245,7 @@ def build_method(options):
     """The method that the flags of train.py describe."""
     noise = parse_noise(options.known_noise or options.noisetype)
     if options.method == "neighbor2neighbor":
-        return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio, options.all_neighbors)
+        return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
     if options.method == "recorrupted2recorrupted":
         return Recorrupted2Recorrupted(noise, in_files=bool(options.known_noise))
     return {"noise2noise": Noise2Noise, "supervised": Supervised}[options.method](options.loss, noise)

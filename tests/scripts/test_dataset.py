@@ -454,6 +454,23 @@ def test_patches_are_rolled_both_ways_by_no_more_than_asked(tmp_path):
     assert all((still.sample(epoch, 0)[0] == still.sample(0, 0)[0]).all() for epoch in range(3))
 
 
+@pytest.mark.parametrize("shrink", [1.5, 2])
+def test_patches_are_cut_larger_and_scaled_down(tmp_path, shrink):
+    # A ramp of slope 1 becomes one of slope `shrink`; noise of its own loses as much of its strength.
+    ramp = np.broadcast_to(np.arange(200, dtype=np.float32)[:, None, None] / 255, (200, 200, 3))
+    np.save(tmp_path / "a.npy", ramp + np.random.default_rng(0).normal(0, 0.01, ramp.shape).astype(np.float32))
+    patch = patches_of(tmp_path, shrink=shrink).sample(0, 0)[0]
+    assert patch.shape == (3, 64, 64)
+    assert np.diff(patch.mean(axis=(0, 2)) * 255).mean() == pytest.approx(shrink, rel=0.02)
+    noise = np.diff(patch, axis=2)
+    assert 0.007 / shrink < noise.std() / np.sqrt(2) < 0.0105 / shrink
+
+
+def test_grey_patches_are_scaled_down_too(tmp_path):
+    save(tmp_path / "a.png", scene(128, 128))
+    assert patches_of(tmp_path, shrink=2, n_channel=1).sample(0, 0)[0].shape == (1, 64, 64)
+
+
 def test_files_of_several_pages_are_refused(tmp_path):
     pages = [Image.fromarray(scene(64, 64, seed=seed)) for seed in range(2)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])

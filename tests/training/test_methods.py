@@ -16,7 +16,6 @@ from denoising.training.methods import (
     Recorrupted2Recorrupted,
     Regression,
     Supervised,
-    all_neighbors,
     build_method,
     default_loss,
     draw_picks,
@@ -68,47 +67,6 @@ def test_a_recorded_case_of_the_published_sampler():
         [[[0, 8, 4], [13, 21, 23]], [[24, 32, 28], [37, 45, 47]]],
         [[[55, 56, 58], [67, 62, 71]], [[79, 80, 82], [91, 86, 95]]],
     ]
-
-
-def test_all_neighbors_share_out_the_pixels_and_are_neighbours():
-    height, width = 12, 16
-    places = np.arange(height * width, dtype=np.float32).reshape(1, 1, height, width)
-    picks = draw_picks(np.random.default_rng(3), height, width)[None]
-    inputs, targets = (
-        [part.numpy()[0, 0].astype(int) for part in parts]
-        for parts in all_neighbors(paddle.to_tensor(places), paddle.to_tensor(picks))
-    )
-    # The four sub-images are a partition of the pixels: each is an input once, and a target once.
-    for parts in (inputs, targets):
-        assert sorted(np.concatenate(parts).ravel()) == list(range(height * width))
-    for source, target in zip(inputs, targets, strict=True):
-        (down, right), (down2, right2) = ((place // width, place % width) for place in (source, target))
-        assert (abs(down - down2) + abs(right - right2) == 1).all()
-        assert (down // 2 == down2 // 2).all()
-        assert (right // 2 == right2 // 2).all()
-    # The first pair is the one that is drawn.
-    assert [part.tolist() for part in (inputs[0], targets[0])] == [
-        part[0, 0].astype(int).tolist() for part in split(places, picks)
-    ]
-
-
-def test_the_loss_of_all_neighbors_is_the_mean_over_four_draws():
-    paddle.seed(0)
-    network = build_network(n_feature=4)
-    noisy = paddle.to_tensor(np.random.default_rng(0).random((2, 3, 64, 64), np.float32))
-    drawn = np.stack([draw_picks(np.random.default_rng(i), 64, 64) for i in range(2)])
-    row, column, down = (drawn[:, i] for i in range(3))
-    # The same pair in the other direction, and what is left over of each cell in both.
-    second = np.stack([row ^ down, column ^ ~down, down], 1)
-    third = np.stack([row ^ ~down, column ^ down, down], 1)
-    fourth = np.stack([~row, ~column, down], 1)
-    found = Neighbor2Neighbor(all_neighbors=True)(network, noisy, paddle.to_tensor(drawn), 0.5)
-    draws = [
-        Neighbor2Neighbor()(network, noisy, paddle.to_tensor(picks), 0.5) for picks in (drawn, second, third, fourth)
-    ]
-    for i in range(3):
-        np.testing.assert_allclose(found[i].item(), np.mean([draw[i].item() for draw in draws]), rtol=1e-5)
-    assert len({draw[0].item() for draw in draws}) == 4
 
 
 def test_the_loss_is_the_papers():
@@ -214,6 +172,29 @@ def test_each_loss_ends_where_the_paper_says():
     assert np.median(targets) > 0.22
     # Its weight is the output's brightness, so that one constant still ends at the mean.
     assert optimum("hdr", targets * 3) == pytest.approx(3 * targets.mean(), abs=0.02)
+    assert optimum("psnr", targets) == pytest.approx(targets.mean(), abs=0.01)
+
+
+def test_the_loss_in_decibels_is_minus_the_mean_psnr():
+    rng = np.random.default_rng(0)
+    target = rng.random((3, 3, 32, 32), np.float32)
+    strengths = np.float32([0.02, 0.1, 0.3])[:, None, None, None]
+    noisy = target + strengths * rng.standard_normal(target.shape, np.float32)
+    loss = Noise2Noise("psnr")(lambda x: x, paddle.to_tensor(noisy), paddle.to_tensor(target))[0].item()
+    psnr = -10 * np.log10(((noisy - target) ** 2).mean(axis=(1, 2, 3)))
+    assert loss == pytest.approx(-psnr.mean(), abs=0.02)
+    # An image that is exact has a loss too, which is finite.
+    same = paddle.to_tensor(target)
+    assert Noise2Noise("psnr")(lambda x: x, same, same)[0].item() == pytest.approx(-54.15, abs=0.1)
+
+
+def test_two_shots_of_a_camera_are_input_and_target():
+    scene = np.random.default_rng(0).random((24, 24, 3), np.float32)
+    noisy, target = Noise2Noise().corrupt(scene, parse_noise("camera5"), streams(3, 0, 0))
+    wanted = parse_noise("camera5").shots(scene, generator(3, NOISE, 0, 0), generator(3, TARGET, 0, 0))
+    assert (noisy == wanted[0]).all()
+    assert (target == wanted[1]).all()
+    assert (noisy != target).any()
 
 
 def test_impulses_of_a_target_are_told_from_intact_pixels():
@@ -393,15 +374,15 @@ def test_the_flags_make_the_method():
     def built(**options):
         flags = {
             "method": "neighbor2neighbor", "noisetype": "gauss25", "known_noise": None, "loss": None,
-            "Lambda1": 0.5, "Lambda2": 3.0, "increase_ratio": 7.0, "all_neighbors": True,
+            "Lambda1": 0.5, "Lambda2": 3.0, "increase_ratio": 7.0,
         }  # fmt: skip
         return build_method(Namespace(**flags | options))
 
     method = built()
     assert type(method) is Neighbor2Neighbor
-    assert (method.Lambda1, method.Lambda2, method.increase_ratio, method.all_neighbors) == (0.5, 3.0, 7.0, True)
+    assert (method.Lambda1, method.Lambda2, method.increase_ratio) == (0.5, 3.0, 7.0)
     method = Neighbor2Neighbor()
-    assert (method.Lambda1, method.Lambda2, method.increase_ratio, method.all_neighbors) == (1.0, 1.0, 2.0, False)
+    assert (method.Lambda1, method.Lambda2, method.increase_ratio) == (1.0, 1.0, 2.0)
     method = built(method="recorrupted2recorrupted", noisetype="none", known_noise="poisson30")
     assert (type(method), method.noise.name, method.in_files) == (Recorrupted2Recorrupted, "poisson30", True)
     assert method.weight == parse_noise("poisson30").recorruption_weight

@@ -32,7 +32,7 @@ def test_what_follows_from_other_options_is_filled_in():
     assert (pairs.noisetype, pairs.loss) == ("none", "l2")
     assert options_of("--to_static").engine == "paddle"
     assert options_of().engine == "auto"
-    assert (options_of().reg_full, options_of().all_neighbors) == (1.0, False)
+    assert options_of().reg_full == 1.0
 
 
 def test_the_command_line_is_read_once(monkeypatch):
@@ -70,12 +70,12 @@ def test_help_says_what_each_flag_does():
 
 
 PUBLISHED = {
-    "val_dirs": "./validation", "noise_protocol": "fresh", "patchsize": 256, "translate": 0, "batchsize": 4,
+    "val_dirs": "./validation", "noise_protocol": "fresh", "patchsize": 256, "translate": 0, "shrink": 1.0, "batchsize": 4,
     "method": "neighbor2neighbor", "arch": "unet", "norm": "none", "n_feature": 48, "n_channel": 3,
     "optimizer": "adam", "lr": 3e-4, "lr_schedule": "step", "gamma": 0.5, "warmup_steps": 0,
     "Lambda1": 1.0, "Lambda2": 1.0, "increase_ratio": 2.0, "reg_start": 0.0, "reg_full": 1.0, "ema": 0.999,
     "clip_grad": 0.0, "seed": 0, "save_model_path": "./results", "log_name": "unet_gauss25_b4e100r02",
-    "log_iters": 100, "save_minutes": 5, "augment": False, "all_neighbors": False, "plot_stats": False,
+    "log_iters": 100, "save_minutes": 5, "augment": False, "plot_stats": False,
     "parallel": False, "amp": False, "to_static": False, "device": "auto", "precision": "fp32",
 }  # fmt: skip
 
@@ -146,7 +146,7 @@ ALLOWED = {
     "--data_dir D --pair_dir D --method supervised": ("none", "l2", "auto"),
     "--data_dir R --method noise2noise --arch unet_n2n": ("none", "hdr", "auto"),
     "--data_dir R --method supervised --arch unet_n2n --loss l2 --noisetype none": ("none", "l2", "auto"),
-    "--all_neighbors": ("gauss25", None, "auto"),
+    "--noisetype camera --method noise2noise --shrink 2": ("camera", "l2", "auto"),
     "--noisetype none": ("none", None, "auto"),
     f"{N2N} --noisetype mri0.1": ("mri0.1", "l2", "auto"),
     f"{N2N} --noisetype text0.2 --patchsize 33": ("text0.2", "l1", "auto"),
@@ -185,8 +185,9 @@ REFUSED = {
     f"--data_dir R {N2N} --arch unet_n2n --n_channel 1": "--n_channel: renders",
     "--loss l2": "--loss: neighbor2neighbor has its own",
     f"{R2R} --loss l2": "--loss: recorrupted2recorrupted has its own",
-    f"{R2R} --all_neighbors": "--all_neighbors: ",
-    f"{N2N} --all_neighbors": "--all_neighbors: ",
+    f"--pair_dir D {N2N} --shrink 2": "--shrink: ",
+    "--noisetype none --shrink 1.5": "--shrink: ",
+    "--noise_protocol frozen --shrink 1.5": "--shrink: ",
     "--noisetype mri0.1": "--noisetype: mri",
     f"{R2R} --noisetype mri0.1": "--noisetype: mri",
     "--known_noise gauss5 --noisetype none": "--known_noise: it is for",

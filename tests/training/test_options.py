@@ -70,7 +70,8 @@ def test_help_says_what_each_flag_does():
 
 
 PUBLISHED = {
-    "val_dirs": "./validation", "noise_protocol": "fresh", "patchsize": 256, "translate": 0, "shrink": 1.0, "batchsize": 4,
+    "val_dirs": "./validation", "noise_protocol": "fresh", "patchsize": 256, "translate": 0, "shrink": 1.0,
+    "batchsize": 4,
     "method": "neighbor2neighbor", "arch": "unet", "norm": "none", "n_feature": 48, "n_channel": 3,
     "optimizer": "adam", "lr": 3e-4, "lr_schedule": "step", "gamma": 0.5, "warmup_steps": 0,
     "Lambda1": 1.0, "Lambda2": 1.0, "increase_ratio": 2.0, "reg_start": 0.0, "reg_full": 1.0, "ema": 0.999,

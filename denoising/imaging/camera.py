@@ -17,7 +17,7 @@ import numpy as np
 
 GREY = 0.18  # what photographers call middle grey, in linear light
 CURVE_STEPS = 4096
-CLEANEST, NOISIEST = 0.5, 16.0  # deviations of the sensor at middle grey, of 255: base to highest sensitivity
+CLEANEST, NOISIEST = 1.5, 16.0  # deviations of the sensor at middle grey, of 255: base to highest sensitivity
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def intact(diff):
 
 
 EM_ROUNDS = 8
-LEAST_MSE = (0.5 / 255) ** 2  # below it, --loss psnr takes all images for equally good
+LEAST_MSE = (5 / 255) ** 2  # below about this, --loss psnr takes images for equally good, and is L2
 LOSSES = ("l2", "l1", "l0", "robust", "hdr", "psnr")
 METHODS = ("neighbor2neighbor", "recorrupted2recorrupted", "noise2noise", "supervised")
 SINGLE = METHODS[:2]  # learn from single noisy images

@@ -3,30 +3,22 @@
     >>> found = analyse(image)  # H x W or H x W x C: uint8, uint16, or float32 in 0..1
     >>> found.kind, found.sigma, found.describe()
 
-Blocks of 16 x 16 pixels are transformed by a DCT. Those with the least energy are taken to be flat. Each is chosen by
-one half of its frequencies and measured in the other half, which noise does not connect, so that choosing the
-quietest blocks does not make the noise look quieter than it is.
+Only places without texture are looked at (`noise_blocks`). Their spectrum says whether the noise is white: then the
+highest frequencies, where images have least, give its strength. Else all frequencies do.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from denoising.imaging.pixels import to_01
+from denoising.imaging import noise_blocks
+from denoising.imaging.noise_blocks import HIGH, MIDDLE, ORDER, SHARES, SIZE, USED
 
-SIZE = 16  # of a block
-MAX_BLOCKS = 8000  # of an image, whatever its size
-FLAT = 0.01  # share of the blocks that are measured
 SHIFTS = 3  # of the autocorrelation, in each direction
 KINDS = ("none", "gauss", "poisson", "correlated")
-
-_k = np.arange(SIZE)
-_DCT = np.sqrt(2 / SIZE) * np.cos(np.pi * (2 * _k[None] + 1) * _k[:, None] / (2 * SIZE))
-_DCT[0] /= np.sqrt(2)
-_ORDER = _k[:, None] + _k[None]  # of each frequency, from 0 (the mean) to 30 (a checkerboard)
-_HALVES = ((_ORDER % 2 == 0) & (_ORDER > 1), (_ORDER % 2 == 1) & (_ORDER > 1))
-_HIGH, _MIDDLE = _ORDER >= SIZE, (_ORDER >= 4) & (_ORDER < SIZE)
-_RADIUS = np.hypot(_k[:, None], _k[None])
+LEAST = 1.0  # of 255: what is weaker is the rounding and compression of any file
+WHITE = 1.13  # how much more of white noise may seem to lie at high frequencies than at the highest ones
+_CORNER, _NEXT = ORDER >= 22, (ORDER >= 15) & (ORDER < 20)
 
 
 @dataclass(frozen=True)
@@ -38,10 +30,14 @@ class Analysis:
             and growing with brightness) or "correlated" (shared by neighbours, as in a camera's JPEG).
         sigma: the typical standard deviation on 0..255, over brightness and channels; 0 where there is no noise.
         curve: for each channel (a, b): the variance in 0..1 is a * brightness + b.
+        points: for each channel the measured points that it is fitted to, C x n x 2: brightness and variance in 0..1.
         peak: photons at white, 1 / a, where the kind is "poisson", else 0.
         correlation: C x 7 x 7, of the noise with itself that many pixels away; the centre is 1.
         neighbour: the mean correlation with the next pixel, to the right and below.
         between_channels: the mean correlation of two channels at the same pixel; 0 where there is one channel.
+        spectrum: C x 16 x 16, of the noise: from shading to a checkerboard, its mean is 1.
+        places: n x 2, the row and column of the first pixel of the blocks that were measured, 16 pixels a side.
+        clipped: the share of the pixels that are black or white.
         certainty: "sure", "likely" or "guess".
         reason: why it is no surer, or why no noise can be measured.
     """
@@ -49,10 +45,14 @@ class Analysis:
     kind: str
     sigma: float
     curve: tuple
+    points: np.ndarray
     peak: float
     correlation: np.ndarray
     neighbour: float
     between_channels: float
+    spectrum: np.ndarray
+    places: np.ndarray
+    clipped: float
     certainty: str
     reason: str
 
@@ -65,7 +65,7 @@ class Analysis:
             "poisson": f"white noise of {self.sigma:.1f} that grows with brightness, {self.peak:.0f} photons at white",
             "correlated": f"correlated noise of {self.sigma:.1f}",
         }[self.kind]
-        why = self.reason or {"correlated": "neighbours share it, as in a camera's JPEG"}.get(self.kind, "")
+        why = self.reason or ("neighbours share it, as in a camera's JPEG" if self.kind == "correlated" else "")
         return f"{what} ({self.certainty})" + (f": {why}" if why else "")
 
 
@@ -75,76 +75,106 @@ def analyse(image):
     channels = image.shape[2]
     if min(image.shape[:2]) < 2 * SIZE:
         return _nothing(channels, "guess", f"{image.shape[1]}x{image.shape[0]} pixels are too few")
-    blocks_255 = _blocks(image)
-    if len(blocks_255) < 20:
-        if not len(blocks_255):
-            return _nothing(channels, "sure", "all of it is black, white or of one colour")
-        return _nothing(channels, "guess", "there is hardly a place that is not clipped or of one colour")
-    coefficients = _DCT.astype(np.float32) @ blocks_255 @ _DCT.T.astype(np.float32)
-    means_255 = coefficients[:, :, 0, 0] / SIZE
-    energy = np.square(coefficients)
-    curve = _curve(energy, means_255)
-    spectrum, chosen = _flat_spectrum(energy, means_255, curve)
-    return _verdict(coefficients, means_255, spectrum, chosen, curve)
+    blocks = noise_blocks.cut(image)
+    if not len(blocks):
+        return _nothing(channels, "sure", "all of it is black, white or of one colour", blocks.clipped)
+    if len(blocks) < 20:
+        reason = "there is hardly a place that is not clipped or of one colour"
+        return _nothing(channels, "guess", reason, blocks.clipped)
+    return _as_white(blocks) or _as_correlated(blocks)
 
 
-def _nothing(channels, certainty, reason):
+def _nothing(channels, certainty, reason, clipped=0.0):
     """What is said of an image without noise."""
-    centre = np.zeros((channels, 2 * SHIFTS + 1, 2 * SHIFTS + 1))
-    centre[:, SHIFTS, SHIFTS] = 1
-    return Analysis("none", 0.0, ((0.0, 0.0),) * channels, 0.0, centre, 0.0, 0.0, certainty, reason)
+    flat = np.ones((channels, SIZE, SIZE))
+    return Analysis(
+        "none", 0.0, ((0.0, 0.0),) * channels, np.zeros((channels, 0, 2)), 0.0, _autocorrelation(flat), 0.0, 0.0,
+        flat, np.zeros((0, 2), int), clipped, certainty, reason,
+    )  # fmt: skip
 
 
-def _blocks(image):
-    """Blocks N x C x 16 x 16 on 0..255, spread over the image, that are neither clipped nor of one value."""
-    height, width = (side - SIZE + 1 for side in image.shape[:2])
-    step = 4
-    while (height // step + 1) * (width // step + 1) > MAX_BLOCKS:
-        step += 1
-    views = np.lib.stride_tricks.sliding_window_view(image, (SIZE, SIZE), axis=(0, 1))[::step, ::step]
-    blocks = views.reshape(-1, *views.shape[2:])
-    low, high = (0, np.iinfo(image.dtype).max) if image.dtype.kind == "u" else (image.min(), image.max())
-    clipped = ((blocks <= low) | (blocks >= high)).mean((2, 3)).max(1)
-    varied = (blocks.max((2, 3)) > blocks.min((2, 3))).all(1)
-    keep = varied & (clipped < 0.02)
-    return to_01(blocks[keep]) * np.float32(255)
+# --- White noise --------------------------------------------------------------------------------------------
 
 
-def _chosen(scores, count):
-    """The numbers of the blocks with the lowest scores."""
-    count = min(max(count, 5), len(scores))
-    return np.argpartition(scores, count - 1)[:count]
+def _as_white(blocks):
+    """The analysis, if the noise is white; else None."""
+    levels, energies = noise_blocks.by_brightness(blocks, HIGH, 0.03)
+    curve = _lines(levels, energies)
+    halves = noise_blocks.band(blocks, HIGH)
+    for _ in range(3):
+        spectra, orders = noise_blocks.profile(blocks, 1 / _variance(curve, blocks.means_255))
+        levels, energies = _chosen_points(blocks, halves, orders, SHARES[4])
+        curve = tuple(_simplest_line(x, y) for x, y in zip(levels.T / 255, energies.T / 255**2, strict=True))
+    first = np.average(spectra[:3], axis=0, weights=(1, 1, 2))
+    if first[:, _NEXT].mean() > WHITE**2 * first[:, _CORNER].mean():
+        return None
+    # Texture lifts the high frequencies of a block by a part of what it lifts the middle ones by.
+    high, middle = (spectra[:, :, mask].mean((1, 2)) for mask in (HIGH, MIDDLE))
+    part = _slope(middle[:6], high[:6])
+    high, middle = first[:, HIGH].mean(), first[:, MIDDLE].mean()
+    scale = max((high - part * middle) / (1 - part), 0.7 * high)
+    chosen = np.unique(np.concatenate([order[: max(int(SHARES[4] * len(order)), 3)] for order in orders]))
+    curve = tuple((a * scale, b * scale) for a, b in curve)
+    a, b = np.mean(curve, 0)
+    dark, bright = np.quantile(blocks.means_255, (0.05, 0.95)) / 255
+    grows = (a * bright + b) > 1.5 * (a * dark + b)
+    sigma = float(np.sqrt(_variance(curve, blocks.means_255).mean()))
+    if sigma < LEAST:
+        return _nothing(len(curve), "sure", f"flat places vary by {sigma:.1f} of 255", blocks.clipped)
+    texture = np.sqrt(middle / high)
+    certainty = "sure" if texture < 1.15 else "likely" if texture < 1.5 else "guess"
+    correlation = _autocorrelation(np.ones_like(first))
+    points = np.stack((levels / 255, energies * scale / 255**2), -1).transpose(1, 0, 2)
+    return Analysis(
+        "poisson" if grows else "gauss", sigma, curve, points, float(1 / a) if grows else 0.0, correlation, 0.0,
+        _between(blocks.coefficients[chosen], HIGH), first / first.mean(), blocks.corners[chosen], blocks.clipped,
+        certainty, "" if certainty == "sure" else "there is hardly a place without texture",
+    )  # fmt: skip
 
 
-def _curve(energy, means_255):
-    """(a, b) of each channel, from the quietest blocks of each range of brightness."""
-    count, channels = means_255.shape
-    ranges = np.array_split(np.argsort(means_255.mean(1)), max(1, min(12, count // 250)))
-    half_energy = [(energy * half).sum((1, 2, 3)) for half in _HALVES]
-    points = []
-    for members in ranges:
-        picked = [members[_chosen(half[members], int(3 * FLAT * len(members)))] for half in half_energy]
-        high = [
-            energy[pick][:, :, other & _HIGH].mean((0, 2))
-            for pick, other in zip(picked, reversed(_HALVES), strict=True)
-        ]
-        points.append((means_255[np.concatenate(picked)].mean(0), np.mean(high, 0), len(picked[0])))
-    x_01 = np.array([point[0] for point in points]) / 255
-    variance = np.array([point[1] for point in points]) / 255**2
-    return tuple(_lower_line(x_01[:, c], variance[:, c]) for c in range(channels))
+def _chosen_points(blocks, halves, orders, share):
+    """The mean brightness and energy of the quietest blocks, in up to eight groups by brightness: groups x C each."""
+    count = max(int(share * len(blocks)), 16)
+    picks = [order[:count] for order in orders]
+    means = np.concatenate([blocks.means_255[pick] for pick in picks])
+    energies = np.concatenate([other[pick] for pick, other in zip(picks, halves[::-1], strict=True)])
+    groups = np.array_split(np.argsort(means.mean(1)), min(8, len(means) // 8))
+    return np.array([means[group].mean(0) for group in groups]), np.array([energies[group].mean(0) for group in groups])
+
+
+def _simplest_line(x, variance):
+    """(a, b) of a constant, a proportion or a line a x + b: the simplest that fits nearly as well as any."""
+    best = None
+    for a, b in ((0.0, _mean(np.ones_like(x), variance)), (_mean(x, variance), 0.0), _lower_line(x, variance)):
+        line = np.maximum(a * x + b, 1e-12)
+        misfit = np.sqrt(np.mean(np.minimum(np.abs(variance / line - 1), 0.5) ** 2))
+        if best is None or misfit < 0.7 * best[0] - 0.01:
+            best = misfit, (a, b)
+    return best[1]
+
+
+def _mean(shape, variance):
+    """The factor that makes a shape fit to a variance."""
+    return float((variance / np.maximum(shape, 1e-6)).mean()) if (shape > 1e-3).all() else 0.0
+
+
+def _slope(x, y):
+    """The slope of y over x, as far as texture may explain it."""
+    x, y = x - x.mean(), y - y.mean()
+    return float(np.clip((x * y).sum() / max((x * x).sum(), 1e-12), 0, 0.5))
 
 
 def _lower_line(x, variance):
     """The line a x + b, a and b not negative, along the lower edge of points that texture lifts."""
-    if len(x) < 3:
-        return 0.0, float(variance.min())
-    weight = 1 / np.maximum(variance, 1e-12)
     best = (0.0, float(variance.min()))
+    if len(x) < 3:
+        return best
+    weight = 1 / np.maximum(variance, 1e-12)
     for _ in range(20):
         design = np.stack((x, np.ones_like(x)), 1) * weight[:, None]
         a, b = np.linalg.lstsq(design, variance * weight, rcond=None)[0]
         if b < 0:
-            a, b = (weight**2 * x * variance).sum() / (weight**2 * x * x).sum(), 0.0
+            a, b = (weight**2 * x * variance).sum() / max((weight**2 * x * x).sum(), 1e-30), 0.0
         if a < 0:
             a, b = 0.0, (weight**2 * variance).sum() / (weight**2).sum()
         best = (float(a), float(b))
@@ -154,54 +184,89 @@ def _lower_line(x, variance):
     return best
 
 
-def _line(curve, means_255):
+def _variance(curve, means_255):
     """The variance on 0..255 that a curve gives to each block and channel."""
     a, b = np.array(curve).T
     return np.maximum(a * np.maximum(means_255, 0) / 255 + b, 1e-9) * 255**2
 
 
-def _flat_spectrum(energy, means_255, curve):
-    """The mean energy of each frequency, C x 16 x 16, in units of the curve; and the blocks that it is from."""
-    relative = 1 / _line(curve, means_255)
-    spectrum, chosen = np.zeros(energy.shape[1:]), []
-    for half, other in (_HALVES, _HALVES[::-1]):
-        score = np.einsum("nchw,nc,hw->n", energy, relative, half.astype(np.float32), optimize=True)
-        pick = _chosen(score, max(int(FLAT * len(score)), 40))
-        spectrum += (energy[pick] * relative[pick][:, :, None, None]).mean(0) * other
-        chosen.append(pick)
-    low = _ORDER < 3  # shading lies there: continued from the frequencies next to them
-    spectrum[:, low] = spectrum[:, (_ORDER >= 3) & (_ORDER < 6)].mean(1, keepdims=True)
-    return spectrum, np.concatenate(chosen)
+# --- Noise that neighbours share ----------------------------------------------------------------------------
 
 
-def _verdict(coefficients, means_255, spectrum, chosen, curve):
-    """The analysis, from the spectrum of the flat blocks and the curve that it is relative to."""
-    variance = _line(curve, means_255)[chosen]
-    high, middle = spectrum[:, _HIGH].mean(), spectrum[:, _MIDDLE].mean()
-    steep = float(np.sqrt(middle / max(high, 1e-12)))
-    corner = float(np.sqrt(spectrum[:, (_ORDER >= 16) & (_ORDER < 20)].mean() / spectrum[:, _ORDER >= 21].mean()))
-    white = steep < 1.2 or corner < 1.08
-    scale = high if white else spectrum.mean()
-    sigma = float(np.sqrt((variance * scale).mean()))
-    curve = tuple((a * scale, b * scale) for a, b in curve)
-    correlation = _autocorrelation(np.ones_like(spectrum) if white else spectrum)
-    neighbour = float(correlation[:, SHIFTS, SHIFTS + 1].mean() + correlation[:, SHIFTS + 1, SHIFTS].mean()) / 2
-    between = _between(coefficients[chosen], _HIGH if white else _MIDDLE | _HIGH)
-    if sigma < 1.0:
-        return _nothing(len(curve), "sure", f"flat places vary by {sigma:.1f} of 255")
-    a, b = np.mean(curve, 0)
-    grows = a * 0.5 > b
-    kind = "correlated" if not white else "poisson" if grows else "gauss"
-    certainty = "sure" if steep < 1.1 or corner > 1.2 else "likely"
-    reason = "" if certainty == "sure" else "hardly a place without texture"
-    peak = float(1 / a) if kind == "poisson" else 0.0
-    return Analysis(kind, sigma, curve, peak, correlation, neighbour, between, certainty, reason)
+def _as_correlated(blocks):
+    """The analysis of noise that is not white, or of an image that has texture alone."""
+    channels = blocks.means_255.shape[1]
+    levels, energies = noise_blocks.by_brightness(blocks, USED, 0.04)
+    evenness = _evenness(blocks)
+    even = evenness < 3
+    if even:
+        expected = np.stack([_between_points(levels[:, c], energies[:, c], blocks.means_255[:, c]) for c in range(channels)], 1)
+    else:
+        expected = _variance(_lines(levels, energies), blocks.means_255)
+    spectra, orders = noise_blocks.profile(blocks, 1 / expected)
+    count = 6 if evenness < 1.5 else 2
+    spectrum = np.average(spectra[:count], axis=0, weights=np.diff(SHARES)[:count])
+    _extend(spectrum)
+    scale = spectrum.mean() / spectrum[:, USED].mean() * (1 if even else spectrum[:, USED].mean())
+    sigma = float(np.sqrt(expected.mean() * scale))
+    chosen = np.unique(np.concatenate([order[: max(int(SHARES[count] * len(order)), 3)] for order in orders]))
+    between = _between(blocks.coefficients[chosen], MIDDLE)
+    if sigma < LEAST:
+        return _nothing(channels, "sure", f"flat places vary by {sigma:.1f} of 255", blocks.clipped)
+    # A scene's texture is the same in all channels; the noise of cameras may be, too, but then it is everywhere.
+    if not even and between > 0.6 or (between > 0.9 and sigma > 7):
+        return _nothing(channels, "guess", f"no flat place is left that would show it below {sigma:.1f}", blocks.clipped)
+    curve = tuple((a * scale, b * scale) for a, b in _lines(levels, energies))
+    correlation = _autocorrelation(spectrum)
+    neighbour = float((correlation[:, SHIFTS, SHIFTS + 1] + correlation[:, SHIFTS + 1, SHIFTS]).mean() / 2)
+    points = np.stack((levels / 255, energies * scale / 255**2), -1).transpose(1, 0, 2)
+    certainty = "sure" if evenness < 2 else "likely" if even else "guess"
+    return Analysis(
+        "correlated", sigma, curve, points, 0.0, correlation, neighbour, between, spectrum / spectrum.mean(),
+        blocks.corners[chosen], blocks.clipped, certainty,
+        "" if certainty == "sure" else "there is hardly a place without texture",
+    )  # fmt: skip
+
+
+def _lines(levels_255, energies):
+    """(a, b) of each channel."""
+    return tuple(_lower_line(x, y) for x, y in zip(levels_255.T / 255, energies.T / 255**2, strict=True))
+
+
+def _between_points(levels, values, x):
+    """The value at each brightness, by straight lines between the measured points."""
+    order = np.argsort(levels)
+    return np.maximum(np.interp(x, levels[order], values[order]), 1e-9)
+
+
+def _extend(spectrum):
+    """Continues a spectrum to the frequencies where shading lies, as the Gaussian that fits the next ones."""
+    square = np.square(np.arange(SIZE))[:, None] + np.square(np.arange(SIZE))[None]
+    near = (ORDER > 2) & (ORDER < 8)
+    mean = np.maximum(spectrum.mean(0), 1e-12)
+    slope = min(np.polyfit(square[near], np.log(mean[near]), 1)[0], 0)
+    inner = (ORDER > 2) & (ORDER < 6)
+    centre = np.log(mean[inner]).mean() - slope * square[inner].mean()
+    spectrum[:, ~USED] = np.exp(centre + slope * square[~USED]) * (spectrum[:, inner].mean(1) / mean[inner].mean())[:, None]
+
+
+def _evenness(blocks):
+    """How much more the lower fifth of the blocks vary than the quietest ones of the same brightness: 1 is noise."""
+    mask = (np.hypot(*np.mgrid[:SIZE, :SIZE]) >= 2.5) & (np.hypot(*np.mgrid[:SIZE, :SIZE]) < 9)
+    halves = [half.mean(1) for half in noise_blocks.band(blocks, mask)]
+    ratios = []
+    for members in noise_blocks.brightness_ranges(blocks):
+        for half, other in (halves, halves[::-1]):
+            order = members[np.argsort(half[members])]
+            a, b, c = (max(int(share * len(order)), 1) for share in (0.03, 0.1, 0.2))
+            ratios.append(other[order[b : max(c, b + 1)]].mean() / max(other[order[:a]].mean(), 1e-9))
+    return float(np.median(ratios))
 
 
 def _autocorrelation(spectrum):
     """C x 7 x 7 from the energies of a DCT."""
     shifts = np.arange(-SHIFTS, SHIFTS + 1)
-    waves = np.cos(np.pi * shifts[:, None] * _k[None] / SIZE)
+    waves = np.cos(np.pi * shifts[:, None] * np.arange(SIZE)[None] / SIZE)
     waves[:, 0] *= 0.5  # trapezoids: the first frequency stands for half a band,
     waves[:, -1] += 0.5 * np.cos(np.pi * shifts)  # and the last one also for the half band up to the highest of all
     result = np.einsum("yi,xj,cij->cyx", waves, waves, spectrum)

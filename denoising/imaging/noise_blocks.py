@@ -1,0 +1,117 @@
+"""Blocks of an image that are flat, and the spectrum of what varies in them.
+
+A block of 16 x 16 pixels is transformed by a DCT. Blocks are chosen by one half of their frequencies and measured in
+the other half: noise does not connect the two, so choosing the quietest blocks does not make the noise look quieter
+than it is, while a block with texture has it in both halves and is left out.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from denoising.imaging.pixels import to_01
+
+SIZE = 16  # of a block
+MAX_BLOCKS = 8000  # of an image, whatever its size
+RANGES = 12  # of brightness
+# Blocks in order of their energy: the quietest quarter of a percent, the next one, and so on.
+SHARES = (0, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+
+_k = np.arange(SIZE)
+DCT = np.sqrt(2 / SIZE) * np.cos(np.pi * (2 * _k[None] + 1) * _k[:, None] / (2 * SIZE))
+DCT[0] /= np.sqrt(2)
+DCT = DCT.astype(np.float32)
+ORDER = _k[:, None] + _k[None]  # of each frequency, from 0 (the mean) to 30 (a checkerboard)
+USED = ORDER > 2  # below it lies the shading of the scene
+HALVES = ((ORDER % 2 == 0) & USED, (ORDER % 2 == 1) & USED)
+HIGH, MIDDLE = ORDER >= SIZE, (ORDER >= 4) & (ORDER < SIZE)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of an image that can be measured.
+
+    Attributes:
+        corners: N x 2, the row and column of their first pixel.
+        coefficients: N x C x 16 x 16, of the DCT of pixels on 0..255.
+        energy: their squares.
+        means_255: N x C.
+        looked_at: how many blocks there were before those that are clipped or of one colour were left out.
+        clipped: the share of the pixels that were clipped.
+    """
+
+    corners: np.ndarray
+    coefficients: np.ndarray
+    energy: np.ndarray
+    means_255: np.ndarray
+    looked_at: int
+    clipped: float
+
+    def __len__(self):
+        return len(self.corners)
+
+
+def cut(image):
+    """Blocks spread over an image, H x W x C, without those that are clipped or of one colour."""
+    height, width = (side - SIZE + 1 for side in image.shape[:2])
+    step = max(4, int(np.sqrt(height * width / MAX_BLOCKS)))
+    while (-(-height // step)) * (-(-width // step)) > MAX_BLOCKS:
+        step += 1
+    views = np.lib.stride_tricks.sliding_window_view(image, (SIZE, SIZE), axis=(0, 1))[::step, ::step]
+    rows, columns = np.mgrid[: views.shape[0], : views.shape[1]] * step
+    blocks = np.ascontiguousarray(views.reshape(-1, *views.shape[2:]))
+    least, most = blocks.min((2, 3)), blocks.max((2, 3))
+    black, white = (0, np.iinfo(image.dtype).max) if image.dtype.kind == "u" else (image.min(), image.max())
+    clipped = ((blocks <= black) | (blocks >= white)).mean((2, 3)).max(1)
+    keep = (least < most).all(1) & (clipped < 0.02)
+    blocks_255 = to_01(blocks[keep]) * np.float32(255)
+    coefficients = DCT @ blocks_255 @ DCT.T
+    corners = np.stack((rows.ravel(), columns.ravel()), 1)[keep]
+    means_255 = coefficients[:, :, 0, 0] / SIZE
+    return Blocks(corners, coefficients, np.square(coefficients), means_255, len(keep), float(clipped.mean()))
+
+
+def band(blocks, mask):
+    """The mean energy of the frequencies in a mask, of each half of them: two arrays of N x C."""
+    return [blocks.energy[:, :, half & mask].mean(2) for half in HALVES]
+
+
+def by_brightness(blocks, mask, share):
+    """The mean brightness and energy of the quietest blocks of each range of brightness: ranges x C each, on 0..255."""
+    halves = band(blocks, mask)
+    levels, energies = [], []
+    for members in brightness_ranges(blocks):
+        picks = [members[lowest(half[members].sum(1), share)] for half in halves]
+        levels.append(blocks.means_255[np.concatenate(picks)].mean(0))
+        energies.append(sum(other[pick].mean(0) for pick, other in zip(picks, halves[::-1], strict=True)) / 2)
+    return np.array(levels), np.array(energies)
+
+
+def brightness_ranges(blocks):
+    """The numbers of the blocks in each range of brightness, as many in each."""
+    order = np.argsort(blocks.means_255.mean(1))
+    return np.array_split(order, max(1, min(RANGES, len(order) // 250)))
+
+
+def lowest(scores, share, least=5):
+    """The numbers of the blocks with the lowest scores."""
+    count = min(max(int(share * len(scores)), least), len(scores))
+    return np.argpartition(scores, count - 1)[:count]
+
+
+def profile(blocks, relative):
+    """Mean spectra of ever less quiet blocks, shares x C x 16 x 16, and the two orders of the blocks.
+
+    Args:
+        relative: N x C, by which the energies are multiplied: what the noise is expected to be, inverted.
+    """
+    orders, result = [], np.zeros((len(SHARES) - 1, *blocks.energy.shape[1:]))
+    for half, other in (HALVES, HALVES[::-1]):
+        score = (blocks.energy[:, :, half].sum(2) * relative).sum(1)
+        order = np.argsort(score)
+        orders.append(order)
+        edges = [int(share * len(order)) for share in SHARES]
+        for i, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            pick = order[start : max(end, start + 1)]
+            result[i] += np.einsum("nchw,nc->chw", blocks.energy[pick], relative[pick]) / len(pick) * other
+    return result, orders

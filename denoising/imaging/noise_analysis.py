@@ -16,7 +16,8 @@ from denoising.imaging.noise_blocks import HIGH, MIDDLE, ORDER, SHARES, SIZE, US
 
 SHIFTS = 3  # of the autocorrelation, in each direction
 KINDS = ("none", "gauss", "poisson", "correlated")
-LEAST = 1.0  # of 255: what is weaker is the rounding and compression of any file
+LEAST = 0.7  # of 255: what is weaker is the rounding and compression of any file
+GRAIN = 3.0  # of 255: weaker noise that neighbours hardly share is the grain of a scanned film, a part of the picture
 WHITE = 1.13  # how much more of white noise may seem to lie at high frequencies than at the highest ones
 _CORNER, _NEXT = ORDER >= 22, (ORDER >= 15) & (ORDER < 20)
 
@@ -69,13 +70,19 @@ class Analysis:
         return f"{what} ({self.certainty})" + (f": {why}" if why else "")
 
 
-def analyse(image):
-    """Measures the noise of an image, H x W or H x W x C, of uint8, uint16 or float32 in 0..1."""
-    image = image if image.ndim == 3 else image[..., None]
+def analyse(image, second=None):
+    """Measures the noise of an image, H x W or H x W x C, of uint8, uint16 or float32 in 0..1.
+
+    Args:
+        image: its noise is measured on flat places, wherever they are.
+        second: another frame of the same scene, of the same size and type: their difference is measured, which holds
+            the noise alone, so that texture cannot be mistaken for it.
+    """
+    image, second = (frame[..., None] if frame is not None and frame.ndim == 2 else frame for frame in (image, second))
     channels = image.shape[2]
     if min(image.shape[:2]) < 2 * SIZE:
         return _nothing(channels, "guess", f"{image.shape[1]}x{image.shape[0]} pixels are too few")
-    blocks = noise_blocks.cut(image)
+    blocks = noise_blocks.cut(image, second)
     if not len(blocks):
         return _nothing(channels, "sure", "all of it is black, white or of one colour", blocks.clipped)
     if len(blocks) < 20:
@@ -118,7 +125,7 @@ def _as_white(blocks):
     a, b = np.mean(curve, 0)
     dark, bright = np.quantile(blocks.means_255, (0.05, 0.95)) / 255
     grows = (a * bright + b) > 1.5 * (a * dark + b)
-    sigma = float(np.sqrt(_variance(curve, blocks.means_255).mean()))
+    sigma = _typical(_variance(curve, blocks.means_255))
     if sigma < LEAST:
         return _nothing(len(curve), "sure", f"flat places vary by {sigma:.1f} of 255", blocks.clipped)
     texture = np.sqrt(middle / high)
@@ -184,6 +191,11 @@ def _lower_line(x, variance):
     return best
 
 
+def _typical(variances):
+    """The deviation that half of the places exceed, a mean over the channels."""
+    return float(np.sqrt(np.median(variances, axis=0).mean()))
+
+
 def _variance(curve, means_255):
     """The variance on 0..255 that a curve gives to each block and channel."""
     a, b = np.array(curve).T
@@ -196,31 +208,36 @@ def _variance(curve, means_255):
 def _as_correlated(blocks):
     """The analysis of noise that is not white, or of an image that has texture alone."""
     channels = blocks.means_255.shape[1]
-    levels, energies = noise_blocks.by_brightness(blocks, USED, 0.04)
-    evenness = _evenness(blocks)
-    even = evenness < 3
+    ratios = _evenness(blocks)
+    evenness = float(np.median(ratios))
+    quiet = noise_blocks.lowest(blocks.energy[:, :, USED].sum((1, 2)), 0.01, 20)
+    # A scene's texture is the same in all channels; so may be the noise of a camera, but that is everywhere.
+    shared = channels == 1 or _between(blocks.coefficients[quiet], MIDDLE) > 0.5
+    even = blocks.of_pair or evenness < (3 if shared else 1.5)
+    levels, energies = _texture_free(*noise_blocks.by_brightness(blocks, USED, 0.04), ratios)
     if even:
-        expected = np.stack([_between_points(levels[:, c], energies[:, c], blocks.means_255[:, c]) for c in range(channels)], 1)
+        expected = np.stack(
+            [_interpolated(*points, x) for *points, x in zip(levels.T, energies.T, blocks.means_255.T, strict=True)], 1
+        )
     else:
         expected = _variance(_lines(levels, energies), blocks.means_255)
     spectra, orders = noise_blocks.profile(blocks, 1 / expected)
-    count = 6 if evenness < 1.5 else 2
+    count = 6 if blocks.of_pair or evenness < 1.5 else 2
     spectrum = np.average(spectra[:count], axis=0, weights=np.diff(SHARES)[:count])
+    scale = 1 if even else spectrum[:, USED].mean()
     _extend(spectrum)
-    scale = spectrum.mean() / spectrum[:, USED].mean() * (1 if even else spectrum[:, USED].mean())
-    sigma = float(np.sqrt(expected.mean() * scale))
+    scale *= spectrum.mean() / spectrum[:, USED].mean()
+    sigma = _typical(expected * scale)
     chosen = np.unique(np.concatenate([order[: max(int(SHARES[count] * len(order)), 3)] for order in orders]))
     between = _between(blocks.coefficients[chosen], MIDDLE)
-    if sigma < LEAST:
-        return _nothing(channels, "sure", f"flat places vary by {sigma:.1f} of 255", blocks.clipped)
-    # A scene's texture is the same in all channels; the noise of cameras may be, too, but then it is everywhere.
-    if not even and between > 0.6 or (between > 0.9 and sigma > 7):
-        return _nothing(channels, "guess", f"no flat place is left that would show it below {sigma:.1f}", blocks.clipped)
-    curve = tuple((a * scale, b * scale) for a, b in _lines(levels, energies))
     correlation = _autocorrelation(spectrum)
     neighbour = float((correlation[:, SHIFTS, SHIFTS + 1] + correlation[:, SHIFTS + 1, SHIFTS]).mean() / 2)
+    nothing = _why_nothing(blocks, sigma, even, shared, neighbour, between, spectra[:3].mean((0, 1)))
+    if nothing:
+        return _nothing(channels, *nothing, blocks.clipped)
+    curve = tuple((a * scale, b * scale) for a, b in _lines(levels, energies))
     points = np.stack((levels / 255, energies * scale / 255**2), -1).transpose(1, 0, 2)
-    certainty = "sure" if evenness < 2 else "likely" if even else "guess"
+    certainty = "sure" if blocks.of_pair or evenness < 2 else "likely" if even else "guess"
     return Analysis(
         "correlated", sigma, curve, points, 0.0, correlation, neighbour, between, spectrum / spectrum.mean(),
         blocks.corners[chosen], blocks.clipped, certainty,
@@ -228,12 +245,35 @@ def _as_correlated(blocks):
     )  # fmt: skip
 
 
+def _why_nothing(blocks, sigma, even, shared, neighbour, between, spectrum):
+    """The certainty and reason for which what varies in an image is not called noise; else None."""
+    if sigma < LEAST:
+        return "sure", f"flat places vary by {sigma:.1f} of 255"
+    if blocks.of_pair:
+        return None
+    if sigma < GRAIN and neighbour < 0.55 and shared:
+        return "likely", f"fine grain of {sigma:.1f} of 255, as of film"
+    # The noise of a camera fades towards the highest frequencies; texture that all channels share does so less.
+    fades = spectrum[(ORDER >= 8) & (ORDER < 11)].mean() / spectrum[ORDER >= 18].mean() > 2.6**2
+    texture = between > 0.9 and (sigma > 6 or not fades)
+    if texture or (shared and not even):
+        return "guess", f"there is texture everywhere, and noise below {sigma:.1f} of 255 would not show"
+    return None
+
+
+def _texture_free(levels, energies, ratios):
+    """The points of brightness and energy, where a brightness that has texture alone is as noisy as those around it."""
+    flat = (ratios < 2) | (ratios <= np.sort(ratios)[min(2, len(ratios) - 1)])
+    around = [_interpolated(*points, x) for *points, x in zip(levels[flat].T, energies[flat].T, levels.T, strict=True)]
+    return levels, np.where(flat[:, None], energies, np.minimum(energies, np.stack(around, 1)))
+
+
 def _lines(levels_255, energies):
     """(a, b) of each channel."""
     return tuple(_lower_line(x, y) for x, y in zip(levels_255.T / 255, energies.T / 255**2, strict=True))
 
 
-def _between_points(levels, values, x):
+def _interpolated(levels, values, x):
     """The value at each brightness, by straight lines between the measured points."""
     order = np.argsort(levels)
     return np.maximum(np.interp(x, levels[order], values[order]), 1e-9)
@@ -247,20 +287,25 @@ def _extend(spectrum):
     slope = min(np.polyfit(square[near], np.log(mean[near]), 1)[0], 0)
     inner = (ORDER > 2) & (ORDER < 6)
     centre = np.log(mean[inner]).mean() - slope * square[inner].mean()
-    spectrum[:, ~USED] = np.exp(centre + slope * square[~USED]) * (spectrum[:, inner].mean(1) / mean[inner].mean())[:, None]
+    spectrum[:, ~USED] = (
+        np.exp(centre + slope * square[~USED]) * (spectrum[:, inner].mean(1) / mean[inner].mean())[:, None]
+    )
 
 
 def _evenness(blocks):
-    """How much more the lower fifth of the blocks vary than the quietest ones of the same brightness: 1 is noise."""
+    """How much more the lower fifth of the blocks of each brightness vary than the quietest ones: 1 is noise."""
     mask = (np.hypot(*np.mgrid[:SIZE, :SIZE]) >= 2.5) & (np.hypot(*np.mgrid[:SIZE, :SIZE]) < 9)
     halves = [half.mean(1) for half in noise_blocks.band(blocks, mask)]
     ratios = []
     for members in noise_blocks.brightness_ranges(blocks):
+        a, b, c = (max(int(share * len(members)), 1) for share in (0.03, 0.1, 0.2))
+        least = later = 0
         for half, other in (halves, halves[::-1]):
             order = members[np.argsort(half[members])]
-            a, b, c = (max(int(share * len(order)), 1) for share in (0.03, 0.1, 0.2))
-            ratios.append(other[order[b : max(c, b + 1)]].mean() / max(other[order[:a]].mean(), 1e-9))
-    return float(np.median(ratios))
+            least += other[order[:a]].mean()
+            later += other[order[b : max(c, b + 1)]].mean()
+        ratios.append(later / max(least, 1e-9))
+    return np.array(ratios)
 
 
 def _autocorrelation(spectrum):

@@ -36,39 +36,72 @@ class Blocks:
         coefficients: N x C x 16 x 16, of the DCT of pixels on 0..255.
         energy: their squares.
         means_255: N x C.
-        looked_at: how many blocks there were before those that are clipped or of one colour were left out.
-        clipped: the share of the pixels that were clipped.
+        clipped: the share of the pixels that are black or white.
+        of_pair: whether they are of the difference of two frames, which has no texture.
     """
 
     corners: np.ndarray
     coefficients: np.ndarray
     energy: np.ndarray
     means_255: np.ndarray
-    looked_at: int
     clipped: float
+    of_pair: bool = False
 
     def __len__(self):
         return len(self.corners)
 
 
-def cut(image):
-    """Blocks spread over an image, H x W x C, without those that are clipped or of one colour."""
+def cut(image, second=None):
+    """Blocks spread over an image, H x W x C, without those that are clipped or of one colour.
+
+    Given a second frame of the same scene, they are of the difference of the two, over the root of two.
+    """
+    pixels, corners = _spread(image)
+    black, white = _limits(image)
+    clipped = ((pixels <= black) | (pixels >= white)).mean((2, 3)).max(1)
+    keep = (pixels.min((2, 3)) < pixels.max((2, 3))).all(1) & (clipped < 0.25)
+    keep[keep] = _unclipped(pixels[keep], clipped[keep])
+    blocks_255 = to_01(pixels[keep]) * np.float32(255)
+    means_255 = blocks_255.mean((2, 3))
+    if second is not None:
+        blocks_255 = (blocks_255 - to_01(_spread(second)[0][keep]) * np.float32(255)) / np.float32(np.sqrt(2))
+    coefficients = DCT @ blocks_255 @ DCT.T
+    return Blocks(
+        corners[keep], coefficients, np.square(coefficients), means_255, float(clipped.mean()), second is not None
+    )
+
+
+def _spread(image):
+    """Up to MAX_BLOCKS blocks of pixels N x C x 16 x 16, and the row and column of the first pixel of each."""
     height, width = (side - SIZE + 1 for side in image.shape[:2])
     step = max(4, int(np.sqrt(height * width / MAX_BLOCKS)))
     while (-(-height // step)) * (-(-width // step)) > MAX_BLOCKS:
         step += 1
     views = np.lib.stride_tricks.sliding_window_view(image, (SIZE, SIZE), axis=(0, 1))[::step, ::step]
     rows, columns = np.mgrid[: views.shape[0], : views.shape[1]] * step
-    blocks = np.ascontiguousarray(views.reshape(-1, *views.shape[2:]))
-    least, most = blocks.min((2, 3)), blocks.max((2, 3))
-    black, white = (0, np.iinfo(image.dtype).max) if image.dtype.kind == "u" else (image.min(), image.max())
-    clipped = ((blocks <= black) | (blocks >= white)).mean((2, 3)).max(1)
-    keep = (least < most).all(1) & (clipped < 0.02)
-    blocks_255 = to_01(blocks[keep]) * np.float32(255)
-    coefficients = DCT @ blocks_255 @ DCT.T
-    corners = np.stack((rows.ravel(), columns.ravel()), 1)[keep]
-    means_255 = coefficients[:, :, 0, 0] / SIZE
-    return Blocks(corners, coefficients, np.square(coefficients), means_255, len(keep), float(clipped.mean()))
+    return np.ascontiguousarray(views.reshape(-1, *views.shape[2:])), np.stack((rows.ravel(), columns.ravel()), 1)
+
+
+def _limits(image):
+    """The values at which an image is clipped."""
+    if image.dtype.kind == "u":
+        return 0, np.iinfo(image.dtype).max
+    values = np.unique(image[:: 1 + len(image) // 300])
+    if len(values) > 1 and np.diff(values).min() > 1 / 128:
+        return -np.inf, np.inf  # so few photons that they can be counted: none at all is a measurement like any other
+    return image.min(), image.max()
+
+
+def _unclipped(blocks, clipped):
+    """Which blocks are of a brightness whose noise hardly reaches black or white.
+
+    Leaving out single blocks, for what is clipped in them, would leave out those whose noise is strong by chance.
+    """
+    keep = np.ones(len(blocks), bool)
+    order = np.argsort(blocks.mean((1, 2, 3)))
+    for members in np.array_split(order, max(1, min(3 * RANGES, len(order) // 20))):
+        keep[members] = np.sum(clipped[members]) < 0.02 * len(members)
+    return keep
 
 
 def band(blocks, mask):
@@ -103,6 +136,7 @@ def profile(blocks, relative):
     """Mean spectra of ever less quiet blocks, shares x C x 16 x 16, and the two orders of the blocks.
 
     Args:
+        blocks: those to put in order.
         relative: N x C, by which the energies are multiplied: what the noise is expected to be, inverted.
     """
     orders, result = [], np.zeros((len(SHARES) - 1, *blocks.energy.shape[1:]))

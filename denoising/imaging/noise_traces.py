@@ -1,0 +1,121 @@
+"""What a file's history has left in it: a grid of JPEG blocks, a comb in its histogram, rows and columns, hot pixels.
+
+Images are H x W x C of uint8, uint16 or float32 in 0..1; strengths are on 0..255.
+"""
+
+import cv2
+import numpy as np
+
+from denoising.imaging.pixels import to_01
+
+# The table of the JPEG standard for brightness at quality 50, of which encoders take multiples; row by row.
+_STANDARD = (
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29,
+    51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120,
+    101, 72, 92, 95, 98, 112, 100, 103, 99,
+)  # fmt: skip
+MAX_SIDE = 2048  # of the middle of an image that is looked at
+
+
+def jpeg_quality(table):
+    """The quality, 1 to 100, whose multiple of the standard's table comes nearest to a table of quantization."""
+    scale = 100 * np.sum(table) / np.sum(_STANDARD)
+    return int(np.clip(round((200 - scale) / 2 if scale <= 100 else 5000 / scale), 1, 100))
+
+
+def jpeg_grid(image):
+    """Where the 8 x 8 blocks of a JPEG begin, (row, column), and how much stronger steps are there; None: no grid."""
+    grey = _middle(image).mean(2)
+    found = []
+    for axis in (0, 1):
+        steps = np.abs(np.diff(grey, n=2, axis=axis)).mean(1 - axis)
+        steps = steps[: len(steps) // 8 * 8]
+        if len(steps) < 32:
+            return None
+        # The second difference straddles an edge between blocks twice: at the last pixel of one, and the first of the next.
+        phases = steps.reshape(-1, 8)
+        mean = phases.mean(0)
+        pair = mean + np.roll(mean, -1)
+        at = int(pair.argmax())
+        others = np.delete(mean, [at, (at + 1) % 8])
+        error = phases.std(0).mean() / np.sqrt(len(phases))
+        excess = (pair[at] / 2 - others.mean()) / max(error, 1e-9)
+        found.append(((at + 2) % 8, excess, pair[at] / 2 / max(others.mean(), 1e-9)))
+    if min(excess for _, excess, _ in found) < 3:
+        return None
+    return found[0][0], found[1][0], float(np.mean([ratio for *_, ratio in found]))
+
+
+def levels(image):
+    """(bits that are used, share of empty levels inside the histogram); of floats (0, 0.0).
+
+    Empty levels are a comb: contrast was raised after the image had been rounded.
+    """
+    if image.dtype.kind == "f":
+        return 0, 0.0
+    counts = np.bincount(image.ravel(), minlength=2)
+    used = np.flatnonzero(counts)
+    steps = np.gcd.reduce(used) if used.any() else 1
+    top = np.iinfo(image.dtype).max
+    bits = int(np.ceil(np.log2(top // max(int(steps), 1) + 1)))
+    if image.dtype == np.uint16 and used[-1] < 1 << 15:
+        bits = max(int(used[-1]).bit_length(), 1)  # 10 to 14 bits keep their numbers
+    low, high = np.quantile(image, (0.05, 0.95)).astype(int) // max(int(steps), 1)
+    inner = counts[:: max(int(steps), 1)][low : high + 1]
+    # Of 16 bits, an image has too few pixels to fill all levels.
+    comb = float((inner == 0).mean()) if len(inner) > 16 and image.size > 50 * len(inner) else 0.0
+    return bits, comb
+
+
+def banding(image):
+    """The strength of rows and of columns that differ from their neighbours as a whole, beyond what noise explains."""
+    picture = _middle(image)
+    residual = np.clip(picture - cv2.blur(picture, (5, 5)).reshape(picture.shape), -20, 20)
+    result = []
+    for axis in (1, 0):
+        count = residual.shape[axis]
+        # Two halves of a row share its offset and not their noise.
+        first, second = (half.mean(axis) for half in np.array_split(residual, 2, axis=axis))
+        first, second = first - first.mean(0), second - second.mean(0)
+        shared = float((first * second).mean())
+        sure = 3 * float((first * second).std() / np.sqrt(max(first.size, 1))) if count > 64 else np.inf
+        result.append(float(np.sqrt(shared)) if shared > sure else 0.0)
+    return tuple(result)
+
+
+def _middle(image):
+    """The middle of an image on 0..255, float32."""
+    height, width = image.shape[:2]
+    top, left = max(0, height - MAX_SIDE) // 2, max(0, width - MAX_SIDE) // 2
+    return to_01(np.ascontiguousarray(image[top : top + MAX_SIDE, left : left + MAX_SIDE])) * np.float32(255)
+
+
+# --- Over several images ------------------------------------------------------------------------------------
+
+
+class FixedPattern:
+    """Collects images of one size: what their residuals share at the same place is the sensor's."""
+
+    def __init__(self):
+        self.count = 0
+        self._halves = [None, None]
+
+    def add(self, image):
+        """Takes an image; all must have the size of the first one."""
+        picture = to_01(image) * np.float32(255)
+        residual = picture - cv2.medianBlur(np.ascontiguousarray(picture), 5).reshape(picture.shape)
+        np.clip(residual, -30, 30, out=residual)
+        half = self.count % 2
+        self._halves[half] = residual if self._halves[half] is None else self._halves[half] + residual
+        self.count += 1
+
+    def result(self):
+        """(strength of the fixed pattern, the rows and columns of hot pixels n x 2), or None of fewer than four images."""
+        if self.count < 4:
+            return None
+        first, second = self._halves[0] / ((self.count + 1) // 2), self._halves[1] / (self.count // 2)
+        shared = float(np.mean((first - first.mean()) * (second - second.mean())))
+        both = np.minimum(first, second).max(2)
+        spread = 1.4826 * np.median(np.abs(first - np.median(first)))
+        hot = np.argwhere(both > max(8 * spread, 8))
+        return float(np.sqrt(max(shared, 0))), hot

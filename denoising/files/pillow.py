@@ -1,6 +1,7 @@
 """The formats that everybody has: PNG, JPEG, BMP, WebP, GIF and PPM, by Pillow, and by OpenCV where it is better."""
 
 import io
+import struct
 import warnings
 
 import cv2
@@ -52,6 +53,15 @@ def decode(data, path, accept=None):
         plain=image.mode in ("L", "RGB") and array.dtype == np.uint8 and alpha is None,
     )
     return upright(picture, orientation)
+
+
+def quantization(data):
+    """The table by which a JPEG's brightness was rounded, 64 numbers; None if the bytes are no JPEG."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return list(image.quantization[0])
+    except (OSError, KeyError, ValueError, SyntaxError, struct.error):
+        return None
 
 
 def _pixels(image, data):

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from denoising.imaging import noise_blocks
+from denoising.imaging import noise_blocks, noise_traces
 from denoising.imaging.noise_blocks import HIGH, MIDDLE, ORDER, SHARES, SIZE, USED
+from denoising.imaging.pixels import pack_bayer
 
 SHIFTS = 3  # of the autocorrelation, in each direction
 KINDS = ("none", "gauss", "poisson", "correlated")
-LEAST = 0.7  # of 255: what is weaker is the rounding and compression of any file
 GRAIN = 3.0  # of 255: weaker noise that neighbours hardly share is the grain of a scanned film, a part of the picture
-WHITE = 1.13  # how much more of white noise may seem to lie at high frequencies than at the highest ones
+WHITE = 1.25  # how much more of white noise may seem to lie at high frequencies than at the highest ones
 _CORNER, _NEXT = ORDER >= 22, (ORDER >= 15) & (ORDER < 20)
 
 
@@ -73,12 +73,16 @@ class Analysis:
 def analyse(image, second=None):
     """Measures the noise of an image, H x W or H x W x C, of uint8, uint16 or float32 in 0..1.
 
+    A Bayer mosaic, H x W, is measured in its four phases, and the result has four channels.
+
     Args:
         image: its noise is measured on flat places, wherever they are.
         second: another frame of the same scene, of the same size and type: their difference is measured, which holds
             the noise alone, so that texture cannot be mistaken for it.
     """
     image, second = (frame[..., None] if frame is not None and frame.ndim == 2 else frame for frame in (image, second))
+    if noise_traces.is_mosaic(image):
+        return analyse(pack_bayer(image), second if second is None else pack_bayer(second))
     channels = image.shape[2]
     if min(image.shape[:2]) < 2 * SIZE:
         return _nothing(channels, "guess", f"{image.shape[1]}x{image.shape[0]} pixels are too few")
@@ -126,17 +130,29 @@ def _as_white(blocks):
     dark, bright = np.quantile(blocks.means_255, (0.05, 0.95)) / 255
     grows = (a * bright + b) > 1.5 * (a * dark + b)
     sigma = _typical(_variance(curve, blocks.means_255))
-    if sigma < LEAST:
+    if sigma < blocks.least:
         return _nothing(len(curve), "sure", f"flat places vary by {sigma:.1f} of 255", blocks.clipped)
     texture = np.sqrt(middle / high)
     certainty = "sure" if texture < 1.15 else "likely" if texture < 1.5 else "guess"
+    between = _between(blocks.coefficients[chosen], HIGH)
+    if sigma < GRAIN and between > 0.5 and not blocks.of_pair:
+        return _nothing(len(curve), "likely", f"fine grain of {sigma:.1f} of 255, as of film", blocks.clipped)
+    neighbour = _of_high(first.mean(0))
     correlation = _autocorrelation(np.ones_like(first))
+    correlation[:, (SHIFTS, SHIFTS, SHIFTS - 1, SHIFTS + 1), (SHIFTS - 1, SHIFTS + 1, SHIFTS, SHIFTS)] = neighbour
     points = np.stack((levels / 255, energies * scale / 255**2), -1).transpose(1, 0, 2)
     return Analysis(
-        "poisson" if grows else "gauss", sigma, curve, points, float(1 / a) if grows else 0.0, correlation, 0.0,
-        _between(blocks.coefficients[chosen], HIGH), first / first.mean(), blocks.corners[chosen], blocks.clipped,
+        "poisson" if grows else "gauss", sigma, curve, points, float(1 / a) if grows else 0.0, correlation,
+        neighbour, between, first / first.mean(), blocks.corners[chosen], blocks.clipped,
         certainty, "" if certainty == "sure" else "there is hardly a place without texture",
     )  # fmt: skip
+
+
+def _of_high(spectrum):
+    """The correlation with the next pixel, by the slope that it gives to the highest frequencies."""
+    waves = np.cos(np.pi * np.arange(SIZE) / SIZE)
+    slope, level = np.polyfit((waves[:, None] + waves[None])[HIGH], spectrum[HIGH], 1)
+    return float(np.clip(slope / (2 * level), -0.25, 0.25))
 
 
 def _chosen_points(blocks, halves, orders, share):
@@ -145,8 +161,10 @@ def _chosen_points(blocks, halves, orders, share):
     picks = [order[:count] for order in orders]
     means = np.concatenate([blocks.means_255[pick] for pick in picks])
     energies = np.concatenate([other[pick] for pick, other in zip(picks, halves[::-1], strict=True)])
+    cut_off = np.concatenate([blocks.cut_off[pick] for pick in picks])
     groups = np.array_split(np.argsort(means.mean(1)), min(8, len(means) // 8))
-    return np.array([means[group].mean(0) for group in groups]), np.array([energies[group].mean(0) for group in groups])
+    left = np.array([noise_blocks.cut_short(cut_off[group].mean(0)) for group in groups])
+    return np.array([means[group].mean(0) for group in groups]), np.array([energies[g].mean(0) for g in groups]) / left
 
 
 def _simplest_line(x, variance):
@@ -247,14 +265,14 @@ def _as_correlated(blocks):
 
 def _why_nothing(blocks, sigma, even, shared, neighbour, between, spectrum):
     """The certainty and reason for which what varies in an image is not called noise; else None."""
-    if sigma < LEAST:
+    if sigma < blocks.least:
         return "sure", f"flat places vary by {sigma:.1f} of 255"
     if blocks.of_pair:
         return None
     if sigma < GRAIN and neighbour < 0.55 and shared:
         return "likely", f"fine grain of {sigma:.1f} of 255, as of film"
     # The noise of a camera fades towards the highest frequencies; texture that all channels share does so less.
-    fades = spectrum[(ORDER >= 8) & (ORDER < 11)].mean() / spectrum[ORDER >= 18].mean() > 2.6**2
+    fades = spectrum[(ORDER >= 8) & (ORDER < 11)].mean() / spectrum[ORDER >= 18].mean() > 3**2
     texture = between > 0.9 and (sigma > 6 or not fades)
     if texture or (shared and not even):
         return "guess", f"there is texture everywhere, and noise below {sigma:.1f} of 255 would not show"

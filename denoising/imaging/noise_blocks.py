@@ -13,6 +13,7 @@ from denoising.imaging.pixels import to_01
 
 SIZE = 16  # of a block
 MAX_BLOCKS = 8000  # of an image, whatever its size
+LEAST = 0.7  # of 255
 RANGES = 12  # of brightness
 # Blocks in order of their energy: the quietest quarter of a percent, the next one, and so on.
 SHARES = (0, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
@@ -36,7 +37,10 @@ class Blocks:
         coefficients: N x C x 16 x 16, of the DCT of pixels on 0..255.
         energy: their squares.
         means_255: N x C.
-        clipped: the share of the pixels that are black or white.
+        cut_off: N x C, the share of their pixels that are black or white.
+        clipped: the same of all of the image.
+        least: noise weaker than this is the rounding and compression of any file; of 16 bits and floats in proportion
+            to the range that the image uses.
         of_pair: whether they are of the difference of two frames, which has no texture.
     """
 
@@ -44,7 +48,9 @@ class Blocks:
     coefficients: np.ndarray
     energy: np.ndarray
     means_255: np.ndarray
+    cut_off: np.ndarray
     clipped: float
+    least: float
     of_pair: bool = False
 
     def __len__(self):
@@ -58,16 +64,27 @@ def cut(image, second=None):
     """
     pixels, corners = _spread(image)
     black, white = _limits(image)
-    clipped = ((pixels <= black) | (pixels >= white)).mean((2, 3)).max(1)
-    keep = (pixels.min((2, 3)) < pixels.max((2, 3))).all(1) & (clipped < 0.25)
-    keep[keep] = _unclipped(pixels[keep], clipped[keep])
+    clipped = ((pixels <= black) | (pixels >= white)).mean((2, 3))
+    keep = (pixels.min((2, 3)) < pixels.max((2, 3))).all(1) & (clipped < 0.4).all(1)
+    keep[keep] = _unclipped(pixels[keep], clipped[keep].max(1))
     blocks_255 = to_01(pixels[keep]) * np.float32(255)
     means_255 = blocks_255.mean((2, 3))
     if second is not None:
         blocks_255 = (blocks_255 - to_01(_spread(second)[0][keep]) * np.float32(255)) / np.float32(np.sqrt(2))
     coefficients = DCT @ blocks_255 @ DCT.T
+    least = LEAST
+    if image.dtype != np.uint8 and len(means_255):
+        least *= float(np.clip(np.quantile(means_255, 0.99) / 255, 1e-4, 1))
+    pair = second is not None
     return Blocks(
-        corners[keep], coefficients, np.square(coefficients), means_255, float(clipped.mean()), second is not None
+        corners[keep],
+        coefficients,
+        np.square(coefficients),
+        means_255,
+        clipped[keep],
+        float(clipped.mean()),
+        least,
+        pair,
     )
 
 
@@ -93,15 +110,29 @@ def _limits(image):
 
 
 def _unclipped(blocks, clipped):
-    """Which blocks are of a brightness whose noise hardly reaches black or white.
+    """Which blocks are of a brightness whose noise hardly reaches black or white, as far as there are such.
 
     Leaving out single blocks, for what is clipped in them, would leave out those whose noise is strong by chance.
     """
-    keep = np.ones(len(blocks), bool)
     order = np.argsort(blocks.mean((1, 2, 3)))
+    share = np.empty(len(blocks))
     for members in np.array_split(order, max(1, min(3 * RANGES, len(order) // 20))):
-        keep[members] = np.sum(clipped[members]) < 0.02 * len(members)
+        share[members] = np.sum(clipped[members]) / max(len(members), 1)
+    for most in (0.02, 0.05, 0.1, 0.2):
+        keep = share < most
+        if keep.sum() > max(200, 0.1 * len(blocks)):
+            break
     return keep
+
+
+def cut_short(share):
+    """The part of a normal variance that is left when a share of the values, at one side, is cut off at a limit."""
+    from scipy.special import ndtri  # slow to import
+
+    below = np.clip(share, 1e-9, 0.5)
+    limit = ndtri(below)
+    density = np.exp(-(limit**2) / 2) / np.sqrt(2 * np.pi)
+    return limit**2 * below + limit * density + 1 - below - (density + limit * below) ** 2
 
 
 def band(blocks, mask):

@@ -3,6 +3,8 @@
 Images are H x W x C of uint8, uint16 or float32 in 0..1; strengths are on 0..255.
 """
 
+import itertools
+
 import cv2
 import numpy as np
 
@@ -32,7 +34,7 @@ def jpeg_grid(image):
         steps = steps[: len(steps) // 8 * 8]
         if len(steps) < 32:
             return None
-        # The second difference straddles an edge between blocks twice: at the last pixel of one, and the first of the next.
+        # The second difference straddles an edge between blocks twice: at the last pixel of one, the first of the next.
         phases = steps.reshape(-1, 8)
         mean = phases.mean(0)
         pair = mean + np.roll(mean, -1)
@@ -44,6 +46,18 @@ def jpeg_grid(image):
     if min(excess for _, excess, _ in found) < 3:
         return None
     return found[0][0], found[1][0], float(np.mean([ratio for *_, ratio in found]))
+
+
+def is_mosaic(image):
+    """Whether an image of one channel is a Bayer mosaic: next neighbours differ more than those two apart."""
+    if image.shape[2] != 1 or min(image.shape[:2]) < 64:
+        return False
+    picture = _middle(image)[..., 0]
+    next_, second = (
+        np.median(np.abs(picture[step:] - picture[:-step])) + np.median(np.abs(picture[:, step:] - picture[:, :-step]))
+        for step in (1, 2)
+    )
+    return bool(next_ > 1.3 * second > 0)
 
 
 def levels(image):
@@ -73,13 +87,13 @@ def banding(image):
     residual = np.clip(picture - cv2.blur(picture, (5, 5)).reshape(picture.shape), -20, 20)
     result = []
     for axis in (1, 0):
-        count = residual.shape[axis]
-        # Two halves of a row share its offset and not their noise.
-        first, second = (half.mean(axis) for half in np.array_split(residual, 2, axis=axis))
-        first, second = first - first.mean(0), second - second.mean(0)
-        shared = float((first * second).mean())
-        sure = 3 * float((first * second).std() / np.sqrt(max(first.size, 1))) if count > 64 else np.inf
-        result.append(float(np.sqrt(shared)) if shared > sure else 0.0)
+        # The quarters of a row share its offset, and neither their noise nor, all four of them, the edges of a scene.
+        parts = [part.mean(axis) for part in np.array_split(residual, 4, axis=axis)]
+        parts = [part - part.mean(0) for part in parts]
+        products = [(a * b).mean(1) for a, b in itertools.combinations(parts, 2)]
+        shared = min(float(product.mean()) for product in products)
+        sure = 3 * max(float(product.std()) for product in products) / np.sqrt(max(len(parts[0]), 1))
+        result.append(float(np.sqrt(shared)) if len(parts[0]) > 64 and shared > sure else 0.0)
     return tuple(result)
 
 
@@ -110,7 +124,7 @@ class FixedPattern:
         self.count += 1
 
     def result(self):
-        """(strength of the fixed pattern, the rows and columns of hot pixels n x 2), or None of fewer than four images."""
+        """(strength of the fixed pattern, rows and columns of hot pixels n x 2), or None of fewer than four images."""
         if self.count < 4:
             return None
         first, second = self._halves[0] / ((self.count + 1) // 2), self._halves[1] / (self.count // 2)

@@ -70,7 +70,7 @@ class HtmlReport:
         sources = {kind: file for kind, file in files.items() if (self._folder / file).exists()}
         if "denoised" not in sources:
             return ""
-        return _figures(sources, _text(name), *images.image_size(self._folder / sources["denoised"]))
+        return _figures(sources, as_text(name), *images.image_size(self._folder / sources["denoised"]))
 
     def close(self, results):
         """Writes the page for the `denoising.SetScores` of all sets; returns its path."""
@@ -83,9 +83,9 @@ class HtmlReport:
         subtitle = f"{date} \u00b7 {scored} images scored in {took}"
         if megapixels:
             subtitle += f" \u00b7 {seconds / megapixels:.2f}\u00a0s per megapixel"
-        names = [_text(result.name) for result in results]
+        names = [as_text(result.name) for result in results]
         parts = {
-            "title": _text(self._title),
+            "title": as_text(self._title),
             "subtitle": subtitle,
             "scores": "\n".join(map(_set_row, results)),
             "plot": _psnr_plot(rows),
@@ -148,7 +148,7 @@ def _amplified(image, reference, gain):
 # --- HTML -----------------------------------------------------------------------------------------
 
 
-def _text(value):
+def as_text(value):
     """Anything as HTML text or attribute; what cannot be printed, or changes the direction of writing, is replaced."""
     return html.escape("".join(c if c.isprintable() else "\ufffd" for c in str(value)))
 
@@ -157,7 +157,7 @@ def _set_row(result):
     means = {measure: result.mean(measure) for measure in FORMATS if measure != "gain"}
     means["gain"] = means["psnr"] - means["psnr_noisy"]
     count = f'<td class="number wide">{result.image_count} \u00d7 {result.repeats}</td>'
-    return f"<tr><td>{_text(result.name)}</td>{count}{_cells(means)}</tr>"
+    return f"<tr><td>{as_text(result.name)}</td>{count}{_cells(means)}</tr>"
 
 
 def _cells(means):
@@ -170,7 +170,7 @@ def _cells(means):
 
 def _image_row(number, row, figures):
     """A row of numbers and, under it, one of pictures, kept together by a tbody."""
-    set_name, name = _text(row["set"]), _text(row["name"])
+    set_name, name = as_text(row["set"]), as_text(row["name"])
     data = f'data-name="{name}" data-set="{set_name}"'
     for measure in FORMATS:
         value = str(row[measure]).replace("nan", "").replace("inf", "Infinity")
@@ -220,10 +220,11 @@ def _settings_lists(settings):
     lists = []
     for title, group in groups.items():
         pairs = "\n".join(
-            f"<dt>{_text(key)}</dt><dd>{_text('-' if value is None else value)}</dd>" for key, value in group.items()
+            f"<dt>{as_text(key)}</dt><dd>{as_text('-' if value is None else value)}</dd>"
+            for key, value in group.items()
         )
         if pairs:
-            lists.append(f"<div><h3>{_text(title)}</h3><dl>\n{pairs}\n</dl></div>")
+            lists.append(f"<div><h3>{as_text(title)}</h3><dl>\n{pairs}\n</dl></div>")
     return "\n".join(lists)
 
 
@@ -257,12 +258,12 @@ def _psnr_plot(rows):
     x = left + pitch
     for set_name, members in sets.items():
         middle = x + pitch * (len(members) - 1) / 2
-        parts.append(f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{_text(set_name)}</text>')
+        parts.append(f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{as_text(set_name)}</text>')
         for psnr, psnr_noisy, number, name in sorted(members):
             at, y, y_noisy = round(x, 1), y_of(psnr), y_of(psnr_noisy)
             parts.append(
                 f'<a href="#image-{number}" tabindex="-1">'
-                f"<title>{_text(name)}: {psnr_noisy:.2f} \u2192 {psnr:.2f} dB</title>"
+                f"<title>{as_text(name)}: {psnr_noisy:.2f} \u2192 {psnr:.2f} dB</title>"
                 f'<line class="gain" x1="{at}" x2="{at}" y1="{y_noisy}" y2="{y}"/>'
                 f'<circle class="noisy" cx="{at}" cy="{y_noisy}" r="{radius}"/>'
                 f'<circle class="denoised" cx="{at}" cy="{y}" r="{radius}"/></a>'

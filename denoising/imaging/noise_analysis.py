@@ -137,7 +137,8 @@ def _as_white(blocks):
     between = _between(blocks.coefficients[chosen], HIGH)
     if sigma < GRAIN and between > 0.5 and not blocks.of_pair:
         return _nothing(len(curve), "likely", f"fine grain of {sigma:.1f} of 255, as of film", blocks.clipped)
-    neighbour = _of_high(first.mean(0))
+    clear = texture < 1.05
+    neighbour = _slope_of_waves(spectra[: 6 if clear else 3].mean((0, 1)), USED if clear else HIGH)
     correlation = _autocorrelation(np.ones_like(first))
     correlation[:, (SHIFTS, SHIFTS, SHIFTS - 1, SHIFTS + 1), (SHIFTS - 1, SHIFTS + 1, SHIFTS, SHIFTS)] = neighbour
     points = np.stack((levels / 255, energies * scale / 255**2), -1).transpose(1, 0, 2)
@@ -148,10 +149,10 @@ def _as_white(blocks):
     )  # fmt: skip
 
 
-def _of_high(spectrum):
-    """The correlation with the next pixel, by the slope that it gives to the highest frequencies."""
+def _slope_of_waves(spectrum, mask):
+    """The correlation with the next pixel of noise that is nearly white, by the slope that it gives to a spectrum."""
     waves = np.cos(np.pi * np.arange(SIZE) / SIZE)
-    slope, level = np.polyfit((waves[:, None] + waves[None])[HIGH], spectrum[HIGH], 1)
+    slope, level = np.polyfit((waves[:, None] + waves[None])[mask], spectrum[mask], 1)
     return float(np.clip(slope / (2 * level), -0.25, 0.25))
 
 

@@ -83,6 +83,8 @@ def levels(image):
 
 def banding(image):
     """The strength of rows and of columns that differ from their neighbours as a whole, beyond what noise explains."""
+    if min(image.shape[:2]) < 64:
+        return 0.0, 0.0
     picture = _middle(image)
     residual = np.clip(picture - cv2.blur(picture, (5, 5)).reshape(picture.shape), -20, 20)
     result = []
@@ -92,8 +94,8 @@ def banding(image):
         parts = [part - part.mean(0) for part in parts]
         products = [(a * b).mean(1) for a, b in itertools.combinations(parts, 2)]
         shared = min(float(product.mean()) for product in products)
-        sure = 3 * max(float(product.std()) for product in products) / np.sqrt(max(len(parts[0]), 1))
-        result.append(float(np.sqrt(shared)) if len(parts[0]) > 64 and shared > sure else 0.0)
+        sure = 3 * max(float(product.std()) for product in products) / np.sqrt(len(parts[0]))
+        result.append(float(np.sqrt(shared)) if shared > sure else 0.0)
     return tuple(result)
 
 
@@ -118,7 +120,7 @@ class FixedPattern:
         """Takes an image; all must have the size of the first one."""
         picture = to_01(image) * np.float32(255)
         residual = picture - cv2.medianBlur(np.ascontiguousarray(picture), 5).reshape(picture.shape)
-        np.clip(residual, -30, 30, out=residual)
+        np.clip(residual, -100, 100, out=residual)
         half = self.count % 2
         self._halves[half] = residual if self._halves[half] is None else self._halves[half] + residual
         self.count += 1
@@ -131,5 +133,5 @@ class FixedPattern:
         shared = float(np.mean((first - first.mean()) * (second - second.mean())))
         both = np.minimum(first, second).max(2)
         spread = 1.4826 * np.median(np.abs(first - np.median(first)))
-        hot = np.argwhere(both > max(8 * spread, 8))
+        hot = np.argwhere(both > max(6 * spread, 8))
         return float(np.sqrt(max(shared, 0))), hot

@@ -1,0 +1,145 @@
+"""tools/inspect_noise.py: five lines, JSON and a page; each kind of file answered truthfully."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+import inspect_noise
+from conftest import refusal, save
+from denoising.files import images
+from denoising.imaging import noise_traces
+
+
+def scene(height=192, width=256, channels=3):
+    """Smooth shading from dark to bright on 0..255."""
+    ramp = np.linspace(40, 215, width)[None, :, None]
+    return np.repeat(np.repeat(ramp, height, 0), channels, 2)
+
+
+def noisy(sigma=10, blur=0.0, seed=0, **size):
+    clean = scene(**size)
+    noise = np.random.default_rng(seed).standard_normal(clean.shape)
+    if blur:
+        noise = cv2.GaussianBlur(noise, (0, 0), blur).reshape(noise.shape)
+        noise /= noise.std()
+    return np.clip(np.rint(clean + sigma * noise), 0, 255).astype(np.uint8)
+
+
+def lines_of(path, capsys, *flags):
+    assert inspect_noise.main(["--image_path", str(path), *map(str, flags)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    return lines
+
+
+def test_white_noise_gets_the_weights_for_it(tmp_path, capsys):
+    lines = lines_of(save(tmp_path / "a.png", noisy()), capsys)
+    assert "white noise of 10" in lines[0] or "white noise of 9.9" in lines[0]
+    assert lines[-1].startswith("next: python predict.py")
+    assert "gauss5_50" in lines[-1]
+
+
+def test_noise_that_neighbours_share_gets_no_model(tmp_path, capsys):
+    lines = lines_of(save(tmp_path / "a.png", noisy(blur=0.7)), capsys)
+    assert "correlated noise" in lines[0]
+    assert lines[-1].startswith("next: python predict.py")
+    assert "--model_path" not in lines[-1]
+
+
+@pytest.mark.parametrize("image", [np.zeros((64, 64, 3)), np.full((64, 64, 3), 255), scene(), np.zeros((3, 5, 1))])
+def test_no_noise_is_an_answer(image, tmp_path, capsys):
+    lines = lines_of(save(tmp_path / "a.png", image.astype(np.uint8)), capsys)
+    assert "no noise that can be measured" in lines[0]
+    assert lines[-1] == "next: nothing to do"
+
+
+def test_a_mosaic_is_measured_in_its_four_phases(tmp_path, capsys):
+    raw = scene(256, 256, 1) * np.tile([[[0.5], [1.0]], [[1.0], [0.7]]], (128, 128, 1))
+    raw = (raw + np.random.default_rng(0).normal(0, 8, raw.shape)) / 255
+    images.write_image(tmp_path / "raw.tif", raw.astype(np.float32))
+    lines = lines_of(tmp_path / "raw.tif", capsys)
+    assert "Bayer mosaic" in lines[3]
+    assert "white noise of 8" in lines[0] or "white noise of 7.9" in lines[0]
+    assert "--n_channel 4" in lines[-1]
+
+
+def test_two_frames_show_noise_where_texture_hides_it(tmp_path, capsys):
+    texture = np.random.default_rng(9).integers(0, 90, (192, 256, 3))
+    frames = [np.clip(noisy(4, seed=seed).astype(int) // 2 + texture, 0, 255).astype(np.uint8) for seed in (1, 2)]
+    first, second = (save(tmp_path / f"{i}.png", frame) for i, frame in enumerate(frames))
+    lines = lines_of(first, capsys, "--second", second)
+    assert "white noise of 2" in lines[0]
+
+
+def test_json_and_a_page_of_a_folder(tmp_path, capsys):
+    for i in range(4):
+        image = noisy(seed=i)
+        image[50, 60] = 255
+        save(tmp_path / "photos" / f"{i}.png", image)
+    flags = ("--json", tmp_path / "noise.json", "--report", tmp_path / "report")
+    lines = lines_of(tmp_path / "photos", capsys, *flags)
+    assert "4 images" in lines[0]
+    assert "1 hot pixel" in lines[3]
+    found = json.loads((tmp_path / "noise.json").read_text())
+    assert found["hot_pixels"] == [[50, 60]]
+    assert [image["kind"] for image in found["images"]] == ["gauss"] * 4
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<svg") == 4
+    assert "next: python predict.py" in page
+    assert "src=" in page
+    assert 'src="data:' in page
+    assert page.count("src=") == page.count('src="data:')
+
+
+def test_images_whose_noise_differs_tenfold_are_told(tmp_path, capsys):
+    for i, sigma in enumerate((3, 45)):
+        save(tmp_path / f"{i}.png", noisy(sigma))
+    assert "differs 1" in lines_of(tmp_path, capsys)[0]
+
+
+def test_refusals(tmp_path, capsys):
+    first = save(tmp_path / "a" / "1.png", noisy())
+    save(tmp_path / "a" / "2.png", noisy())
+    small = save(tmp_path / "small.png", noisy(height=64))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "index.html").write_text("mine")
+    (tmp_path / "there.json").write_text("{}")
+    cases = {
+        "single image": {"--image_path": tmp_path / "a", "--second": first},
+        "same size": {"--image_path": first, "--second": small},
+        "same image": {"--image_path": first, "--second": first},
+        "--report": {"--image_path": first, "--report": tmp_path / "report"},
+        "there.json exists": {"--image_path": first, "--json": tmp_path / "there.json"},
+        "does not exist": {"--image_path": tmp_path / "nowhere"},
+    }
+    for words, flags in cases.items():
+        assert words in refusal(inspect_noise.main, flags, capsys)
+    assert (tmp_path / "report" / "index.html").read_text() == "mine"
+
+
+def test_what_a_jpeg_leaves():
+    image = noisy(15, height=256)
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])[1]
+    found = noise_traces.jpeg_grid(cv2.imdecode(data, cv2.IMREAD_COLOR)[3:, 5:])
+    assert found[:2] == (5, 3)
+    assert noise_traces.jpeg_grid(image) is None
+
+
+def test_bits_and_combs():
+    image = noisy(20)
+    assert noise_traces.levels(image)[0] == 8
+    assert noise_traces.levels(image)[1] < 0.02
+    stretched = np.clip(image.astype(int) * 3 // 2, 0, 255).astype(np.uint8)
+    assert noise_traces.levels(stretched)[1] > 0.2
+
+
+def test_rows_that_differ():
+    image = scene(height=256) + np.random.default_rng(0).normal(0, 5, (256, 256, 3))
+    assert noise_traces.banding((image / 255).astype(np.float32)) == (0, 0)
+    rows, columns = noise_traces.banding(
+        ((image + np.random.default_rng(1).normal(0, 2, (256, 1, 1))) / 255).astype(np.float32)
+    )
+    assert rows == pytest.approx(2, rel=0.25)
+    assert columns < 0.3

@@ -78,6 +78,7 @@ BASES = {  # runs that end well in a second or two; each case changes something 
     "tools/quantize_model.py": "--model_path {zoo}/tiny.pdparams --images {zoo}/good --crops 1 --save_dir OUT",
     "tools/convert_weights.py": "--model_path {zoo}/tiny.pdparams --save_path OUT.pdparams",
     "tools/figure.py": "--result_dir {zoo}/good --save_path OUT.png",
+    "tools/inspect_noise.py": "--image_path {zoo}/good --report OUT",
     "tools/mri_dataset.py": "--phantoms 1 --size 32 --save_dir OUT",
     "tools/render_dataset.py": "--save_dir OUT --n_scenes 1 --n_valid 1 --size 16 --spp 1 --reference_spp 2"
     " --workers 1",
@@ -351,6 +352,7 @@ SOURCES = {  # the flag of each script that names images
     "dataset_tool.py": "input_dir", "train.py": "data_dir", "val.py": "val_dirs", "predict.py": "image_path",
     "infer.py": "input_file", "tools/quantize_model.py": "images", "tools/serve_client.py": "image_path",
     "from_scratch/make_pairs.py": "images", "tools/mri_dataset.py": "data", "tools/figure.py": "result_dir",
+    "tools/inspect_noise.py": "image_path",
 }  # fmt: skip
 PLACES = ("nowhere", "nothing", "rings", "odd/text.png", "odd/fifo.png", "odd/device.png", "odd/ring.png")
 RESULTS = {
@@ -359,7 +361,7 @@ RESULTS = {
     "tools/mri_dataset.py": "save_dir",
     "tools/convert_weights.py": "save_path", "tools/render_dataset.py": "save_dir",
     "from_scratch/make_pairs.py": "out",
-    "from_scratch/train.py": "out", "tools/figure.py": "save_path",
+    "from_scratch/train.py": "out", "tools/figure.py": "save_path", "tools/inspect_noise.py": "report",
 }  # fmt: skip
 HELPERS = (
     ("extract_loss.py", ""), ("extract_loss.py", "{zoo}/nowhere"), ("extract_loss.py", "{zoo}/binary.log"),
@@ -400,7 +402,7 @@ def cases():
                 yield Case(script, base(script, **{flag: ""}))
     for name in ODD_IMAGES:
         path = "{zoo}/odd/" + name
-        for script in ("predict.py", "infer.py"):
+        for script in ("predict.py", "infer.py", "tools/inspect_noise.py"):
             yield Case(script, base(script, **{SOURCES[script]: path}))
         if name.endswith((".npy", ".zip", ".tif")):
             yield Case("dataset_tool.py", base("dataset_tool.py", input_dir=path))
@@ -463,6 +465,10 @@ def cases():
         "http://x y/",
     ):
         yield Case("tools/serve_client.py", base("tools/serve_client.py", url=url), FAILS)
+    for second in ("{zoo}/odd/text.png", "{zoo}/odd/fifo.png", "{zoo}/nowhere", "{zoo}/good"):
+        yield Case("tools/inspect_noise.py", (*base("tools/inspect_noise.py"), "--second", second), REFUSES)
+    for target in ("/proc/nowhere", "{zoo}/text.txt/inside", "{out}/" + "y" * 300, "{zoo}/good"):
+        yield Case("tools/inspect_noise.py", (*base("tools/inspect_noise.py"), "--json", target), REFUSES)
     yield Case("tools/render_dataset.py", base("tools/render_dataset.py", variant="cuda_ad_rgb"), REFUSES)
     for seed in ("-1", "x", "1" * 400):
         yield Case("from_scratch/make_pairs.py", base("from_scratch/make_pairs.py", seed=seed), REFUSES[:1] + FINISHES)

@@ -24,6 +24,7 @@ SCRIPTS = [
     "tools/serve",
     "tools/serve_client",
     "tools/figure",
+    "tools/inspect_noise",
     "tools/mri_dataset",
     "tools/render_dataset",
 ]

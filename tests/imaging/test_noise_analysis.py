@@ -1,10 +1,19 @@
 """What is measured of an image's noise."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
 
+from conftest import ROOT
+from denoising.files.images import write_image
 from denoising.imaging.noise_analysis import analyse
+from denoising.imaging.pixels import from_01
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import noise_measures
 
 
 def scene(height=192, width=256, channels=3):
@@ -54,3 +63,54 @@ def test_one_colour_has_no_noise(value):
 
 def test_few_pixels():
     assert analyse(np.zeros((9, 1), np.float32)).certainty == "guess"
+
+
+def test_two_frames_of_a_scene_hide_no_noise():
+    texture = np.random.default_rng(5).random((160, 160, 3), np.float32) / 2 + 0.25
+    found = analyse(with_noise(texture, 6, seed=1), with_noise(texture, 6, seed=2))
+    assert found.kind == "gauss"
+    assert found.sigma == pytest.approx(6, rel=0.05)
+
+
+@pytest.mark.parametrize("sigma", [10, 50])
+def test_noise_that_is_clipped_is_measured_as_it_was(sigma):
+    image = np.clip(np.rint(255 * with_noise(scene(320, 320), sigma)), 0, 255).astype(np.uint8)
+    assert analyse(image).sigma == pytest.approx(sigma, rel=0.1)
+
+
+def test_sixteen_bits_and_the_range_of_a_sensor():
+    image_01 = with_noise(scene(), 10)
+    assert analyse(from_01(image_01, np.uint16)).sigma == pytest.approx(10, rel=0.05)
+    # 12 bits keep their numbers in 16, so that white is a sixteenth.
+    found = analyse(np.rint(np.clip(image_01, 0, 1) * 4095).astype(np.uint16))
+    assert (found.kind, found.sigma) == ("gauss", pytest.approx(10 / 16, rel=0.05))
+
+
+def test_graphics_and_text_have_no_noise():
+    drawing = np.full((256, 384, 3), 255, np.uint8)
+    cv2.rectangle(drawing, (30, 40), (150, 120), (200, 30, 60), -1)
+    for row in range(140, 250, 20):
+        cv2.putText(
+            drawing, "no noise here at all", (20, row), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA
+        )
+    assert analyse(drawing).sigma < 1.5
+
+
+def test_texture_is_no_noise():
+    rng = np.random.default_rng(3)
+    octaves = [cv2.resize(rng.random((192 >> i, 192 >> i), np.float32), (192, 192)) * 2**i for i in range(6)]
+    image = np.repeat((sum(octaves) / 63)[..., None], 3, axis=2)
+    found = analyse(from_01(image, np.uint8))
+    assert found.kind == "none"
+
+
+def test_the_benchmark_in_its_smallest_form(tmp_path, capsys):
+    for folder in ("clean", "real/clean", "real/noisy"):
+        (tmp_path / folder).mkdir(parents=True)
+        image = with_noise(scene(128, 128), 6, 0.8) if folder == "real/noisy" else scene(128, 128)
+        write_image(tmp_path / folder / "a.png", from_01(image.clip(0, 1), np.uint8))
+    assert noise_measures.main(["--images", str(tmp_path / "clean"), "--real", str(tmp_path / "real")]) == 0
+    output = capsys.readouterr().out
+    assert "no noise in 100%" in output
+    assert "Gaussian 5" in output
+    assert "correlated noise in 100% of 1" in output

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from denoising.imaging import noise_blocks, noise_traces
+from denoising.imaging import noise_blocks, noise_curve, noise_traces
 from denoising.imaging.noise_blocks import HIGH, MIDDLE, ORDER, SHARES, SIZE, USED
 from denoising.imaging.pixels import pack_bayer
 
 SHIFTS = 3  # of the autocorrelation, in each direction
 KINDS = ("none", "gauss", "poisson", "correlated")
-GRAIN = 3.0  # of 255: weaker noise that neighbours hardly share is the grain of a scanned film, a part of the picture
+GRAIN = 2.0  # of 255: weaker noise that neighbours hardly share is the grain of a scanned film, a part of the picture
 WHITE = 1.25  # how much more of white noise may seem to lie at high frequencies than at the highest ones
 _CORNER, _NEXT = ORDER >= 22, (ORDER >= 15) & (ORDER < 20)
 
@@ -110,12 +110,12 @@ def _nothing(channels, certainty, reason, clipped=0.0):
 def _as_white(blocks):
     """The analysis, if the noise is white; else None."""
     levels, energies = noise_blocks.by_brightness(blocks, HIGH, 0.03)
-    curve = _lines(levels, energies)
+    curve = noise_curve.lower_lines(levels, energies)
     halves = noise_blocks.band(blocks, HIGH)
     for _ in range(3):
-        spectra, orders = noise_blocks.profile(blocks, 1 / _variance(curve, blocks.means_255))
+        spectra, orders = noise_blocks.profile(blocks, 1 / noise_curve.variance_of(curve, blocks.means_255))
         levels, energies = _chosen_points(blocks, halves, orders, SHARES[4])
-        curve = tuple(_simplest_line(x, y) for x, y in zip(levels.T / 255, energies.T / 255**2, strict=True))
+        curve = tuple(noise_curve.simplest_line(x, y) for x, y in zip(levels.T / 255, energies.T / 255**2, strict=True))
     first = np.average(spectra[:3], axis=0, weights=(1, 1, 2))
     if first[:, _NEXT].mean() > WHITE**2 * first[:, _CORNER].mean():
         return None
@@ -129,7 +129,7 @@ def _as_white(blocks):
     a, b = np.mean(curve, 0)
     dark, bright = np.quantile(blocks.means_255, (0.05, 0.95)) / 255
     grows = (a * bright + b) > 1.5 * (a * dark + b)
-    sigma = _typical(_variance(curve, blocks.means_255))
+    sigma = noise_curve.typical_deviation(noise_curve.variance_of(curve, blocks.means_255))
     if sigma < blocks.least:
         return _nothing(len(curve), "sure", f"flat places vary by {sigma:.1f} of 255", blocks.clipped)
     texture = np.sqrt(middle / high)
@@ -168,57 +168,10 @@ def _chosen_points(blocks, halves, orders, share):
     return np.array([means[group].mean(0) for group in groups]), np.array([energies[g].mean(0) for g in groups]) / left
 
 
-def _simplest_line(x, variance):
-    """(a, b) of a constant, a proportion or a line a x + b: the simplest that fits nearly as well as any."""
-    best = None
-    for a, b in ((0.0, _mean(np.ones_like(x), variance)), (_mean(x, variance), 0.0), _lower_line(x, variance)):
-        line = np.maximum(a * x + b, 1e-12)
-        misfit = np.sqrt(np.mean(np.minimum(np.abs(variance / line - 1), 0.5) ** 2))
-        if best is None or misfit < 0.7 * best[0] - 0.01:
-            best = misfit, (a, b)
-    return best[1]
-
-
-def _mean(shape, variance):
-    """The factor that makes a shape fit to a variance."""
-    return float((variance / np.maximum(shape, 1e-6)).mean()) if (shape > 1e-3).all() else 0.0
-
-
 def _slope(x, y):
     """The slope of y over x, as far as texture may explain it."""
     x, y = x - x.mean(), y - y.mean()
     return float(np.clip((x * y).sum() / max((x * x).sum(), 1e-12), 0, 0.5))
-
-
-def _lower_line(x, variance):
-    """The line a x + b, a and b not negative, along the lower edge of points that texture lifts."""
-    best = (0.0, float(variance.min()))
-    if len(x) < 3:
-        return best
-    weight = 1 / np.maximum(variance, 1e-12)
-    for _ in range(20):
-        design = np.stack((x, np.ones_like(x)), 1) * weight[:, None]
-        a, b = np.linalg.lstsq(design, variance * weight, rcond=None)[0]
-        if b < 0:
-            a, b = (weight**2 * x * variance).sum() / max((weight**2 * x * x).sum(), 1e-30), 0.0
-        if a < 0:
-            a, b = 0.0, (weight**2 * variance).sum() / (weight**2).sum()
-        best = (float(a), float(b))
-        line = np.maximum(a * x + b, 1e-12)
-        above = np.maximum(variance / line - 1, 0)
-        weight = 1 / (line * (1 + (above / 0.1) ** 2))
-    return best
-
-
-def _typical(variances):
-    """The deviation that half of the places exceed, a mean over the channels."""
-    return float(np.sqrt(np.median(variances, axis=0).mean()))
-
-
-def _variance(curve, means_255):
-    """The variance on 0..255 that a curve gives to each block and channel."""
-    a, b = np.array(curve).T
-    return np.maximum(a * np.maximum(means_255, 0) / 255 + b, 1e-9) * 255**2
 
 
 # --- Noise that neighbours share ----------------------------------------------------------------------------
@@ -236,17 +189,21 @@ def _as_correlated(blocks):
     levels, energies = _texture_free(*noise_blocks.by_brightness(blocks, USED, 0.04), ratios)
     if even:
         expected = np.stack(
-            [_interpolated(*points, x) for *points, x in zip(levels.T, energies.T, blocks.means_255.T, strict=True)], 1
+            [
+                noise_curve.interpolated(*points, x)
+                for *points, x in zip(levels.T, energies.T, blocks.means_255.T, strict=True)
+            ],
+            1,
         )
     else:
-        expected = _variance(_lines(levels, energies), blocks.means_255)
+        expected = noise_curve.variance_of(noise_curve.lower_lines(levels, energies), blocks.means_255)
     spectra, orders = noise_blocks.profile(blocks, 1 / expected)
     count = 6 if blocks.of_pair or evenness < 1.5 else 2
     spectrum = np.average(spectra[:count], axis=0, weights=np.diff(SHARES)[:count])
     scale = 1 if even else spectrum[:, USED].mean()
     _extend(spectrum)
     scale *= spectrum.mean() / spectrum[:, USED].mean()
-    sigma = _typical(expected * scale)
+    sigma = noise_curve.typical_deviation(expected * scale)
     chosen = np.unique(np.concatenate([order[: max(int(SHARES[count] * len(order)), 3)] for order in orders]))
     between = _between(blocks.coefficients[chosen], MIDDLE)
     correlation = _autocorrelation(spectrum)
@@ -254,7 +211,9 @@ def _as_correlated(blocks):
     nothing = _why_nothing(blocks, sigma, even, shared, neighbour, between, spectra[:3].mean((0, 1)))
     if nothing:
         return _nothing(channels, *nothing, blocks.clipped)
-    curve = tuple((a * scale, b * scale) for a, b in _lines(levels, energies))
+    fit = noise_curve.fair_line if even else noise_curve.lower_line
+    lines = (fit(x, y) for x, y in zip(levels.T / 255, energies.T / 255**2, strict=True))
+    curve = tuple((a * scale, b * scale) for a, b in lines)
     points = np.stack((levels / 255, energies * scale / 255**2), -1).transpose(1, 0, 2)
     certainty = "sure" if blocks.of_pair or evenness < 2 else "likely" if even else "guess"
     return Analysis(
@@ -270,11 +229,11 @@ def _why_nothing(blocks, sigma, even, shared, neighbour, between, spectrum):
         return "sure", f"flat places vary by {sigma:.1f} of 255"
     if blocks.of_pair:
         return None
-    if sigma < GRAIN and neighbour < 0.55 and shared:
+    # The noise of a camera fades towards the highest frequencies; grain, and texture in all channels, do so less.
+    fades = spectrum[(ORDER >= 8) & (ORDER < 11)].mean() / spectrum[ORDER >= 18].mean()
+    if sigma < GRAIN and shared and neighbour < 0.6 and fades < 2.2**2:
         return "likely", f"fine grain of {sigma:.1f} of 255, as of film"
-    # The noise of a camera fades towards the highest frequencies; texture that all channels share does so less.
-    fades = spectrum[(ORDER >= 8) & (ORDER < 11)].mean() / spectrum[ORDER >= 18].mean() > 3**2
-    texture = between > 0.9 and (sigma > 6 or not fades)
+    texture = between > 0.9 and (sigma > 6 or fades < 3**2)
     if texture or (shared and not even):
         return "guess", f"there is texture everywhere, and noise below {sigma:.1f} of 255 would not show"
     return None
@@ -283,19 +242,11 @@ def _why_nothing(blocks, sigma, even, shared, neighbour, between, spectrum):
 def _texture_free(levels, energies, ratios):
     """The points of brightness and energy, where a brightness that has texture alone is as noisy as those around it."""
     flat = (ratios < 2) | (ratios <= np.sort(ratios)[min(2, len(ratios) - 1)])
-    around = [_interpolated(*points, x) for *points, x in zip(levels[flat].T, energies[flat].T, levels.T, strict=True)]
+    around = [
+        noise_curve.interpolated(*points, x)
+        for *points, x in zip(levels[flat].T, energies[flat].T, levels.T, strict=True)
+    ]
     return levels, np.where(flat[:, None], energies, np.minimum(energies, np.stack(around, 1)))
-
-
-def _lines(levels_255, energies):
-    """(a, b) of each channel."""
-    return tuple(_lower_line(x, y) for x, y in zip(levels_255.T / 255, energies.T / 255**2, strict=True))
-
-
-def _interpolated(levels, values, x):
-    """The value at each brightness, by straight lines between the measured points."""
-    order = np.argsort(levels)
-    return np.maximum(np.interp(x, levels[order], values[order]), 1e-9)
 
 
 def _extend(spectrum):

@@ -23,12 +23,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from denoising import cli
+from denoising.cli import number
 from denoising.files import images, pillow
 from denoising.imaging import noise_traces
 from denoising.imaging.noise_analysis import Analysis, analyse
 from denoising.reports import noise_page
 
-MOST_SHOWN = 30  # images on a page
 NAMES = {"gauss": "white noise", "poisson": "white noise that grows with brightness", "correlated": "correlated noise"}
 
 
@@ -56,6 +56,7 @@ def get_parser():
     add("--second", metavar="FILE", help="another frame of the same scene: the difference of the two is measured")
     add("--json", nargs="?", const="-", metavar="FILE", help="all that was found as JSON, to stdout or a file")
     add("--report", metavar="DIR", help="a folder for a page with curves, pictures and the advice")
+    add("--pictures", type=number(int, 1), default=30, metavar="N", help="how many images the report shows")
     add("--overwrite", action="store_true", help="replace the report or the JSON file")
     return parser
 
@@ -262,7 +263,7 @@ def main(argv=None):
     )  # fmt: skip
     if options.report:
         noise_page.refuse_page(cli.writable_folder("--report", options.report), options.overwrite)
-    shown = MOST_SHOWN if options.report else 0
+    shown = options.pictures if options.report else 0
     if len(paths) == 1:
         if options.second:
             cli.existing_file("--second", options.second)

@@ -80,6 +80,10 @@ class DenoisingNetwork(nn.Layer):
 
     multiple = 32  # height and width that the pooling pyramid divides
     margin = 160  # a pixel's result depends on no input farther away than this (rounded up to `multiple`)
+    memory = 1.0  # working memory of one pass for each pixel, in units of UNet's with 48 features
+    # Of each stage of `run_stage`: what its windows' sides are multiples of, and its own margin, in its own pixels.
+    # Empty where the network can only be run as a whole.
+    stages: dict[str, tuple[int, int]] = {}
 
     def __init__(self, **options):
         super().__init__()
@@ -119,10 +123,16 @@ class UpsampleCat(nn.Layer):
 class UNet(DenoisingNetwork):
     """The U-Net of Neighbor2Neighbor (1.26 M parameters at 48 features; layer names as published)."""
 
+    # The deep part, with five sixths of the reach, sees an eighth of the size: so a large image need not be computed
+    # in windows that overlap by 320 pixels, but by 48 alone, once the deep part is known.
+    stages = {"encode": (8, 8), "deep": (4, 20), "decode": (8, 24)}
+    scale = 8  # of the deep part
+
     def __init__(self, in_nc=3, out_nc=3, n_feature=48, n_head=None):
         # The published network has a head of 96 channels at its 48 features: twice the features, here at any size.
         n, head = n_feature, n_head or 2 * n_feature
         super().__init__(arch="unet", n_channel=in_nc, n_feature=n, n_head=head)
+        self.memory = max(n, head / 2) / 48
 
         # Encoder
         self.enc_conv0 = conv(in_nc, n)
@@ -158,29 +168,60 @@ class UNet(DenoisingNetwork):
         self.nin_c.weight.set_value(self.nin_c.weight * 0.1)
 
     def body(self, x):
-        conv, pool, upsample_cat = self.ops.conv, self.ops.pool, self.ops.upsample_cat
+        skips = self.encode(x)
+        return self.decode(skips, self.deep(skips[-1]))
+
+    def run_stage(self, stage, x, deep=None):
+        """One part of `forward`, on NCHW float32 of fitting sizes: image -> "encode" -> "deep" -> "decode" -> image.
+
+        "decode" takes the image again, and what "deep" made of it.
+        """
+        enter, leave = self.ops.enter, self.ops.leave
+        if stage == "encode":
+            return leave(self.encode(enter(x))[-1])
+        if stage == "deep":
+            return leave(self.deep(enter(x)))
+        return leave(self.decode(self.encode(enter(x)), enter(deep)))
+
+    def encode(self, x):
+        """The image and its three reductions, the last of which is what the deep part sees."""
+        conv, pool = self.ops.conv, self.ops.pool
         pool0 = x
         x = conv(x, self.enc_conv0)
         x = conv(x, self.enc_conv1)
         pool1 = x = pool(x)
         pool2 = x = pool(conv(x, self.enc_conv2))
-        pool3 = x = pool(conv(x, self.enc_conv3))
-        pool4 = x = pool(conv(x, self.enc_conv4))
+        pool3 = pool(conv(x, self.enc_conv3))
+        return [pool0, pool1, pool2, pool3]
+
+    def deep(self, pool3):
+        """All that takes place at an eighth of the size and below."""
+        conv, pool, upsample_cat = self.ops.conv, self.ops.pool, self.ops.upsample_cat
+        pool4 = x = pool(conv(pool3, self.enc_conv4))
         x = pool(conv(x, self.enc_conv5))
         x = conv(x, self.enc_conv6)
 
         x = upsample_cat(x, self.up5.deconv, pool4)
         x = conv(conv(x, self.dec_conv5a), self.dec_conv5b)
         x = upsample_cat(x, self.up4.deconv, pool3)
-        x = conv(conv(x, self.dec_conv4a), self.dec_conv4b)
-        x = upsample_cat(x, self.up3.deconv, pool2)
-        x = conv(conv(x, self.dec_conv3a), self.dec_conv3b)
-        x = upsample_cat(x, self.up2.deconv, pool1)
-        x = conv(conv(x, self.dec_conv2a), self.dec_conv2b)
-        x = upsample_cat(x, self.up1.deconv, pool0)
+        return conv(conv(x, self.dec_conv4a), self.dec_conv4b)
 
-        x = conv(conv(x, self.dec_conv1a), self.dec_conv1b)
-        x = conv(conv(x, self.nin_a), self.nin_b)
+    def decode(self, skips, x):
+        """The denoised image, from the deep part's result and what the encoder has kept."""
+        conv, upsample_cat = self.ops.conv, self.ops.upsample_cat
+        pool0, pool1, pool2 = skips[:3]
+        # One layer a line: within conv(conv(x)) the first input would stay in memory until the second is done.
+        x = upsample_cat(x, self.up3.deconv, pool2)
+        x = conv(x, self.dec_conv3a)
+        x = conv(x, self.dec_conv3b)
+        x = upsample_cat(x, self.up2.deconv, pool1)
+        x = conv(x, self.dec_conv2a)
+        x = conv(x, self.dec_conv2b)
+        x = upsample_cat(x, self.up1.deconv, pool0)
+        x = conv(x, self.dec_conv1a)
+        x = conv(x, self.dec_conv1b)
+        x = conv(x, self.nin_a)
+        x = conv(x, self.nin_b)
         return conv(x, self.nin_c, slope=1.0)
 
 
@@ -206,6 +247,7 @@ class UNetN2N(DenoisingNetwork):
     def __init__(self, in_nc=3, out_nc=3, n_feature=48, norm="none"):
         n = n_feature
         super().__init__(arch="unet_n2n", n_channel=out_nc, n_input=in_nc, n_feature=n, norm=norm)
+        self.memory = n / 48
         widths = {"enc_conv0": (in_nc, n)} | {f"enc_conv{i}": (n, n) for i in range(1, 7)}
         for level in (5, 4, 3, 2):
             widths[f"dec_conv{level}a"] = (2 * n if level == 5 else 3 * n, 2 * n)
@@ -274,6 +316,7 @@ class UNetLite(DenoisingNetwork):
 
     def __init__(self, in_nc=3, out_nc=3, n_feature=48):
         super().__init__(arch="unet_lite", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
+        self.memory = 0.2 * n_feature / 48
         if in_nc != out_nc:
             raise ValueError(f"unet_lite adds to its input, which has {in_nc} channels and not {out_nc}")
         n, wide, widest = n_feature, (4 * n_feature + 2) // 3, 2 * n_feature

@@ -1,5 +1,7 @@
 """What this machine offers: cores, memory, the processor and its instructions. Some of it is known on Linux only."""
 
+import contextlib
+import ctypes
 import os
 import platform
 import sys
@@ -45,6 +47,12 @@ def free_memory():
     except (OSError, ValueError, KeyError, StopIteration):
         pass  # not Linux, or no limit ("max"): what is known so far
     return max(free, 64 << 20)
+
+
+def trim_memory():
+    """Gives back to the system what the C library keeps of freed memory, where it is one that can."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def used_memory(key="VmRSS", process="self"):

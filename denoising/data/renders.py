@@ -154,7 +154,7 @@ def check_size(path, array, other_path, other):
 def denoise(denoiser, frame):
     """The denoised render in linear light, H x W x 3 float32."""
     denoised = np.maximum(denoiser(frame.network_input()), 0)
-    strength = np.float32(denoiser.strength)
+    strength = np.float32(denoiser.amount.strength)
     return frame.render + strength * (denoised - frame.render)
 
 

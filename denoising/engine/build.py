@@ -42,13 +42,14 @@ def load():
     with _cache_folder() as folder:
         library = _build(compiler, folder)
         try:
-            set_threads = ctypes.CDLL(str(library)).denoise_set_threads
+            functions = ctypes.CDLL(str(library))
+            set_threads, release = functions.denoise_set_threads, functions.denoise_release
         except (OSError, AttributeError) as error:
             library.unlink()  # so that the next run tries again
             raise BuildError(f"what the compiler made cannot be loaded: {error}") from error
         paddle.base.core.load_op_meta_info_and_register_op(str(library))
         set_threads(threads())
-    load.done = True
+    load.done, load.release = True, release
 
 
 def threads():

@@ -45,6 +45,12 @@ class Pool {
     free_.emplace(known->second, Free{block, clock_});
   }
 
+  // Gives back all that is not in use.
+  void Release() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ReleaseUnused(0);
+  }
+
  private:
   struct Free {
     void* data;
@@ -62,9 +68,11 @@ class Pool {
   }
 
   // Before the pool grows: gives back what nobody has asked for lately, so that changing shapes do not add up.
-  void ReleaseOld() {
+  void ReleaseOld() { ReleaseUnused(kKeep); }
+
+  void ReleaseUnused(int64_t age) {
     for (auto block = free_.begin(); block != free_.end();) {
-      if (clock_ - block->second.since < kKeep) {
+      if (clock_ - block->second.since < age) {
         ++block;
         continue;
       }

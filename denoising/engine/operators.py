@@ -22,7 +22,7 @@ class EngineOps:
 
     def __init__(self, precision="fp32"):
         self.half = precision == "bf16"
-        self.bytes_per_pixel = 1200 if self.half else 2300  # working memory of one pass of the default network
+        self.bytes_per_pixel = 950 if self.half else 1900  # working memory of one pass of the default network
 
     def enter(self, image):
         return _run("denoise_enter", image, self.half)
@@ -87,6 +87,14 @@ def choose(engine="auto", precision="fp32"):
     if precision == "bf16":
         raise UserError(f"--precision bf16: needs the onednn engine, but: {reason}")
     return PlainOps(), f"engine: Paddle's own layers ({reason})"
+
+
+def release_memory():
+    """Gives the memory back to the system that the engine keeps for its next tensors, which may be of other sizes."""
+    release = getattr(build.load, "release", None)
+    if release:
+        release()
+    machine.trim_memory()
 
 
 def _obstacle():

@@ -661,6 +661,7 @@ void OrthogonalizeAll(std::vector<Tensor>& matrices) {
 }  // namespace
 
 extern "C" void denoise_set_threads(int count) { thread_count = count; }
+extern "C" void denoise_release() { Pool::Get().Release(); }
 
 // --- Registration ----------------------------------------------------------------------------------------------
 

@@ -4,21 +4,27 @@
 >>> denoised = Denoiser("best_model.pdparams")(noisy)  # HWC or HW, uint8, uint16 or float32; the same kind back
 """
 
-import math
-
 import numpy as np
 import paddle
 
 from denoising import machine
 from denoising.engine import operators
 from denoising.files import images
+from denoising.imaging.detail import Amount, mix
 from denoising.inference.checkpoint import load_network
+from denoising.inference.windows import reflected, round_up, windows
 
-TILE_BYTES = 4 << 30  # at most this much working memory is planned for one tile
+# At most this much working memory is planned for one window: of networks that run in stages or look around little,
+# which lose little by small windows, and of others, whose small windows would be nearly all overlap.
+WINDOW_BYTES, WHOLE_BYTES = 512 << 20, 4 << 30
+BLOCK_PIXELS = 32 << 20  # for so many the deep part is kept in memory, 9 bytes each with 48 features
+WORK = {"encode": 0.1, "deep": 1.0, "decode": 1.0, "whole": 1.0}  # of a pixel in each stage, for the progress
 
 
 class Denoiser:
     """Applies a network to images of any size and type.
+
+    `on_progress(done, total)` may be set: it is called after each window with the work done, in pixels.
 
     Args:
         network: a network, or the path of a .pdparams file.
@@ -26,18 +32,24 @@ class Denoiser:
         tile: side in pixels of the largest square (by area) that is run at once; None plans it from free memory.
         strength: 0..1, how much of the denoised image goes into the result (of renders, `renders.denoise` mixes them).
         tta: averages the eight flips and rotations: eight times the work.
+        detail: 0..1, how much of the fine texture that went with the noise is given back (`imaging/detail.py`).
+        chroma: 0..1, how much of the colour noise is removed, apart from brightness.
     """
 
-    def __init__(self, network, ops=None, tile=None, strength=1.0, tta=False):
+    def __init__(self, network, ops=None, tile=None, strength=1.0, tta=False, detail=0.0, chroma=1.0):
         self.options = {}
         if not isinstance(network, paddle.nn.Layer):
             network, self.options = load_network(network)
             network.ops = ops or operators.choose()[0]
         if not 0 <= strength <= 1 or (tile is not None and tile < 1):
             raise ValueError(f"strength is 0..1 and tile a positive number, not {strength} and {tile}")
-        self.network, self.tile, self.strength, self.tta = network, tile, strength, tta
+        self.amount = Amount(strength, detail, chroma)
+        self.network, self.tile, self.tta = network, tile, tta
         self.n_channel = network.options["n_channel"]
         self.n_input = network.options.get("n_input") or self.n_channel
+        if self.n_input != self.n_channel and not self.amount.is_plain:
+            raise ValueError("detail and chroma are for images, not for renders with their buffers")
+        self.on_progress = lambda done, total: None
 
     def __call__(self, image):
         """Denoises an HWC or HW array: uint8, uint16, or float32 with 0..1 as display range, not clipped.
@@ -56,78 +68,163 @@ class Denoiser:
         hwc = image if image.ndim == 3 else image[..., None]
         channels = hwc.shape[2]
         if channels == self.n_input:
-            result = self._in_tiles(hwc)
+            result = self._denoised(hwc)
         elif self.n_input != self.n_channel:
             wanted = "a render with its albedo and normals"
             raise ValueError(f"the image has {channels} channels, the network takes {self.n_input}: {wanted}")
         elif self.n_channel == 1:
             # A grey network takes each channel as an image of its own.
-            result = np.concatenate([self._in_tiles(hwc[..., c : c + 1]) for c in range(channels)], axis=2)
+            result = np.concatenate([self._denoised(hwc[..., c : c + 1]) for c in range(channels)], axis=2)
         elif channels == 1 and self.n_channel == 3:
-            result = self._in_tiles(hwc)
+            result = self._denoised(hwc)
         else:
             raise ValueError(f"the image has {channels} channels, the network takes {self.n_channel}")
         return result if image.ndim == 3 else result[..., 0]
 
-    # --- Tiles ---
+    # --- One image of the network's channels, or a grey one ---
 
-    def _in_tiles(self, hwc):
-        """Runs windows that overlap by the network's reach, so that the result equals that of the whole image."""
+    def _denoised(self, hwc):
         height, width, channels = hwc.shape
         # The image is the input, but where buffers go in beside it.
         mixed = self.n_input == self.n_channel
-        if self.strength == 0 and mixed:
+        if self.amount.strength == 0 and mixed:
             return hwc.copy()
+        strength = np.float32(self.amount.strength if self.amount.is_plain else 1)
         result = np.empty((height, width, channels if mixed else self.n_channel), hwc.dtype)
-        for (y0, y1, top, bottom), (x0, x1, left, right) in self._windows(height, width):
-            window = images.to_01(reflected(reflected(hwc, y0, y1, axis=0), x0, x1, axis=1))
-            if channels < self.n_channel:
-                window = np.repeat(window, self.n_channel, axis=2)
-            denoised = self.run_batch(window.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
-            inside = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
-            denoised, window = denoised[inside], window[inside]
-            if self.strength < 1 and mixed:
-                denoised = window + np.float32(self.strength) * (denoised - window)
+        for place, denoised in self._turned_pieces(hwc) if self.tta else self._pieces(hwc, self.on_progress):
+            if strength < 1 and mixed:
+                noisy = images.to_01(hwc[place])
+                denoised = noisy + strength * (denoised - noisy)
             if channels < self.n_channel:
                 denoised = denoised.mean(axis=2, keepdims=True)
-            result[top:bottom, left:right] = images.from_01(finite(denoised), hwc.dtype)
-        return result
+            result[place] = images.from_01(finite(denoised), hwc.dtype)
+        return result if self.amount.is_plain else mix(hwc, result, self.amount)
 
-    def _windows(self, height, width):
-        """Pairs of what `along` yields for rows and columns. All windows have one size: their memory is taken once."""
-        step, margin = self.network.multiple, self.network.margin
-        padded = round_up(height, step), round_up(width, step)
-        sides = plan_windows(*padded, step, margin, self._window_pixels())
-        rows, columns = (list(along(size, side, margin)) for size, side in zip(padded, sides, strict=True))
-        for y0, y1, top, bottom in rows:
-            for x0, x1, left, right in columns:
-                yield (y0, y1, top, min(bottom, height)), (x0, x1, left, min(right, width))
+    def _turned_pieces(self, hwc):
+        """Like `_pieces`, averaged over the eight flips and rotations."""
+        total = np.zeros((*hwc.shape[:2], self.n_channel), np.float32)
+        for turn in range(8):
+            turns, flip = turn // 2, (1, -1)[turn % 2]
+            sums = np.rot90(total, turns)[:, ::flip]
+
+            def on_progress(done, work, turn=turn):
+                self.on_progress(done + turn * work, 8 * work)
+
+            for place, denoised in self._pieces(np.rot90(hwc, turns)[:, ::flip], on_progress):
+                sums[place] += denoised
+        for first in range(0, len(total), 256):
+            rows = np.s_[first : first + 256, :]
+            yield rows, total[rows] / 8
+
+    def _pieces(self, hwc, on_progress):
+        """Yields where each part of the result belongs, and the part: rows x columns x channels, float32.
+
+        Windows overlap by the network's reach, so that together the parts are the result of the whole image.
+        """
+        plan = self._plan(*hwc.shape[:2])
+        progress = _Progress(plan, on_progress)
+        for block, stages in plan:
+            deep = self._deep(hwc, block, stages, progress) if "deep" in stages else None
+            last = "whole" if deep is None else "decode"
+            for window in stages[last]:
+                image = self._image(hwc, window.moved(block))
+                if deep is None:
+                    denoised = self.run_batch(image)
+                else:
+                    denoised = self.run_stage("decode", image, _cut(deep, window.scaled(self.network.scale)))
+                progress.add(last, window)
+                kept, inside = window.moved(block).kept_within(block, *hwc.shape[:2])
+                yield kept, denoised[0].transpose(1, 2, 0)[inside]
+            if deep is not None:
+                del deep, denoised, image
+                operators.release_memory()
+
+    def _deep(self, hwc, block, stages, progress):
+        """What the network's deep part makes of a block, C x H x W at its scale."""
+        scale = self.network.scale
+        height, width = (end - start for start, end in (block.rows, block.columns))
+
+        def assembled(stage, compute, scale_here):
+            whole = None
+            for window in stages[stage]:
+                part = compute(window)[0]
+                progress.add(stage, window)
+                if whole is None:
+                    whole = np.empty((len(part), height // scale, width // scale), np.float32)
+                window = window.scaled(scale_here)
+                whole[(slice(None), *window.kept)] = part[(slice(None), *window.inside)]
+            return whole
+
+        def encode(window):
+            return self.run_stage("encode", self._image(hwc, window.moved(block)))
+
+        entered = assembled("encode", encode, scale)
+        return assembled("deep", lambda window: self.run_stage("deep", _cut(entered, window)), 1)
+
+    def _plan(self, height, width):
+        """Blocks of the image and, for each, the windows of each stage, in the block's own coordinates."""
+        network, pixels = self.network, self._window_pixels()
+        step, margin = network.multiple, network.margin
+        height, width = round_up(height, step), round_up(width, step)
+        if not network.stages or height * width <= pixels:
+            (block,) = windows(height, width, step, margin, height * width)
+            return [(block, {"whole": windows(height, width, step, margin, pixels)})]
+        plan = []
+        for block in windows(height, width, step, margin, BLOCK_PIXELS):
+            sides = [end - start for start, end in (block.rows, block.columns)]
+            small = [side // network.scale for side in sides]
+            cut = {
+                stage: windows(*(small if stage == "deep" else sides), *network.stages[stage], pixels)
+                for stage in ("encode", "deep", "decode")
+            }
+            plan.append((block, cut))
+        return plan
 
     def _window_pixels(self):
         if self.tile:
             return self.tile**2
-        budget = min(TILE_BYTES, machine.free_memory() // 2)
+        network = self.network
+        little = (network.stages or network.margin < 64) and paddle.device.get_device() == "cpu"
+        budget = min(WINDOW_BYTES if little else WHOLE_BYTES, machine.free_memory() // 2)
         # Smaller windows than this would be little but margin: a hundred times the work.
-        least = (2 * self.network.margin + 256) ** 2
-        return max(budget // self.network.ops.bytes_per_pixel, least)
+        margin = max(margin for _, margin in network.stages.values()) if network.stages else network.margin
+        return max(int(budget / (network.ops.bytes_per_pixel * network.memory)), (2 * margin + 256) ** 2)
+
+    def _image(self, hwc, window):
+        """A window of the image as the network takes it, 1 x C x H x W; past the image's end it is reflected."""
+        window_01 = images.to_01(reflected(reflected(hwc, *window.rows, axis=0), *window.columns, axis=1))
+        if window_01.shape[2] < self.n_channel:
+            window_01 = np.repeat(window_01, self.n_channel, axis=2)
+        return np.ascontiguousarray(window_01.transpose(2, 0, 1)[None])
 
     # --- Running ---
 
     def run_batch(self, nchw_01):
-        """NCHW float32 through the network, with the eight-fold average if asked."""
-        x = paddle.to_tensor(np.ascontiguousarray(nchw_01))
+        """NCHW float32 through the network."""
         with paddle.no_grad():
-            if not self.tta:
-                return self.network(x).numpy()
-            total = 0.0
-            for turns in range(4):
-                for flip in (False, True):
-                    turned = paddle.rot90(x, turns, axes=[2, 3])
-                    turned = paddle.flip(turned, axis=[3]) if flip else turned
-                    y = self.network(turned)
-                    y = paddle.flip(y, axis=[3]) if flip else y
-                    total = total + paddle.rot90(y, -turns, axes=[2, 3])
-            return (total / 8).numpy()
+            return self.network(paddle.to_tensor(np.ascontiguousarray(nchw_01))).numpy()
+
+    def run_stage(self, stage, *arrays):
+        """One of the network's stages (`UNet.run_stage`) on NCHW float32."""
+        with paddle.no_grad():
+            return self.network.run_stage(stage, *map(paddle.to_tensor, arrays)).numpy()
+
+
+class _Progress:
+    """Counts the work of a plan, and tells it after each window."""
+
+    def __init__(self, plan, on_progress):
+        self.on_progress, self.done = on_progress, 0.0
+        self.total = sum(WORK[stage] * w.pixels for _, stages in plan for stage, cut in stages.items() for w in cut)
+
+    def add(self, stage, window):
+        self.done += WORK[stage] * window.pixels
+        self.on_progress(self.done, self.total)
+
+
+def _cut(features, window):
+    """A window of C x H x W as a batch of one."""
+    return np.ascontiguousarray(features[(slice(None), *window.taken)][None])
 
 
 def finite(result):
@@ -135,62 +232,3 @@ def finite(result):
     if not np.isfinite(result).all():
         raise ValueError("the result is not finite: the image's values are too large for the network")
     return result
-
-
-def plan_windows(height, width, step, margin, window_pixels):
-    """Height and width of the windows, multiples of `step`, that compute the fewest pixels within the budget.
-
-    A window at the image's border needs no margin there. Where no window is within the budget, it is the smallest
-    that keeps any of its result.
-    """
-    best = None
-    least = 2 * margin + step
-    for count in range(1, max(width // step, 1) + 1):
-        window_width = window_side(width, count, step, margin)
-        # The tallest window that the budget leaves, and then the lowest that needs no more of them.
-        tallest = max(window_pixels // window_width // step * step, least)
-        rows = window_count(height, tallest, margin)
-        window_height = window_side(height, rows, step, margin)
-        pixels = window_height * window_width
-        work = rows * window_count(width, window_width, margin) * pixels
-        key = (max(pixels - window_pixels, 0), work)
-        if best is None or key < best[0]:
-            best = key, (window_height, window_width)
-        if window_width <= least:
-            break
-    return best[1]
-
-
-def window_side(length, count, step, margin):
-    """How long `count` windows must be that cover a length and overlap by two margins."""
-    return min(round_up(math.ceil((length + 2 * margin * (count - 1)) / count), step), length)
-
-
-def window_count(length, side, margin):
-    """How many windows cover a length."""
-    return 1 if side >= length else math.ceil((length - 2 * margin) / (side - 2 * margin))
-
-
-def along(length, side, margin):
-    """The windows along an axis: start and end of each, and between which lines its result is kept."""
-    first = 0
-    while first < length:
-        start = max(min(first - margin, length - side), 0)
-        last = length if start + side >= length else start + side - margin
-        yield start, start + side, first, last
-        first = last
-
-
-def round_up(size, step):
-    """The next multiple of `step`."""
-    return (size + step - 1) // step * step
-
-
-def reflected(array, start, stop, axis):
-    """array[start:stop] along an axis, continued past its end by reflection."""
-    size = array.shape[axis]
-    if stop <= size:
-        return array[(slice(None),) * axis + (slice(start, stop),)]
-    period = max(2 * size - 2, 1)
-    index = np.arange(start, stop) % period
-    return np.take(array, np.minimum(index, period - index) if size > 1 else index * 0, axis=axis)

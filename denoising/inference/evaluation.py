@@ -8,7 +8,8 @@ import numpy as np
 from denoising.cli import UserError
 from denoising.imaging.metrics import psnr, ssim
 from denoising.inference import distributed
-from denoising.inference.denoiser import finite, reflected, round_up
+from denoising.inference.denoiser import finite
+from denoising.inference.windows import reflected, round_up
 
 VALIDATION_SEED = 101  # published
 

@@ -2,11 +2,13 @@ import numpy as np
 import paddle
 import pytest
 
-from arch_unet import PlainOps, build_network
+from arch_unet import PlainOps, UNet, UNetN2N, build_network
 from conftest import noisy_scene, tiny_network
 from denoising import machine
 from denoising.files import images
-from denoising.inference.denoiser import Denoiser, along, plan_windows
+from denoising.inference import denoiser
+from denoising.inference.denoiser import Denoiser
+from denoising.inference.windows import along, plan_windows
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +38,69 @@ def test_tiles_equal_the_whole(network, tile):
     assert np.abs(Denoiser(network, tile=tile)(image) - whole).max() < 1e-5
 
 
-def test_tiles_are_needed_as_large_as_the_margin_says(network):
-    # The margin is no guess: half of it changes the result.
+def in_stages(network, image, tile=320):
+    """The result by stages, however the network is run else."""
+    assert "deep" in Denoiser(network, tile=tile)._plan(*image.shape[:2])[0][1]
+    return Denoiser(network, tile=tile)(image)
+
+
+def in_windows(network, image, tile=320):
+    """The result in windows of the whole network."""
+    network.stages = {}
+    try:
+        return Denoiser(network, tile=tile)(image)
+    finally:
+        del network.stages
+
+
+def test_the_margins_are_needed_as_large_as_they_are(network):
     image = noisy_scene(700, 532).astype(np.float32) / 255
     whole = Denoiser(network, tile=2000)(image)
+    assert np.abs(in_stages(network, image) - whole).max() < 1e-5
+    assert np.abs(in_windows(network, image) - whole).max() < 1e-5
+    # The margins are no guess: smaller ones change the result.
     network.margin = 64
     try:
-        assert np.abs(Denoiser(network, tile=320)(image) - whole).max() > 1e-5
+        assert np.abs(in_windows(network, image) - whole).max() > 1e-5
     finally:
         del network.margin
+    tall = np.ascontiguousarray(image[:, :64])
+    for stage, margin, tile, part in (("encode", 0, 320, image), ("deep", 12, 24, tall), ("decode", 16, 320, image)):
+        whole = Denoiser(network, tile=2000)(part)
+        assert np.abs(in_stages(network, part, tile) - whole).max() < 1e-5
+        network.stages = {**UNet.stages, stage: (UNet.stages[stage][0], margin)}
+        try:
+            assert np.abs(in_stages(network, part, tile) - whole).max() > 1e-5, stage
+        finally:
+            del network.stages
+
+
+def test_blocks_bound_what_is_kept_of_the_deep_part(network, monkeypatch):
+    image = noisy_scene(700, 532).astype(np.float32) / 255
+    whole = Denoiser(network, tile=2000)(image)
+    monkeypatch.setattr(denoiser, "BLOCK_PIXELS", 300_000)
+    plan = Denoiser(network, tile=200)._plan(700, 532)
+    assert len(plan) > 1
+    kept = np.zeros(image.shape[:2], int)
+    for block, stages in plan:
+        for window in stages["decode"]:
+            kept[window.moved(block).kept_within(block, *kept.shape)[0]] += 1
+    assert (kept == 1).all()
+    assert np.abs(in_stages(network, image, 200) - whole).max() < 1e-5
+
+
+def test_the_work_is_told_after_each_window(network):
+    image, told = noisy_scene(420, 470), []
+    for tta in (False, True):
+        told.clear()
+        network_of_windows = Denoiser(network, tile=320, tta=tta)
+        network_of_windows.on_progress = lambda done, total: told.append((done, total))
+        network_of_windows(image)
+        done, totals = zip(*told, strict=True)
+        assert list(done) == sorted(done)
+        assert 0 < done[0] < done[-1]
+        assert done[-1] == pytest.approx(totals[-1])
+        assert len(set(totals)) == 1
 
 
 SIZES = [(32, 32), (4000, 6016), (32, 100_000), (10_016, 10_016), (352, 384), (512, 512)]
@@ -169,14 +225,17 @@ def test_a_loaded_network_computes_as_it_is_told(weights):
 def test_windows_are_planned_from_half_of_the_free_memory(network, monkeypatch):
     plain = Denoiser(network)
     taken = network.ops.bytes_per_pixel
-    for free, budget in ((6 << 30, 3 << 30), (1 << 40, 4 << 30)):
+    in_one = UNetN2N(n_feature=48)  # cannot be run in stages
+    for of, free, budget in (
+        (plain, 800 << 20, 400 << 20), (plain, 1 << 40, 512 << 20),
+        (Denoiser(in_one), 6 << 30, 3 << 30), (Denoiser(in_one), 1 << 40, 4 << 30),
+    ):  # fmt: skip
         monkeypatch.setattr(machine, "free_memory", lambda free=free: free)
-        assert plain._window_pixels() == budget // taken
-    # However little there is, a window keeps more of its result than a fifth.
-    monkeypatch.setattr(machine, "free_memory", lambda: 64 << 20)
-    side = plain._window_pixels() ** 0.5
-    assert (side - 2 * network.margin) ** 2 / side**2 >= 0.19
-    assert side == 2 * network.margin + 256
+        assert of._window_pixels() == int(budget / (taken * of.network.memory))
+    # However little there is, a window keeps enough of its result.
+    monkeypatch.setattr(machine, "free_memory", lambda: 8 << 20)
+    assert plain._window_pixels() == (2 * 24 + 256) ** 2
+    assert Denoiser(in_one)._window_pixels() == (2 * 160 + 256) ** 2
 
 
 def test_a_grey_network_takes_each_channel_of_colour():

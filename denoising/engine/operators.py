@@ -31,6 +31,9 @@ class EngineOps:
         return _run("denoise_leave", image, self.half)
 
     def conv(self, x, layer, slope=SLOPE):
+        # Where no activation follows, the result is an image, or what is added to one: bfloat16 has too few shades.
+        if slope == 1.0 and self.half and not paddle.is_grad_enabled():
+            return _run("denoise_exact_conv", x, layer.weight, layer.bias, slope)
         return _run("denoise_conv", x, layer.weight, layer.bias, slope, not x.stop_gradient)
 
     def pool(self, x):
@@ -44,6 +47,8 @@ class EngineOps:
         return _run("denoise_enlarge", x, skip)
 
     def unshuffle(self, x):
+        if self.half:
+            x = x.astype("bfloat16")  # if it is float32, see `conv`
         return _run("denoise_rearrange", x, True)
 
     def shuffle(self, x):

@@ -84,9 +84,10 @@ onednn::Type TypeOf(const Tensor& tensor) {
 struct Geometry {
   int64_t batch, height, width, inputs, outputs, kernel;
   onednn::Type type;
-  float slope;  // of the leaky ReLU that follows; 1 for none
+  float slope;         // of the leaky ReLU that follows; 1 for none
+  onednn::Type result;  // float32 of a network's last layer; else the input's type
 
-  auto Key() const { return std::tie(batch, height, width, inputs, outputs, kernel, type, slope); }
+  auto Key() const { return std::tie(batch, height, width, inputs, outputs, kernel, type, slope, result); }
   bool operator<(const Geometry& other) const { return Key() < other.Key(); }
 
   int64_t Pixels() const { return batch * height * width; }
@@ -94,7 +95,7 @@ struct Geometry {
     return onednn::MakeDesc({n, c, h, w}, type, {h * w * c, 1, w * c, c});
   }
   onednn::Desc Source() const { return ChannelsLast(batch, height, width, inputs, type); }
-  onednn::Desc Target() const { return ChannelsLast(batch, height, width, outputs, type); }
+  onednn::Desc Target() const { return ChannelsLast(batch, height, width, outputs, result); }
   onednn::Desc Bias() const { return onednn::MakeDesc({outputs}, onednn::kF32, {1}); }
   // As the parameters are stored...
   onednn::Desc Weights() const {
@@ -216,18 +217,29 @@ class Convolution {
   Owned forward_, forward_weights_, data_, data_weights_, weights_pass_, weights_back_;
 };
 
-Geometry GeometryOf(const Tensor& x, const Shape& weights, float slope) {
+Geometry GeometryOf(const Tensor& x, const Shape& weights, float slope, bool exact = false) {
   Shape shape = x.shape();
   PD_CHECK(shape.size() == 4 && weights.size() == 4 && shape[3] == weights[1],
            "The channels of the image and of the convolution's weights differ.");
   PD_CHECK(weights[2] == weights[3] && weights[2] % 2 == 1 && weights[2] <= 7, "The kernel must be odd and square.");
-  return {shape[0], shape[1], shape[2], shape[3], weights[0], weights[2], TypeOf(x), slope};
+  return {shape[0], shape[1], shape[2], shape[3], weights[0], weights[2], TypeOf(x), slope,
+          exact ? onednn::kF32 : TypeOf(x)};
 }
 
 std::vector<Tensor> ConvForward(const Tensor& x, const Tensor& weights, const Tensor& bias, float slope, bool) {
   Threads threads;
   Geometry geometry = GeometryOf(x, weights.shape(), slope);
   Tensor y = Empty({geometry.batch, geometry.height, geometry.width, geometry.outputs}, x.dtype());
+  Convolution::Get(geometry).Forward(x.data(), In<float>(weights), In<float>(bias), Out<void>(y));
+  return {y};
+}
+
+// The last layer of a network that is run without gradients: float32 comes out, whatever went in. In bfloat16 an image
+// would have a hundred and thirty shades between grey and white.
+std::vector<Tensor> ExactConvForward(const Tensor& x, const Tensor& weights, const Tensor& bias, float slope) {
+  Threads threads;
+  Geometry geometry = GeometryOf(x, weights.shape(), slope, true);
+  Tensor y = Empty({geometry.batch, geometry.height, geometry.width, geometry.outputs}, DataType::FLOAT32);
   Convolution::Get(geometry).Forward(x.data(), In<float>(weights), In<float>(bias), Out<void>(y));
   return {y};
 }
@@ -377,7 +389,7 @@ struct Upsampling {
     outputs = weights[1], extra = skip[3], channels = outputs + extra;
   }
   Geometry Blocks(const Tensor& x_) const {
-    return {x[0], x[1], x[2], x[3], 4 * outputs, 1, TypeOf(x_), 1.0f};
+    return {x[0], x[1], x[2], x[3], 4 * outputs, 1, TypeOf(x_), 1.0f, TypeOf(x_)};
   }
   Shape BlockShape() const { return {x[0], x[1], x[2], 4 * outputs}; }
 
@@ -675,6 +687,12 @@ PD_BUILD_GRAD_OP(denoise_conv)
     .Outputs({paddle::Grad("X"), paddle::Grad("Weights"), paddle::Grad("Bias")})
     .Attrs({"slope: float", "needs_dx: bool"})
     .SetKernelFn(PD_KERNEL(ConvBackward));
+
+PD_BUILD_OP(denoise_exact_conv)
+    .Inputs({"X", "Weights", "Bias"})
+    .Outputs({"Y"})
+    .Attrs({"slope: float"})
+    .SetKernelFn(PD_KERNEL(ExactConvForward));
 
 PD_BUILD_OP(denoise_pool).Inputs({"X"}).Outputs({"Y"}).SetKernelFn(PD_KERNEL(PoolForward));
 PD_BUILD_GRAD_OP(denoise_pool)

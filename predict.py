@@ -1,9 +1,11 @@
 """Denoises an image, a folder tree or a glob; size, type, metadata and names are kept.
 
 Examples:
+  python predict.py --image_path photos/ --save_dir denoised/            # weights are chosen by each image's noise
+  python predict.py --image_path photos/ --save_dir denoised/ --keep_format --skip_existing --fast
+  python predict.py --image_path photo.jpg --save_dir out/ --strength 0.8 --detail 0.5 --chroma 1
   python predict.py --image_path demo/astronaut_noise.png --model_path best_model.pdparams --save_dir ./demo/
-  python predict.py --image_path photos/ --model_path best_model.pdparams --save_dir denoised/ --keep_format
-  python predict.py --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --strength 0.7
+  python predict.py --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --precision fp32
   python predict.py --image_path renders/valid --model_path renders.pdparams --save_dir denoised/   # docs/rendering.md
 """
 
@@ -20,8 +22,7 @@ def main(argv=None):
     """Denoises all images; a broken one is reported, and the rest goes on."""
     options = get_parser().parse_args(argv)
     planned = prediction.plan(options)
-    denoiser, noise = prediction.load(options)
-    failed = prediction.denoise_files(denoiser, noise, planned)
+    failed = prediction.denoise_files(prediction.load(options), planned) if planned else 0
     return prediction.report(failed, planned)
 
 

@@ -23,6 +23,7 @@ from skimage.restoration import denoise_tv_chambolle
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.data.validation import ValidationSet
+from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging.noise import noise_of_flag
 from denoising.inference.denoiser import Denoiser
@@ -121,7 +122,7 @@ def main(argv=None):
         "total variation, 120 rounds": WithoutNetwork(total_variation(noise)),
     }
     for method, meaning in (("noise2noise", "undersampled targets"), ("supervised", "clean targets")):
-        denoiser = Denoiser(weights_of(options, train_dir, method))
+        denoiser = Denoiser(weights_of(options, train_dir, method), operators.choose()[0])
         cli.note(f"{method}: {denoiser.options['step']} steps")
         compared[f"network, {meaning}"] = denoiser
 

@@ -22,6 +22,7 @@ import cv2
 from denoising import cli
 from denoising.cli import number
 from denoising.data import renders
+from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim
 from denoising.inference.denoiser import Denoiser
@@ -101,7 +102,9 @@ def open_image_denoise():
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
-    by_noisy, by_clean = (Denoiser(str(weights_of(options, method))) for method in ("noise2noise", "supervised"))
+    by_noisy, by_clean = (
+        Denoiser(str(weights_of(options, method)), operators.choose()[0]) for method in ("noise2noise", "supervised")
+    )
     versions = {
         "noisy": lambda frame: frame.render,
         "joint bilateral filter": joint_bilateral,

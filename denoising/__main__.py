@@ -1,9 +1,10 @@
 """Denoises an image, a folder tree or a glob; size, type, metadata and names are kept.
 
 Examples:
-  denoise --image_path noisy.png --model_path best_model.pdparams --save_dir denoised/
-  denoise --image_path photos/ --model_path best_model.pdparams --save_dir denoised/ --keep_format
-  python -m denoising --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --strength 0.7
+  denoise --image_path photos/ --save_dir denoised/                      # weights are chosen by each image's noise
+  denoise --image_path photos/ --save_dir denoised/ --keep_format --skip_existing --fast
+  denoise --image_path noisy.png --model_path my_model.pdparams --save_dir denoised/
+  python -m denoising --image_path "scans/*.tif" --save_dir out/ --strength 0.8 --detail 0.5
 """
 
 import importlib.util
@@ -21,8 +22,7 @@ def main(argv=None):
 
     options = prediction.get_parser(__doc__).parse_args(argv)
     planned = prediction.plan(options)
-    denoiser, noise = prediction.load(options)
-    failed = prediction.denoise_files(denoiser, noise, planned)
+    failed = prediction.denoise_files(prediction.load(options), planned) if planned else 0
     return prediction.report(failed, planned)
 
 

@@ -74,7 +74,8 @@ def choose(engine="auto", precision="fp32"):
 
     Args:
         engine: "onednn", "paddle", or "auto" for the first of them that works here.
-        precision: "fp32", or "bf16" for activations in bfloat16 (the parameters stay in float32).
+        precision: "fp32", "bf16" for activations in bfloat16 (the parameters stay in float32), or "auto" for bf16
+            where the engine runs and the processor computes in it, else fp32.
 
     Raises:
         UserError: What was asked for by name cannot be had.
@@ -83,6 +84,8 @@ def choose(engine="auto", precision="fp32"):
         reason = "as asked"
     else:
         reason = _obstacle()
+        if precision == "auto":
+            precision = "bf16" if reason is None and "avx512_bf16" in machine.cpu_flags() else "fp32"
         if reason is None and precision == "bf16" and "avx512_bf16" not in machine.cpu_flags():
             raise UserError("--precision bf16: this CPU has no AVX512_BF16 instructions; use fp32")
         if reason is None:

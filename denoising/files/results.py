@@ -8,8 +8,8 @@ from denoising.cli import UserError
 OWN_FORMAT = (".npy", ".tif", ".tiff", ".exr")  # hold what PNG cannot
 
 
-def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False, also_read=()):
-    """The result's path for each image.
+def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False, also_read=(), skip_existing=False):
+    """The result's path for each image, or None where there is one and `skip_existing` is set.
 
     Args:
         flag: of the sources, for refusals.
@@ -20,19 +20,28 @@ def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False, also_r
             has no such flag to recommend.
         overwrite: results that exist are replaced.
         also_read: other files that must be there until they have been read, such as the buffers of renders.
+        skip_existing: images whose results exist are left out, and so are results that lie among the images.
 
     Raises:
         UserError: two results have one name, one exists, or one is itself a file to be read.
     """
     root, targets, owner = Path(root), [], {}
     sources = {os.path.realpath(path) for path in (*paths, *also_read)}
-    for path in map(Path, paths):
-        folder = path.parent.relative_to(root) if root.is_dir() else Path()
-        keep = keep_format or path.suffix.lower() in OWN_FORMAT
-        target = Path(save_dir) / folder / f"{path.stem}_denoise{path.suffix if keep else '.png'}"
+    paths = [Path(path) for path in paths]
+    planned = [_target(path, root, save_dir, keep_format) for path in paths]
+    # Of a batch that is continued where its images lie.
+    results = {os.path.realpath(target) for target in planned} if skip_existing else set()
+    for path, target in zip(paths, planned, strict=True):
+        if os.path.realpath(path) in results:
+            targets.append(None)
+            continue
         if target in owner:  # a.jpg and a.png: the suffix tells them apart
             helps = "; --keep_format helps" if keep_format is False else ""
             raise UserError(f"{flag}: {owner[target]} and {path} would both become {target}{helps}")
+        if skip_existing and os.path.lexists(target):
+            owner[target] = path
+            targets.append(None)
+            continue
         if os.path.realpath(target) in sources:
             raise UserError(f"--save_dir: {target}, the result of {path}, is itself an image to denoise")
         # os.path knows no error: a name that is too long for the disk fails when it is written, and fails alone.
@@ -41,3 +50,9 @@ def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False, also_r
         owner[target] = path
         targets.append(target)
     return targets
+
+
+def _target(path, root, save_dir, keep_format):
+    folder = path.parent.relative_to(root) if root.is_dir() else Path()
+    keep = keep_format or path.suffix.lower() in OWN_FORMAT
+    return Path(save_dir) / folder / f"{path.stem}_denoise{path.suffix if keep else '.png'}"

@@ -40,7 +40,7 @@ class Denoiser:
         self.options = {}
         if not isinstance(network, paddle.nn.Layer):
             network, self.options = load_network(network)
-            network.ops = ops or operators.choose()[0]
+            network.ops = ops or operators.choose("auto", "auto")[0]
         if not 0 <= strength <= 1 or (tile is not None and tile < 1):
             raise ValueError(f"strength is 0..1 and tile a positive number, not {strength} and {tile}")
         self.amount = Amount(strength, detail, chroma)
@@ -135,9 +135,8 @@ class Denoiser:
                 progress.add(last, window)
                 kept, inside = window.moved(block).kept_within(block, *hwc.shape[:2])
                 yield kept, denoised[0].transpose(1, 2, 0)[inside]
-            if deep is not None:
-                del deep, denoised, image
-                operators.release_memory()
+        if len(plan) > 1 or any(len(cut) > 1 for cut in plan[0][1].values()):
+            operators.release_memory()
 
     def _deep(self, hwc, block, stages, progress):
         """What the network's deep part makes of a block, C x H x W at its scale."""

@@ -20,14 +20,17 @@ def add_window_flags(parser):
     add = parser.add_argument
     add("--tta", action="store_true", help="average eight flips and rotations: eight times the work")
     add("--tile", type=number(int, 352),
-        help="side of the largest window, which bounds the memory; from the free memory unless given. Windows overlap "
-        "by 320 pixels: a large image takes twice as long at 1000, six times at 512, a hundred times at 352")
+        help="side of the largest window in pixels, which bounds the memory; unless given, such that a window takes "
+        "half a gigabyte, or half of what is free")
+
+
+FASTEST = ("auto", "fp32", "bf16")  # the precisions of what denoises, where the loss by bf16 cannot be seen
 
 
 def add_flags(parser, precisions=("fp32", "bf16"), precision_note=""):
     """Adds and returns the group of flags that every script which runs a network has.
 
-    `precisions` is what --precision takes, `precision_note` what its help says more.
+    `precisions` is what --precision takes, the first by default, and `precision_note` what its help says more.
     """
     # fmt: off
     group = parser.add_argument_group("device")
@@ -36,8 +39,9 @@ def add_flags(parser, precisions=("fp32", "bf16"), precision_note=""):
     add("--gpu_devices", help="the number of the GPU to compute on, e.g. 0")
     add("--engine", default="auto", choices=["auto", "onednn", "paddle"],
         help="on a CPU: the fast convolutions of denoising/engine, or Paddle's own")
-    add("--precision", default="fp32", choices=precisions,
-        help="of the engine's activations; bf16 halves the time on CPUs that have it" + precision_note)
+    chosen = "; auto takes it there" if "auto" in precisions else ""
+    add("--precision", default=precisions[0], choices=precisions,
+        help="of the engine's activations; bf16 halves the time on CPUs that have it" + chosen + precision_note)
     return group
 
 

@@ -1,14 +1,17 @@
 """The steps of predict.py and of the command `denoise`: flags, plan, weights, one image after the other, report."""
 
+import contextlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from denoising import cli
+from denoising import cli, machine
 from denoising.cli import UserError, number
 from denoising.data import renders
 from denoising.files import images, results
-from denoising.imaging.noise import noise_of_flag
-from denoising.inference import devices, distributed
+from denoising.imaging.noise import Mri, NoiseModel, noise_of_flag
+from denoising.inference import auto, devices, distributed
+from denoising.inference.checkpoint import load_network
 from denoising.inference.denoiser import Denoiser, finite
 
 
@@ -18,13 +21,20 @@ def get_parser(doc):
     parser = cli.Parser(doc)
     add = parser.add_argument
     add("--image_path", required=True, help="an image, a folder (searched recursively), or a glob")
-    add("--model_path", required=True, help="the .pdparams weights")
+    add("--model_path", default="auto",
+        help="the .pdparams weights; auto measures the noise of each image and takes those that ship for it")
+    add("--fast", action="store_true", help="with auto, for photographs: the light weights, several times as fast")
     add("--save_dir", default="./output/", help="where results go; created if needed")
     add("--keep_format", action="store_true", help="write each image in its own format, not PNG")
     add("--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect")
+    add("--detail", type=number(float, 0, 1), default=0.0,
+        help="how much of the fine texture that went with the noise is given back")
+    add("--chroma", type=number(float, 0, 1), default=1.0,
+        help="how much of the colour noise is removed, apart from brightness")
     devices.add_window_flags(parser)
     add("--overwrite", action="store_true", help="replace results that exist")
-    devices.add_flags(parser)
+    add("--skip_existing", action="store_true", help="leave out images whose results exist: a batch is continued")
+    devices.add_flags(parser, devices.FASTEST)
     return parser
 
 
@@ -34,52 +44,177 @@ def plan(options):
     Returns:
         For each image the files that it is read from (one; or the three buffers of a render) and the result's path.
     """
-    root = Path(options.image_path)
-    if renders.is_folder(root):
+    root, own = Path(options.image_path), options.model_path != "auto"
+    of_renders = renders.is_folder(root)
+    plain = (options.detail, options.chroma) == (0, 1)
+    cli.refuse(
+        (options.skip_existing and options.overwrite, "--skip_existing: it keeps what --overwrite replaces: give one"),
+        (options.fast and own, "--fast: chooses among the weights that ship, without --model_path"),
+        (
+            of_renders and not own,
+            f"--model_path: {root} holds renders, for which none ship: train some (docs/rendering.md)",
+        ),
+        (of_renders and not plain, "--detail, --chroma: are for images, not for renders"),
+    )
+    if of_renders:
         sources, root = renders.find_frames("--image_path", root), root / "render"
     else:
         sources = [[path] for path in images.find_images("--image_path", root)]
-    cli.existing_file("--model_path", options.model_path)
+    if own:
+        cli.existing_file("--model_path", options.model_path)
+    else:
+        auto.shipped_weights()
     firsts, others = [files[0] for files in sources], [path for files in sources for path in files[1:]]
     flags = options.save_dir, options.keep_format, options.overwrite
-    targets = results.plan("--image_path", firsts, root, *flags, also_read=others)
+    targets = results.plan("--image_path", firsts, root, *flags, others, options.skip_existing)
     cli.writable_folder("--save_dir", options.save_dir)
-    return list(zip(sources, targets, strict=True))
+    planned = [pair for pair in zip(sources, targets, strict=True) if pair[1] is not None]
+    if len(planned) < len(sources) and distributed.IS_MAIN:
+        cli.note(f"{len(sources) - len(planned)} of {len(sources)} images have their results already")
+    return planned
+
+
+# --- Weights ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Taken:
+    """What is taken for an image."""
+
+    denoiser: Denoiser | None  # None: it has no noise
+    noise: NoiseModel | None = None  # that the network was trained on, which may know pixels that are to be kept
+    why: str = ""  # it was taken, where it had to be chosen
+
+
+class OneForAll:
+    """The weights that --model_path names, for every image."""
+
+    def __init__(self, options):
+        flag = f"--model_path: {options.model_path}"
+        network, saved = load_network(options.model_path)
+        noise = noise_of_flag(flag, saved.get("noisetype", "none"))
+        self.of_renders = network.options.get("n_input") == renders.N_INPUT
+        if renders.is_folder(options.image_path) and not self.of_renders:
+            raise UserError(f"{flag} takes images, {options.image_path} holds renders")
+        if options.precision == "auto" and (self.of_renders or isinstance(noise, Mri)):
+            options.precision = "fp32"  # their numbers span more than bfloat16 tells apart
+        network.ops = devices.prepare(options)
+        self.taken = Taken(Denoiser(network, **_amounts(options)), noise)
+
+    def take(self, picture):
+        """The same as ever."""
+        return self.taken
+
+
+class ByNoise:
+    """The weights that ship, for each image those that are for its noise."""
+
+    of_renders = False
+
+    def __init__(self, options):
+        ops = devices.prepare(options)
+        self.shelf = auto.Shelf(auto.shipped_weights(), ops)
+        self.fast, self.amounts, self.spread = options.fast, _amounts(options), auto.Spread()
+
+    def take(self, picture):
+        """Measures the noise of the first page.
+
+        Raises:
+            ValueError: there are no weights for such an image.
+        """
+        choice = self.shelf.choose(picture.pages[0], self.fast)
+        if mixed := self.spread.note(choice.analysis.sigma):
+            cli.note(mixed)
+        if choice.name is None:
+            return Taken(None, why=choice.why)
+        weights = self.shelf.weights[choice.name]
+        return Taken(Denoiser(self.shelf.network(choice.name), **self.amounts), weights.noise, choice.why)
+
+
+def _amounts(options):
+    return {name: getattr(options, name) for name in ("tile", "strength", "tta", "detail", "chroma")}
 
 
 def load(options):
-    """The denoiser, and the noise that its network was trained on, which may know pixels that are to be kept."""
-    ops = devices.prepare(options)
-    denoiser = Denoiser(options.model_path, ops, tile=options.tile, strength=options.strength, tta=options.tta)
-    if renders.is_folder(options.image_path) and denoiser.n_input != renders.N_INPUT:
-        raise UserError(f"--model_path: {options.model_path} takes images, {options.image_path} holds renders")
-    noisetype = denoiser.options.get("noisetype", "none")
-    return denoiser, noise_of_flag(f"--model_path: {options.model_path}", noisetype)
+    """What takes a Denoiser for each image: of the weights that --model_path names, or by its noise."""
+    return ByNoise(options) if options.model_path == "auto" else OneForAll(options)
 
 
-def denoise_file(denoiser, noise, files, target):
-    """Denoises one image, page by page; or a render, which is read from the files of its buffers."""
-    frame = renders.read_frame(files) if denoiser.n_input == renders.N_INPUT else None
-    picture = frame.picture if frame else images.read_image(files[0])
+# --- Images -------------------------------------------------------------------------------------------------
+
+
+def denoise_file(weights, files, target, note=cli.note):
+    """Denoises one image, page by page; or a render, which is read from the files of its buffers.
+
+    Args:
+        weights: of `load`.
+        files: that it is read from.
+        target: the result's path.
+        note: what says which weights were taken, and why.
+    """
+    frame = renders.read_frame(files) if weights.of_renders else None
+    data = None if frame else images.read_bytes(files[0])
+    picture = frame.picture if frame else images.read_image(files[0], data)
     try:
-        if frame:
-            pages = [finite(renders.as_stored(frame, renders.denoise(denoiser, frame)))]
-        else:
-            pages = [finite(noise.restore(page, denoiser(page))) for page in picture.pages]
+        taken = weights.take(picture)
+        if taken.why:
+            note(f"{files[0]}: {taken.why}")
+        same_bytes = taken.denoiser is None and target.suffix.lower() == files[0].suffix.lower()
+        data = data if same_bytes else None  # no longer needed
+        with _windows_shown(taken.denoiser, files[0]):
+            pages = _denoised(taken, frame, picture)
     except ValueError as error:
         raise UserError(f"{files[0]}: {error}") from None
     cli.writable_folder("--save_dir", target.parent)
-    images.write_image(target, pages, like=picture)
+    if same_bytes:
+        images.write_bytes(target, data)
+    else:
+        images.write_image(target, pages, like=picture)
 
 
-def denoise_files(denoiser, noise, planned):
+def _denoised(taken, frame, picture):
+    """The pages of the result; those of the picture are given up one by one."""
+    if taken.denoiser is None:
+        return picture.pages
+    if frame:
+        return [finite(renders.as_stored(frame, renders.denoise(taken.denoiser, frame)))]
+    pages, picture.pages = picture.pages, []
+    for number_, page in enumerate(pages):
+        pages[number_] = finite(taken.noise.restore(page, taken.denoiser(page)))
+    return pages
+
+
+@contextlib.contextmanager
+def _windows_shown(denoiser, name):
+    """Shows the progress within an image that takes more than one window."""
+    bar = None
+
+    def on_progress(done, total):
+        nonlocal bar
+        if bar is None and done < total and distributed.IS_MAIN:
+            bar = cli.progress(total=round(total / 1e6, 1), unit="MP", label=Path(name).name[-30:])
+        if bar is not None:
+            bar.update(done / 1e6 - bar.n)
+
+    if denoiser is None:
+        yield
+        return
+    denoiser.on_progress = on_progress
+    try:
+        yield
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def denoise_files(weights, planned):
     """Denoises this process's share; a broken image is reported and the rest goes on. Returns how many failed."""
     failed = 0
     mine = planned[distributed.RANK :: distributed.WORLD_SIZE]
     with cli.progress(mine, unit="image", disable=len(planned) == 1 or not distributed.IS_MAIN) as bar:
         for files, target in bar:
             try:
-                denoise_file(denoiser, noise, files, target)
+                denoise_file(weights, files, target, lambda line: bar.write(line, file=sys.stderr))
             except UserError as error:
                 if len(planned) == 1:
                     raise
@@ -87,6 +222,7 @@ def denoise_files(denoiser, noise, planned):
                 bar.write(f"{error}", file=sys.stderr)
             else:
                 bar.write(f"{target}")
+            machine.trim_memory()
     return sum(distributed.gather([failed]))
 
 

@@ -1,0 +1,178 @@
+"""Which weights fit an image: its noise is measured, and compared with the noise that the weights were trained on.
+
+>>> shelf = Shelf(shipped_weights())
+>>> choice = shelf.choose(image)  # H x W x C
+>>> print(choice.why)
+>>> denoised = Denoiser(shelf.network(choice.name))(image)
+
+What noise weights are for is what they say themselves (`noisetype` in the file), so weights of one's own take part.
+"""
+
+import sysconfig
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from denoising import machine
+from denoising.cli import UserError
+from denoising.engine import operators
+from denoising.imaging.noise import Camera, Gaussian, NoiseModel, Poisson, parse_noise
+from denoising.imaging.noise_analysis import Analysis, analyse
+from denoising.inference.checkpoint import load_network
+
+# In the order in which they are taken where two are for the same noise.
+SHIPPED = ("best_model", "gauss5_50", "grey_gauss25", "photo", "photo_fast", "poisson30")
+SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts them, below the environment's folder
+# How far noise may be from the one strength that weights are for, until those for a range do better: measured on BSD300
+# (docs/predicting.md).
+NEAR = {Gaussian: (0.97, 1.07), Poisson: (0.5, 2.0)}
+MIXED = 10.0  # images of one folder whose noise differs by this factor are said to
+LOW_MEMORY = 512 << 20  # free; below it, of the networks only the one in use is kept
+
+
+def shipped_weights(flag="--model_path"):
+    """The paths of the weights that come with this project, in its folder or installed with the package."""
+    root = Path(__file__).resolve().parents[2]
+    folders = [root / "models", root / SHARE, Path(sysconfig.get_path("data")) / SHARE]
+    for folder in folders:
+        found = [folder / f"{name}.pdparams" for name in SHIPPED]
+        found[0] = root / found[0].name if (root / found[0].name).is_file() else found[0]
+        if any(path.is_file() for path in found[1:]):
+            return [path for path in found if path.is_file()]
+    raise UserError(
+        f"{flag}: auto finds no weights in {folders[0]}: name a .pdparams file, such as those in the repository's models/"
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights, and what it says about itself."""
+
+    name: str
+    path: Path
+    noise: NoiseModel
+    n_channel: int
+    n_input: int
+    numbers: int  # how many weights there are: the fewer, the faster
+
+    @property
+    def n_given(self):
+        """How many channels an image must have; colour networks take grey images, and grey networks any."""
+        return (1, 3) if self.n_channel == 3 else None if self.n_channel == 1 else (self.n_channel,)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is taken for an image, and why; no name: it has no noise, and stays as it is."""
+
+    name: str | None
+    why: str
+    analysis: Analysis
+
+
+class Shelf:
+    """Weights among which to choose. Networks are loaded when they are first needed, and kept; any thread may call.
+
+    Args:
+        paths: of the files.
+        ops: how the networks compute, of `devices.prepare`; unless given, as fast as they can.
+    """
+
+    def __init__(self, paths, ops=None):
+        self.ops = ops or operators.choose("auto", "auto")[0]
+        self.loaded, self.lock = {}, threading.Lock()
+        self.weights = {}
+        for path in map(Path, paths):
+            network, options = load_network(path)
+            if path.stem in self.weights:
+                raise UserError(f"{path}: another file of that name is served already")
+            try:
+                noise = parse_noise(str(options.get("noisetype") or "none"))
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from None
+            channels, inputs = network.options["n_channel"], network.options.get("n_input")
+            numbers = sum(parameter.size for parameter in network.parameters())
+            self.weights[path.stem] = Weights(path.stem, path, noise, channels, inputs or channels, numbers)
+
+    def network(self, name):
+        """The network of these weights; the others are dropped where memory is short."""
+        with self.lock:
+            if machine.free_memory() < LOW_MEMORY:
+                self.loaded = {kept: network for kept, network in self.loaded.items() if kept == name}
+            if name not in self.loaded:
+                network, _ = load_network(self.weights[name].path)
+                network.ops = self.ops
+                self.loaded[name] = network
+            return self.loaded[name]
+
+    def choose(self, image, fast=False):
+        """Measures the noise of H x W x C and takes the weights that are for it.
+
+        Raises:
+            ValueError: no weights take images of so many channels.
+        """
+        channels = image.shape[2]
+        able = [w for w in self.weights.values() if w.n_input == w.n_channel and channels in (w.n_given or (1, 3))]
+        if not able:
+            raise ValueError(f"the image has {channels} channels, and no weights here take so many: name some that do")
+        analysis = analyse(np.ascontiguousarray(image))
+        if analysis.kind == "none":
+            return Choice(None, f"{analysis.describe()}: it stays as it is", analysis)
+        taken = fitting(able, analysis, channels, fast)
+        if taken is None:
+            raise ValueError(f"{analysis.describe()}; no weights here are for it: name some by --model_path")
+        return Choice(taken.name, f"{analysis.describe()}: {taken.name}, trained on {taken.noise.name}", analysis)
+
+
+def fitting(able, analysis, channels, fast=False):
+    """The weights for a kind of noise, or those that come next; None if there are none for any such noise."""
+
+    def of(kind):
+        return [weights for weights in able if isinstance(weights.noise, kind)]
+
+    if analysis.kind == "correlated" and (cameras := of(Camera)):
+        return (min if fast else max)(cameras, key=lambda weights: weights.numbers)
+    if analysis.kind == "poisson":
+        near = [w for w in of(Poisson) if _is_near(w.noise, analysis.peak)]
+        if near:
+            return near[0]
+    ranges = [weights for weights in of(Gaussian) if weights.noise.low < weights.noise.high]
+    exact = [w for w in of(Gaussian) if w not in ranges and _is_near(w.noise, analysis.sigma)]
+    if analysis.kind == "gauss" and exact:
+        # Of weights for the same strength, those for the image's own channels.
+        return min(exact, key=lambda weights: weights.n_channel != channels)
+    rest = ranges or of((Gaussian, Poisson, Camera))
+    return min(rest, key=lambda weights: _distance(weights.noise, analysis.sigma), default=None)
+
+
+def _is_near(noise, strength):
+    low, high = NEAR[type(noise)]
+    return noise.low * low <= strength <= noise.high * high
+
+
+def _distance(noise, sigma):
+    """How far a strength lies outside a range, as a factor; other noise than Gaussian counts as far away."""
+    if not isinstance(noise, Gaussian):
+        return 1e9
+    return max(noise.low / max(sigma, 1e-6), sigma / noise.high, 1.0)
+
+
+class Spread:
+    """Follows the strength of the noise over the images of a folder."""
+
+    def __init__(self):
+        self.low, self.high, self.told = float("inf"), 0.0, False
+
+    def note(self, sigma):
+        """Counts an image; returns a line the first time that the noise differs tenfold."""
+        if sigma > 0:
+            self.low, self.high = min(self.low, sigma), max(self.high, sigma)
+        if self.told or self.high < MIXED * self.low:
+            return None
+        self.told = True
+        return (
+            f"the noise of these images differs more than tenfold ({self.low:.1f} to {self.high:.1f} of 255), as that of "
+            "several cameras does: each image is handled by itself"
+        )

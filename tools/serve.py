@@ -1,6 +1,8 @@
 """Runs an HTTP service: POST an image, and it comes back denoised in the same format.
 
 Examples:
+  python tools/serve.py                                          # all weights that ship, chosen by each image's noise
+  python tools/serve.py --models my_weights/                     # and some of one's own
   python tools/serve.py --model_path best_model.pdparams
   python tools/serve.py --model_path models/gauss5_50.pdparams --port 9000 --precision bf16 --max_megapixels 50
   python tools/serve.py --model_path best_model.pdparams --host 0.0.0.0 --max_queue 8 --access_log
@@ -22,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 
 from denoising import cli
 from denoising.cli import UserError, number
-from denoising.inference import devices
+from denoising.inference import auto, devices
 from denoising.inference.denoiser import Denoiser
 from denoising.runtimes import choice
 from denoising.serving.image_process import ImageProcesses
+from denoising.serving.models import ManyModels, OneModel
 from denoising.serving.pipeline import ExportedNetwork
 
 IMAGE_PROCESSES = 2
@@ -35,8 +38,13 @@ def get_parser():
     """All flags."""
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("model").add_argument
-    add("--model_path", help="weights, .pdparams or .pth")
-    add("--model_dir", help="instead of weights, a folder that export_model.py wrote")
+    add(
+        "--models",
+        help="a folder of .pdparams files that are served beside those that ship; what noise each is for "
+        "stands in the file, or requests name it",
+    )
+    add("--model_path", help="instead of all these, one file of weights, .pdparams or .pth")
+    add("--model_dir", help="or a folder that export_model.py wrote")
     add("--model_file", help="or one exported program: .pdmodel, .json or .onnx")
     add("--runtime", choices=choice.RUNTIMES, default="paddle", help="what runs an exported model")
     add = parser.add_argument_group("service").add_argument
@@ -60,43 +68,58 @@ def get_parser():
         help="milliseconds that a window waits for others of its size")  # fmt: skip
     add("--tile", type=number(int, 352),
         help="side of the largest window in pixels; chosen by the free memory unless given")  # fmt: skip
-    devices.add_flags(parser, choice.PRECISIONS, "; fp16 and int8 are for exported models")
+    devices.add_flags(parser, ("auto", *choice.PRECISIONS), "; fp16 and int8 are for exported models")
     return parser
 
 
 def check_model(options):
     """Refuses what names no model; returns the options of the runtime for an exported one, or None for weights."""
-    weights, exported = options.model_path, (options.model_dir, options.model_file)
-    fits_weights = options.runtime == "paddle" and options.precision in ("fp32", "bf16")
+    exported = bool(options.model_dir or options.model_file)
+    named = sum(map(bool, (options.models, options.model_path, options.model_dir, options.model_file)))
+    fits_weights = options.runtime == "paddle" and options.precision in devices.FASTEST
     cli.refuse(
+        (named > 1, "--model_path: give one of --models, --model_path, --model_dir, --model_file, or none of them"),
         (
-            sum(map(bool, (weights, *exported))) != 1,
-            "--model_path: give either weights, or --model_dir or --model_file of an exported model",
+            not exported and not fits_weights,
+            "--runtime, --precision: weights run on this project's engine in fp32 or bf16",
         ),
-        (weights and not fits_weights, "--runtime, --precision: weights run on this project's engine in fp32 or bf16"),
-        (not weights and options.engine != "auto", "--engine: runs weights; what runs an exported model is --runtime"),
+        (exported and options.engine != "auto", "--engine: runs weights; what runs an exported model is --runtime"),
     )
-    if weights:
-        cli.existing_file("--model_path", weights)
+    if not exported:
+        if options.model_path:
+            cli.existing_file("--model_path", options.model_path)
         return None
     chosen = {name: getattr(options, name) for name in ("model_dir", "model_file", "runtime", "precision")}
+    chosen["precision"] = "fp32" if options.precision == "auto" else options.precision
     chosen = choice.runtime_options(**chosen, use_gpu=options.device == "gpu")
     choice.find_model(chosen)
     return chosen
 
 
 def load(options, exported):
-    """A Denoiser of weights, or of an exported model."""
-    if not exported:
-        return Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
-    import paddle
+    """The one model that a flag names, or those that ship and what --models adds."""
+    if exported:
+        import paddle
 
-    paddle.set_device("cpu")
-    runtime = choice.open_runtime(exported)
-    cli.note(runtime.describe())
-    denoiser = Denoiser(ExportedNetwork(runtime), tile=options.tile)
-    denoiser.options = runtime.record.get("options", {})  # with the noise, whose known frequencies are put back
-    return denoiser
+        paddle.set_device("cpu")
+        runtime = choice.open_runtime(exported)
+        cli.note(runtime.describe())
+        denoiser = Denoiser(ExportedNetwork(runtime), tile=options.tile)
+        denoiser.options = runtime.record.get("options", {})  # with the noise, whose known frequencies are put back
+        flag = "model_dir" if options.model_dir else "model_file"
+        path = Path(options.model_dir or options.model_file)
+        return OneModel(path.resolve().stem, denoiser, f"--{flag}")
+    if options.model_path:
+        denoiser = Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
+        if denoiser.n_input != denoiser.n_channel:
+            raise UserError("--model_path: this network takes buffers beside the image: use predict.py")
+        return OneModel(Path(options.model_path).stem, denoiser, "--model_path")
+    paths = auto.shipped_weights("--models")
+    if options.models:
+        own = sorted(Path(cli.existing_folder("--models", options.models)).glob("*.pdparams"))
+        cli.refuse((not own, f"--models: no .pdparams file in {options.models}"))
+        paths += own
+    return ManyModels(auto.Shelf(paths, devices.prepare(options)))
 
 
 def main(argv=None):

@@ -17,7 +17,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
@@ -27,6 +27,7 @@ from denoising.files import images, results
 
 TIMEOUT = 600  # seconds without a sign of life; the service gives up sooner
 PATIENCE = 600
+USUAL = {"detail": 0.0, "chroma": 1.0, "model": None, "fast": False}  # what is not sent: older services know none of it
 
 
 def get_parser():
@@ -37,6 +38,13 @@ def get_parser():
     add("--url", default="http://127.0.0.1:8000", help="address of the service")
     add("--save_dir", default="./output/", help="where results go; created if needed")
     add("--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect")
+    add("--detail", type=number(float, 0, 1), default=0.0,
+        help="how much of the fine texture that went with the noise is given back")  # fmt: skip
+    add("--chroma", type=number(float, 0, 1), default=1.0,
+        help="how much of the colour noise is removed, apart from brightness")  # fmt: skip
+    add("--model", help="one of the models that the service has; by default the service chooses by each image's noise, "
+        "if it has several")  # fmt: skip
+    add("--fast", action="store_true", help="for photographs, where the service chooses: the light network")
     add("--jobs", type=number(int, 1, 64), default=4, help="images sent at a time")
     add("--patience", type=number(float, 0), default=PATIENCE,
         help="how many seconds to go on asking while the service is busy")  # fmt: skip
@@ -44,16 +52,24 @@ def get_parser():
     return parser
 
 
-def denoise(url, data, strength=1.0, patience=PATIENCE, name="the image"):
+def denoise(url, data, strength=1.0, patience=PATIENCE, name="the image", note=None, **more):
     """Sends the bytes of an image file, and returns those of the denoised one.
+
+    `more` are further parameters of the request: detail, chroma, model, fast. `note`, if given, is called with a line
+    that says which model the service took, and why.
 
     Raises:
         UserError: the service cannot be reached, or refuses; the message names the image and says why.
     """
     end = time.monotonic() + patience
+    query = urlencode(
+        {"strength": f"{strength:g}"} | {key: f"{value:g}" if key != "model" else value for key, value in more.items()}
+    )
     while True:
-        status, headers, body = _request(url, "POST", f"/denoise?strength={strength:g}", data)
+        status, headers, body = _request(url, "POST", f"/denoise?{query}", data)
         if status == 200:
+            if note and "Denoise-Why" in headers:
+                note(f"{name}: {headers['Denoise-Model']}: {headers['Denoise-Why']}")
             return body
         after = headers.get("Retry-After", "")
         wait = max(int(after), 1) if after.isdecimal() else 1
@@ -106,7 +122,8 @@ def _reason(status, body):
 def denoise_file(options, source, target):
     """Denoises one file; returns what went wrong, or None."""
     try:
-        data = denoise(options.url, images.read_bytes(source), options.strength, options.patience, source)
+        more = {name: getattr(options, name) for name, usual in USUAL.items() if getattr(options, name) != usual}
+        data = denoise(options.url, images.read_bytes(source), options.strength, options.patience, source, **more)
         cli.writable_folder("--save_dir", target.parent)
         images.write_bytes(target, data)
     except UserError as error:

@@ -27,7 +27,7 @@ SHIPPED = ("best_model", "gauss5_50", "grey_gauss25", "photo", "photo_fast", "po
 SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts them, below the environment's folder
 # How far noise may be from the one strength that weights are for, until those for a range do better: measured on BSD300
 # (docs/predicting.md).
-NEAR = {Gaussian: (0.97, 1.07), Poisson: (0.5, 2.0)}
+NEAR = {Gaussian: (0.97, 1.07), Poisson: (0.94, 1.12)}
 MIXED = 10.0  # images of one folder whose noise differs by this factor are said to
 LOW_MEMORY = 512 << 20  # free; below it, of the networks only the one in use is kept
 
@@ -42,7 +42,7 @@ def shipped_weights(flag="--model_path"):
         if any(path.is_file() for path in found[1:]):
             return [path for path in found if path.is_file()]
     raise UserError(
-        f"{flag}: auto finds no weights in {folders[0]}: name a .pdparams file, such as those in the repository's models/"
+        f"{flag}: auto finds no weights in {folders[0]}: name a .pdparams file; the project's repository holds some"
     )
 
 
@@ -173,6 +173,6 @@ class Spread:
             return None
         self.told = True
         return (
-            f"the noise of these images differs more than tenfold ({self.low:.1f} to {self.high:.1f} of 255), as that of "
-            "several cameras does: each image is handled by itself"
+            f"the noise of these images differs more than tenfold ({self.low:.1f} to {self.high:.1f} of 255), as that "
+            "of several cameras does: each image is handled by itself"
         )

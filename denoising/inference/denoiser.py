@@ -200,13 +200,18 @@ class Denoiser:
 
     def run_batch(self, nchw_01):
         """NCHW float32 through the network."""
-        with paddle.no_grad():
-            return self.network(paddle.to_tensor(np.ascontiguousarray(nchw_01))).numpy()
+        return self.run_stage("whole", np.ascontiguousarray(nchw_01))
 
     def run_stage(self, stage, *arrays):
-        """One of the network's stages (`UNet.run_stage`) on NCHW float32."""
-        with paddle.no_grad():
-            return self.network.run_stage(stage, *map(paddle.to_tensor, arrays)).numpy()
+        """The whole network, or one of its stages (`UNet.run_stage`), on NCHW float32."""
+        return run(self.network, stage, *arrays)
+
+
+def run(network, stage, *arrays):
+    """What `Denoiser.run_stage` does, for who has the network alone."""
+    with paddle.no_grad():
+        tensors = map(paddle.to_tensor, arrays)
+        return (network(*tensors) if stage == "whole" else network.run_stage(stage, *tensors)).numpy()
 
 
 class _Progress:

@@ -1,6 +1,6 @@
 """One network for many requests: windows of one size that wait at the same time are computed together.
 
->>> batcher = Batcher(Denoiser("best_model.pdparams").run_batch, max_batch=8)
+>>> batcher = Batcher(denoiser.run, max_batch=8)
 >>> denoised = BatchedDenoiser(network, batcher, Ticket())(noisy)  # in any thread, many at a time
 
 A batch holds not images but the windows that a Denoiser hands to its network, which are padded to multiples of 32 and
@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from denoising.engine import operators
 from denoising.inference.denoiser import Denoiser
 
 # Larger batches gain nothing (docs/serving.md) and take memory. A single window may be larger.
-BATCH_PIXELS = 1 << 20
+BATCH_PIXELS = 1 << 19
+IDLE_SECONDS = 5  # without work, until the memory that is kept for the next window is given back
 
 
 class Dropped(Exception):
@@ -34,17 +36,25 @@ class Ticket:
 
 @dataclass(eq=False)
 class _Window:
-    nchw: np.ndarray
+    network: object
+    stage: str
+    arrays: tuple  # each 1 x C x H x W
     ticket: Ticket
     arrived: float = field(default_factory=time.monotonic)
     result: Future = field(default_factory=Future)
+
+    def fits(self, other):
+        """Whether both can be computed together."""
+        shapes = [array.shape for array in self.arrays]
+        same = self.network is other.network and self.stage == other.stage
+        return same and shapes == [array.shape for array in other.arrays]
 
 
 class Batcher:
     """Runs windows from many threads through a network, in order of arrival, in a thread of its own.
 
     Args:
-        run: takes and returns N x C x H x W.
+        run: called as run(network, stage, *arrays), of N x C x H x W, which it returns too.
         max_batch: the most windows that are computed at once.
         max_wait: seconds that the first window of a batch waits for others. Windows that come while a batch is
             computed wait together anyway.
@@ -59,13 +69,13 @@ class Batcher:
         self.thread = threading.Thread(target=self._work, name="network")
         self.thread.start()
 
-    def __call__(self, nchw, ticket):
+    def __call__(self, network, stage, arrays, ticket):
         """The result of one window, 1 x C x H x W, when it is done.
 
         Raises:
             Dropped: the ticket was dropped, or the service has ended, before its turn came.
         """
-        window = _Window(nchw, ticket)
+        window = _Window(network, stage, arrays, ticket)
         with self.changed:
             if self.stopped:
                 raise Dropped
@@ -88,7 +98,8 @@ class Batcher:
                 return
             start = time.monotonic()
             try:
-                results = self.run(np.concatenate([window.nchw for window in batch]))
+                arrays = map(np.concatenate, zip(*(window.arrays for window in batch), strict=True))
+                results = self.run(batch[0].network, batch[0].stage, *arrays)
             except Exception as error:  # noqa: BLE001 - it belongs to those who wait for it
                 for window in batch:
                     window.result.set_exception(error)
@@ -96,9 +107,11 @@ class Batcher:
             self.on_batch(len(batch), time.monotonic() - start)
             for window, result in zip(batch, results, strict=True):
                 window.result.set_result(result[None])
+            del batch, results, window, result  # not kept until the next batch comes
 
     def _next(self):
         """Waits for a batch and takes it from the queue; None when the service ends."""
+        rested = False
         while True:
             for window in [window for window in self.waiting if window.ticket.dropped or self.stopped]:
                 self.waiting.remove(window)
@@ -106,11 +119,14 @@ class Batcher:
             if self.stopped:
                 return None
             if not self.waiting:
-                self.changed.wait()
+                if not self.changed.wait(None if rested else IDLE_SECONDS) and not rested:
+                    operators.release_memory()
+                    rested = True
                 continue
             first = self.waiting[0]
-            size = min(self.max_batch, max(1, BATCH_PIXELS // (first.nchw.shape[2] * first.nchw.shape[3])))
-            batch = [window for window in self.waiting if window.nchw.shape == first.nchw.shape][:size]
+            height, width = first.arrays[0].shape[2:]
+            size = min(self.max_batch, max(1, BATCH_PIXELS // (height * width)))
+            batch = [window for window in self.waiting if window.fits(first)][:size]
             patience = first.arrived + self.max_wait - time.monotonic()
             if len(batch) == size or patience <= 0:
                 for window in batch:
@@ -126,6 +142,6 @@ class BatchedDenoiser(Denoiser):
         super().__init__(network, **options)
         self.batcher, self.ticket = batcher, ticket
 
-    def run_batch(self, nchw_01):
+    def run_stage(self, stage, *arrays):
         """One window, when its turn has come."""
-        return self.batcher(np.ascontiguousarray(nchw_01), self.ticket)
+        return self.batcher(self.network, stage, arrays, self.ticket)

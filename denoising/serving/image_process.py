@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from denoising import machine
 from denoising.cli import UserError
 from denoising.files import images
 from denoising.imaging import pixels
@@ -156,6 +157,8 @@ def main(descriptor, max_pixels):
         while True:
             name, arguments = connection.recv()
             connection.send(answer({"decode": decode, "encode": encode}[name], arguments, max_pixels))
+            del arguments  # an image is not kept until the next one comes
+            machine.trim_memory()
 
 
 def answer(function, arguments, max_pixels):

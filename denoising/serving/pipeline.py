@@ -6,38 +6,43 @@ What finds no thread waits as it came, undecoded.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import paddle
 
 from arch_unet import DenoisingNetwork
-from denoising import cli
-from denoising.cli import UserError
-from denoising.imaging.noise import noise_of_flag
+from denoising import cli, machine
+from denoising.imaging import pixels
+from denoising.inference import denoiser
 from denoising.serving.batching import BatchedDenoiser, Batcher, Dropped, Ticket
 from denoising.serving.image_process import Died, Refused
 
+LARGE = 1 << 20  # pixels: after such an image, what the C library keeps of its memory is given back
+
+
+@dataclass
+class Answer:
+    """A denoised file, and what is told beside it."""
+
+    data: bytes
+    format: str
+    pixels: int  # that the network has computed
+    model: str
+    why: str
+
 
 class Pipeline:
-    """Threads, network and image processes. It starts with `start` and must be ended with `stop`.
+    """Threads, networks and image processes. It starts with `start` and must be ended with `stop`.
 
     Args:
         options: the flags of tools/serve.py.
-        denoiser: a Denoiser, whose network is shared by all images.
+        models: OneModel or ManyModels.
         processes: ImageProcesses.
-
-    Raises:
-        UserError: this is no network for single images.
     """
 
-    def __init__(self, options, denoiser, processes):
-        self.options, self.denoiser, self.processes = options, denoiser, processes
-        if denoiser.n_input != denoiser.n_channel:
-            raise UserError("--model_path: this network takes buffers beside the image: use predict.py")
-        # What the noise has left of an image is put back: the measured frequencies of an MRI slice.
-        flag = next(f"--{name}" for name in ("model_path", "model_dir", "model_file") if getattr(options, name))
-        noisetype = denoiser.options.get("noisetype")
-        self.noise = noise_of_flag(flag, noisetype and str(noisetype))
+    def __init__(self, options, models, processes):
+        self.options, self.models, self.processes = options, models, processes
 
     def start(self, on_batch):
         """Starts the threads and runs the network once.
@@ -48,8 +53,10 @@ class Pipeline:
             on_batch: called as on_batch(number of windows, seconds) after each further pass of the network.
         """
         self.threads = ThreadPoolExecutor(2 * self.options.max_batch, "image")
-        self.batcher = Batcher(self.denoiser.run_batch, self.options.max_batch, self.options.max_wait_ms / 1e3)
-        self.batcher(np.zeros((1, self.denoiser.n_channel, 64, 64), np.float32), Ticket())
+        self.batcher = Batcher(denoiser.run, self.options.max_batch, self.options.max_wait_ms / 1e3)
+        first = self.models.first()
+        window = np.zeros((1, first.options["n_channel"], 64, 64), np.float32)
+        self.batcher(first, "whole", (window,), Ticket())
         self.batcher.on_batch = on_batch
 
     def stop(self):
@@ -61,31 +68,93 @@ class Pipeline:
         """Whether the network's thread still runs."""
         return self.batcher.thread.is_alive()
 
-    def denoise(self, data, strength, ticket):
-        """A file's bytes for a file's bytes, in the thread that calls; returns them, their format, and the pixels.
+    def denoise(self, data, asked, job):
+        """A file's bytes for a file's bytes, in the thread that calls.
+
+        Args:
+            data: the upload.
+            asked: the request's parameters.
+            job: told how far the image has come; its ticket may be dropped.
 
         Raises:
             Refused: the image is at fault.
             Dropped: nobody waits for it any more, or the service ends.
         """
-        if ticket.dropped:
+        try:
+            return self._denoise(data, asked, job)
+        except ValueError as error:
+            raise Refused(422, f"image: {error}") from None
+
+    def _denoise(self, data, asked, job):
+        picture, work = self._decoded(data, job)
+        amounts = {name: getattr(asked, name) for name in ("strength", "detail", "chroma")}
+        model, why = "none", "strength 0 leaves the image as it is"
+        untouched = asked.strength == 0
+        if not untouched:
+            job.state = "measuring"
+            taken = self.models.take(asked.model, picture, asked.fast)
+            job.take(taken)
+            model, why, untouched = taken.name, taken.why, taken.network is None
+            if untouched and asked.format == "own":
+                return Answer(data, picture.format, work, model, why)
+        pages, picture.pages = picture.pages, []  # only what is left beside the pixels is needed of the input
+        if not untouched:
+            job.state = "denoising"
+            denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, tile=self.options.tile, **amounts)
+            denoise.on_progress = job.progress
+            for number, page in enumerate(pages):
+                pages[number] = taken.noise.restore(page, denoise(page))
+        job.state = "writing"
+        if asked.format == "png":
+            pages, picture = _for_display(pages, picture)
+        if job.ticket.dropped:
+            raise Dropped
+        result = self.processes.call("encode", pages, picture, limit=self.options.timeout)
+        del pages
+        if work > LARGE:
+            machine.trim_memory()
+        return Answer(result, picture.format, work, model, why)
+
+    def analyse(self, data, asked, job):
+        """What noise a file's image has, and what would be taken for it, as facts for JSON; raises as `denoise`."""
+        picture, _ = self._decoded(data, job)
+        page = picture.pages[0]
+        try:
+            taken = self.models.analyse(asked.model, picture, asked.fast)
+        except ValueError as error:
+            raise Refused(422, f"image: {error}") from None
+        found = taken.analysis
+        numbers = {name: round(float(getattr(found, name)), 4) for name in ("sigma", "peak", "neighbour")}
+        height, width, channels = page.shape
+        return {
+            "kind": found.kind, **numbers, "certainty": found.certainty, "description": found.describe(),
+            "model": taken.name, "why": taken.why, "height": height, "width": width, "channels": channels,
+            "bits": 8 * page.itemsize, "format": picture.format, "pages": len(picture.pages),
+        }  # fmt: skip
+
+    def _decoded(self, data, job):
+        """The picture in a file, and the pixels of work that it is."""
+        if job.ticket.dropped:
             raise Dropped
         try:
-            picture, pixels = self.processes.call("decode", data, limit=self.options.decode_timeout)
+            decoded = self.processes.call("decode", data, limit=self.options.decode_timeout)
         except Died as death:
             cli.note(f"an image of {len(data)} bytes was refused: its decoder died: {death}")
             raise Refused(422, "image: the decoder gives up on it") from None
-        if ticket.dropped:
+        if job.ticket.dropped:
             raise Dropped
-        network, tile = self.denoiser.network, self.options.tile
-        denoiser = BatchedDenoiser(network, self.batcher, ticket, tile=tile, strength=strength)
-        try:
-            pages = [self.noise.restore(page, denoiser(page)) for page in picture.pages]
-        except ValueError as error:
-            raise Refused(422, f"image: {error}") from None
-        # Only what is left beside the pixels is needed of the input.
-        picture.pages = []
-        return self.processes.call("encode", pages, picture, limit=self.options.timeout), picture.format, pixels
+        return decoded
+
+
+def _for_display(pages, picture):
+    """The first page in 8 bits, as a picture that any browser shows."""
+    alpha = picture.alpha and [_in_8_bits(picture.alpha[0])]
+    shown = pixels.Picture(pages=[], alpha=alpha, format="PNG", icc=picture.icc)
+    return [_in_8_bits(pages[0])], shown
+
+
+def _in_8_bits(array):
+    return pixels.from_01(pixels.to_01(array), np.uint8)
 
 
 class ExportedNetwork(DenoisingNetwork):

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import json
 import re
 import signal
 import traceback
@@ -17,12 +18,14 @@ from pathlib import Path
 from aiohttp import web
 
 from denoising import cli
-from denoising.serving import metrics, uploads
-from denoising.serving.batching import Dropped, Ticket
+from denoising.serving import metrics, openapi, uploads
+from denoising.serving.batching import Dropped
 from denoising.serving.connections import Connection, error_response, is_loopback, naming_the_address, url_of
 from denoising.serving.image_process import FORMATS, Refused
+from denoising.serving.jobs import ENDS, Jobs
 from denoising.serving.pipeline import Pipeline
 
+JOB_SECONDS = 10  # for which a job is waited for that has not been sent yet
 IDLE_SECONDS = 60  # until a connection on which nothing happens is closed
 # Nothing that is sent may be taken for something else, or load anything, or be put into another page's frame.
 HEADERS = {
@@ -36,11 +39,11 @@ class Service:
 
     Args:
         options: the flags of tools/serve.py.
-        denoiser: a Denoiser, whose network is shared by all.
+        models: OneModel or ManyModels, shared by all.
         processes: ImageProcesses.
     """
 
-    def __init__(self, options, denoiser, processes):
+    def __init__(self, options, models, processes):
         self.options = options
         self.max_bytes = int(options.max_mb * 1e6)  # of one upload
         self.stops = 0  # how often it was told to stop
@@ -48,7 +51,8 @@ class Service:
         self.held = 0  # bytes of uploads, and of results on their way
         self.connections = set()
         self.metrics = metrics.ServiceMetrics(self, processes)
-        self.pipeline = Pipeline(options, denoiser, processes)
+        self.models, self.jobs = models, Jobs()
+        self.pipeline = Pipeline(options, models, processes)
         self.page, self.page_headers = read_page()
 
     # --- From start to end ---
@@ -120,7 +124,10 @@ class Service:
             except Exception:  # noqa: BLE001 - a bug, which the log tells and no client
                 cli.note(traceback.format_exc())
                 response = error_response(Refused(500, "an error within the service; its log says more"))
-            held = len(response.body)
+            if response.prepared:  # events, which have been sent by now
+                status = str(response.status)
+                return response
+            held = len(response.body or b"")
             self.held += held
             response.headers.update({name: value for name, value in HEADERS.items() if name not in response.headers})
             if self.stops or not request.content.is_eof():
@@ -156,19 +163,29 @@ class Service:
         Raises:
             Refused: there is no such path, or it takes another method.
         """
-        routes = {
-            "/": {"GET": ("page", self.get_page), "POST": ("denoise", self.denoise)},
-            "/denoise": {"POST": ("denoise", self.denoise)},
-            "/health": {"GET": ("health", self.get_health)},
-            "/metrics": {"GET": ("metrics", self.get_metrics)},
-        }
-        methods = routes.get(request.path)
+        path = "/jobs/{id}" if re.fullmatch("/jobs/[A-Za-z0-9_-]{1,64}", request.path) else request.path
+        routes = self.routes()
+        methods = routes.get(path)
         if methods is None:
             raise Refused(404, f"there are {' '.join(routes)}")
-        method = "GET" if request.method == "HEAD" else request.method
+        has_head = request.method == "HEAD" and path != "/jobs/{id}"
+        method = "GET" if has_head else request.method
         if method not in methods:
             raise Refused(405, f"{request.path} takes {' and '.join(methods)}", {"Allow": ", ".join(methods)})
         return methods[method]
+
+    def routes(self):
+        """By path and method: the name by which a request is counted, and what answers it."""
+        return {
+            "/": {"GET": ("page", self.get_page), "POST": ("denoise", self.denoise)},
+            "/denoise": {"POST": ("denoise", self.denoise)},
+            "/analyse": {"POST": ("analyse", self.analyse)},
+            "/models": {"GET": ("models", self.get_models)},
+            "/jobs/{id}": {"GET": ("job", self.follow_job), "DELETE": ("job", self.cancel_job)},
+            "/health": {"GET": ("health", self.get_health)},
+            "/metrics": {"GET": ("metrics", self.get_metrics)},
+            "/openapi.json": {"GET": ("openapi", self.get_openapi)},
+        }
 
     async def get_page(self, request):
         """A page on which one drops an image and sees it before and after."""
@@ -185,21 +202,92 @@ class Service:
         """The counters, for Prometheus."""
         return web.Response(text=self.metrics.page(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
+    async def get_openapi(self, request):
+        """This interface, for programs."""
+        return web.json_response(openapi.document())
+
+    async def get_models(self, request):
+        """The weights that are served, and which are the default."""
+        return web.json_response({"default": self.models.default, "models": self.models.rows()})
+
     async def denoise(self, request):
         """Takes an image and answers with the denoised one."""
-        strength = uploads.strength_of(request)
+        asked = uploads.parameters_of(request, openapi.DENOISE)
+        answer = await self._worked(request, asked, self.pipeline.denoise)
+        why = answer.why.encode("ascii", "replace").decode()
+        return web.Response(
+            body=answer.data,
+            headers={
+                "Content-Type": FORMATS[answer.format][1], "Denoise-Model": answer.model, "Denoise-Why": why,
+                "Access-Control-Expose-Headers": "Denoise-Model, Denoise-Why",
+            },
+        )  # fmt: skip
+
+    async def analyse(self, request):
+        """Takes an image and answers with what noise it has."""
+        asked = uploads.parameters_of(request, openapi.ANALYSE)
+        return web.json_response(await self._worked(request, asked, self.pipeline.analyse))
+
+    async def _worked(self, request, asked, work):
+        """What a method of the pipeline makes of the image in a request, if there is room and time for it."""
+        self.models.check(asked.model, asked.fast)
         self._check_room()
-        with self._holding() as hold:
-            data = await self._upload(request, hold)
-            self._check_room()
-            start = self.loop.time()
-            self.queue += 1
-            try:
-                result, kind, pixels = await self._denoised(data, strength)
-            finally:
-                self.queue -= 1
-        self.metrics.count_image(self.loop.time() - start, pixels)
-        return web.Response(body=result, headers={"Content-Type": FORMATS[kind][1]})
+        job = self.jobs.add(getattr(asked, "job", None))
+        if job is None:
+            raise Refused(409, f"job: {asked.job} is in work already")
+        try:
+            with self._holding() as hold:
+                data = await self._upload(request, hold)
+                self._check_room()
+                start = self.loop.time()
+                self.queue += 1
+                try:
+                    answer = await self._in_time(work, data, asked, job)
+                finally:
+                    self.queue -= 1
+            job.end("done")
+        finally:
+            job.end("failed")
+        if work == self.pipeline.denoise:
+            self.metrics.count_image(self.loop.time() - start, answer.pixels)
+        return answer
+
+    # --- Jobs ---
+
+    async def follow_job(self, request):
+        """Tells how far an image has come whenever that changes, until its end."""
+        name, end = request.path.rpartition("/")[2], self.loop.time() + JOB_SECONDS
+        while (job := self.jobs.by_name.get(name)) is None:
+            if self.loop.time() > end:
+                raise Refused(404, f"there is no job {name}")
+            await asyncio.sleep(0.05)
+        response = web.StreamResponse(headers=HEADERS | {"Content-Type": "text/event-stream"})
+        response.force_close()
+        await response.prepare(request)
+        told = None
+        while told is None or told["state"] not in ENDS:
+            facts = job.facts()
+            if facts != told:
+                told = facts
+                line = f"data: {json.dumps(facts)}\n\n".encode()
+                await asyncio.wait_for(response.write(line), self.options.transfer_timeout)
+            elif self.stops > 1:
+                break
+            else:
+                await asyncio.sleep(0.1)
+        await response.write_eof()
+        return response
+
+    async def cancel_job(self, request):
+        """Drops what is left of an image's work."""
+        name = request.path.rpartition("/")[2]
+        job = self.jobs.by_name.get(name)
+        if job is None or job.ended is not None:
+            raise Refused(404, f"there is no job {name}, or it has ended")
+        job.cancel()
+        return web.Response(status=204)
+
+    # --- Limits ---
 
     def _check_room(self):
         """Turns a request away at once when there is no room; asked before its upload and again after it.
@@ -238,15 +326,17 @@ class Service:
             raise Refused(408, f"no whole image within {seconds:g} s") from None
         return uploads.image_within(body, request.headers.get("Content-Type", ""))
 
-    async def _denoised(self, data, strength):
-        """The result's bytes, their format, and the pixels computed, if that is done in time."""
-        ticket, pipeline, seconds = Ticket(), self.pipeline, self.options.timeout
+    async def _in_time(self, work, *arguments):
+        """What the pipeline answers, if that is done in time."""
+        ticket, seconds = arguments[-1].ticket, self.options.timeout
         try:
-            work = self.loop.run_in_executor(pipeline.threads, pipeline.denoise, data, strength, ticket)
-            return await asyncio.wait_for(work, seconds)
+            computed = self.loop.run_in_executor(self.pipeline.threads, work, *arguments)
+            return await asyncio.wait_for(computed, seconds)
         except asyncio.TimeoutError:
             raise Refused(504, f"not done within {seconds:g} s") from None
         except Dropped:
+            if arguments[-1].state == "cancelled":
+                raise Refused(409, "the job was cancelled") from None
             raise Refused(503, "the service is stopping") from None
         finally:
             # However it ended, nobody waits for the rest of the work: also if the client has gone.

@@ -1,23 +1,41 @@
-"""What a request to denoise brings: its parameter, its body, and the image in that body."""
+"""What a request to denoise brings: its parameters, its body, and the image in that body."""
 
 import argparse
 import email.message
+import re
 
 from aiohttp import web
 
 from denoising.cli import number
 from denoising.serving.image_process import Refused
 
+PARAMETERS = {
+    "strength": (number(float, 0, 1), 1.0), "detail": (number(float, 0, 1), 0.0), "chroma": (number(float, 0, 1), 1.0),
+    "model": (str, None), "fast": (number(int, 0, 1), 0), "format": (str, "own"), "job": (str, None),
+}  # fmt: skip
 
-def strength_of(request):
-    """The strength that is asked for, which is the only parameter."""
+
+def parameters_of(request, names):
+    """What is asked for beside the image: a value for each of some names of PARAMETERS.
+
+    Raises:
+        Refused: another parameter, one that is given twice, or a value that it does not take.
+    """
     for name in request.query:
-        if name != "strength" or len(request.query.getall(name)) > 1:
-            raise Refused(400, "the only parameter is strength, once")
-    try:
-        return number(float, 0, 1)(request.query.get("strength", "1"))
-    except argparse.ArgumentTypeError as error:
-        raise Refused(400, f"strength: {error}") from None
+        if name not in names or len(request.query.getall(name)) > 1:
+            raise Refused(400, f"the parameters are {', '.join(names)}, each once")
+    values = {}
+    for name in names:
+        kind, default = PARAMETERS[name]
+        try:
+            values[name] = kind(request.query[name]) if name in request.query else default
+        except argparse.ArgumentTypeError as error:
+            raise Refused(400, f"{name}: {error}") from None
+    if values.get("format", "own") not in ("own", "png"):
+        raise Refused(400, "format: own or png")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", values.get("job") or "x"):
+        raise Refused(400, "job: 1 to 64 letters, digits, - and _")
+    return argparse.Namespace(**values)
 
 
 async def read_body(request, max_bytes, hold):

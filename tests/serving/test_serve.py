@@ -37,7 +37,7 @@ from denoising.serving.image_process import ImageProcesses
 
 pytest.importorskip("aiohttp")
 
-from denoising.serving import connections, pipeline, service
+from denoising.serving import connections, models, pipeline, service
 
 
 class Server:
@@ -688,10 +688,9 @@ def test_mistakes_at_the_start_are_one_line(server, weights, tmp_path):
 
 @pytest.mark.parametrize("noisetype", ["mystery9", 5, ["gauss25"]])
 def test_a_model_of_unknown_noise_is_refused(noisetype):
-    options = serve.get_parser().parse_args(["--model_dir", "exported"])
     denoiser = SimpleNamespace(n_input=3, n_channel=3, options={"noisetype": noisetype})
     with pytest.raises(cli.UserError, match="--model_dir: unknown noise"):
-        pipeline.Pipeline(options, denoiser, None)
+        models.OneModel("exported", denoiser, "--model_dir")
 
 
 def test_without_aiohttp_it_is_one_line(weights, tmp_path):

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 from denoising import cli
 from denoising.cli import UserError, number
 from denoising.inference import auto, devices
-from denoising.inference.denoiser import Denoiser
+from denoising.inference.checkpoint import load_network
+from denoising.inference.denoiser import Denoiser, needs_fp32
 from denoising.runtimes import choice
 from denoising.serving.image_process import ImageProcesses
 from denoising.serving.models import ManyModels, OneModel
@@ -110,7 +111,12 @@ def load(options, exported):
         path = Path(options.model_dir or options.model_file)
         return OneModel(path.resolve().stem, denoiser, f"--{flag}")
     if options.model_path:
-        denoiser = Denoiser(options.model_path, devices.prepare(options), tile=options.tile)
+        network, saved = load_network(options.model_path)
+        if options.precision == "auto" and needs_fp32(network, saved):
+            options.precision = "fp32"
+        network.ops = devices.prepare(options)
+        denoiser = Denoiser(network, tile=options.tile)
+        denoiser.options = saved
         if denoiser.n_input != denoiser.n_channel:
             raise UserError("--model_path: this network takes buffers beside the image: use predict.py")
         return OneModel(Path(options.model_path).stem, denoiser, "--model_path")

@@ -40,7 +40,8 @@ class Denoiser:
         self.options = {}
         if not isinstance(network, paddle.nn.Layer):
             network, self.options = load_network(network)
-            network.ops = ops or operators.choose("auto", "auto")[0]
+            precision = "fp32" if needs_fp32(network, self.options) else "auto"
+            network.ops = ops or operators.choose("auto", precision)[0]
         if not 0 <= strength <= 1 or (tile is not None and tile < 1):
             raise ValueError(f"strength is 0..1 and tile a positive number, not {strength} and {tile}")
         self.amount = Amount(strength, detail, chroma)
@@ -229,6 +230,12 @@ class _Progress:
 def _cut(features, window):
     """A window of C x H x W as a batch of one."""
     return np.ascontiguousarray(features[(slice(None), *window.taken)][None])
+
+
+def needs_fp32(network, options):
+    """Whether bfloat16 would show: in renders and in MRI, whose numbers span far more than those of a picture."""
+    renders = network.options.get("n_input") not in (None, network.options["n_channel"])
+    return renders or "mri" in str(options.get("noisetype"))
 
 
 def finite(result):

@@ -9,10 +9,10 @@ from denoising import cli, machine
 from denoising.cli import UserError, number
 from denoising.data import renders
 from denoising.files import images, results
-from denoising.imaging.noise import Mri, NoiseModel, noise_of_flag
+from denoising.imaging.noise import NoiseModel, noise_of_flag
 from denoising.inference import auto, devices, distributed
 from denoising.inference.checkpoint import load_network
-from denoising.inference.denoiser import Denoiser, finite
+from denoising.inference.denoiser import Denoiser, finite, needs_fp32
 
 
 def get_parser(doc):
@@ -96,8 +96,8 @@ class OneForAll:
         self.of_renders = network.options.get("n_input") == renders.N_INPUT
         if renders.is_folder(options.image_path) and not self.of_renders:
             raise UserError(f"{flag} takes images, {options.image_path} holds renders")
-        if options.precision == "auto" and (self.of_renders or isinstance(noise, Mri)):
-            options.precision = "fp32"  # their numbers span more than bfloat16 tells apart
+        if options.precision == "auto" and needs_fp32(network, saved):
+            options.precision = "fp32"
         network.ops = devices.prepare(options)
         self.taken = Taken(Denoiser(network, **_amounts(options)), noise)
 

@@ -28,16 +28,28 @@ import export_model
 import predict
 import serve
 import serve_client
-from conftest import ENVIRONMENT, ROOT, assert_user_error, broken_copies, noisy_scene, run_script, save
-from denoising import cli
+from conftest import (
+    ENVIRONMENT,
+    ROOT,
+    assert_user_error,
+    broken_copies,
+    noisy_scene,
+    run_script,
+    save,
+    scene,
+    tiny_network,
+)
+from denoising import cli, machine
+from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
+from denoising.inference import auto, checkpoint
 from denoising.inference.denoiser import Denoiser
 from denoising.serving.image_process import ImageProcesses
 
 pytest.importorskip("aiohttp")
 
-from denoising.serving import connections, models, pipeline, service
+from denoising.serving import connections, models, openapi, pipeline, service, uploads
 
 
 class Server:
@@ -292,6 +304,151 @@ def test_the_page_runs_its_own_script_and_nothing_else(server):
     assert json.loads(server.ask("GET", "/health")[2])["status"] == "ok"
 
 
+def test_detail_and_chroma_are_those_of_predict(server, weights, png):
+    amounts = {"strength": 0.9, "detail": 0.7, "chroma": 0.4}
+    query = "&".join(f"{name}={value}" for name, value in amounts.items())
+    status, headers, body = server.post(png, f"/denoise?{query}")
+    assert (status, headers["Denoise-Model"]) == (200, "tiny")
+    expected = Denoiser(str(weights), **amounts)(noisy_scene(45, 67))
+    assert (images.read_image("answer", body).pages[0] == expected).all()
+
+
+def test_a_picture_for_display_is_an_8_bit_png(server):
+    deep = io.BytesIO()
+    np.save(deep, noisy_scene(40, 50).astype(np.float32) / 200)
+    status, headers, body = server.post(deep.getvalue(), "/denoise?strength=0&format=png")
+    assert (status, headers["Content-Type"], headers["Denoise-Model"]) == (200, "image/png", "none")
+    shown = images.read_image("answer", body).pages[0]
+    assert shown.dtype == np.uint8
+    assert np.abs(shown - np.clip(noisy_scene(40, 50) * (255 / 200), 0, 255)).max() <= 1
+
+
+def events(server, job, begun=None):
+    """What is told of a job until its end."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", f"/jobs/{job}")
+        if begun:
+            begun.set()
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream")
+        lines = answer.read().decode().split("\n\n")
+        return [json.loads(line.removeprefix("data: ")) for line in lines if line]
+
+
+def test_progress_is_told_by_windows(weights, monkeypatch):
+    monkeypatch.setattr(Denoiser, "_window_pixels", lambda self: 320**2)
+    data, begun = as_bytes(noisy_scene(700, 500), "PNG"), threading.Event()
+    with serving("--model_path", weights) as server, ThreadPoolExecutor(1) as pool:
+        told = pool.submit(events, server, "a-1", begun)  # before there is such a job
+        begun.wait(10)
+        assert server.post(data, "/denoise?job=a-1")[0] == 200
+        told = told.result(30)
+        assert events(server, "a-1")[-1]["state"] == "done"  # and still after its end
+        assert server.post(as_bytes(noisy_scene(40, 50), "PNG"), "/denoise?job=a-1")[0] == 200
+    assert told[-1]["state"] == "done"
+    assert told[-1]["done"] == told[-1]["total"] > 0.3
+    assert told[-1]["model"] == "tiny"
+    done = [event["done"] for event in told]
+    assert done == sorted(done)
+
+
+def test_a_job_is_cancelled(slow_server):
+    data, begun = as_bytes(noisy_scene(1500, 1500), "PNG"), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        told = pool.submit(events, slow_server, "b", begun)
+        begun.wait(10)
+        posted = pool.submit(slow_server.post, data, "/denoise?job=b")
+        wait_for(lambda: (slow_server.service.jobs.by_name.get("b") or SimpleNamespace(done=0)).done > 0)
+        assert "in work" in slow_server.refuses(409, as_bytes(noisy_scene(40, 50), "PNG"), "/denoise?job=b")
+        start = time.monotonic()
+        assert slow_server.ask("DELETE", "/jobs/b")[0] == 204
+        status, _, body = posted.result(60)
+        assert (status, json.loads(body)) == (409, {"error": "the job was cancelled"})
+        assert time.monotonic() - start < 30
+        assert told.result(30)[-1]["state"] == "cancelled"
+    assert slow_server.ask("DELETE", "/jobs/b")[0] == 404
+    wait_for(lambda: slow_server.metrics()["denoise_queue"] == 0)
+
+
+def test_jobs_that_are_none(server, png, monkeypatch):
+    monkeypatch.setattr(service, "JOB_SECONDS", 0.1)
+    assert server.ask("GET", "/jobs/nothing")[0] == 404
+    assert server.ask("DELETE", "/jobs/nothing")[0] == 404
+    assert server.ask("GET", "/jobs/no%20name")[0] == 404
+    assert server.ask("POST", "/jobs/a")[0] == 405
+    for query in ("job=", "job=a/b", "job=" + "x" * 65, "format=jpeg", "fast=2", "model=other", "fast=1", "detail=2"):
+        assert query.split("=")[0] in server.refuses(400, png, f"/denoise?{query}")
+
+
+def test_the_interface_for_programs_is_that_of_the_routes(server):
+    document = json.loads(server.ask("GET", "/openapi.json")[2])
+    routes = {path: {method.lower() for method in methods} for path, methods in server.service.routes().items()}
+    described = {path: set(about) - {"parameters"} for path, about in document["paths"].items()}
+    assert described == routes
+    for path, names in (("/", openapi.DENOISE), ("/denoise", openapi.DENOISE), ("/analyse", openapi.ANALYSE)):
+        found = [parameter["name"] for parameter in document["paths"][path]["post"]["parameters"]]
+        assert found == list(names)
+    for name, (kind, default) in uploads.PARAMETERS.items():
+        assert openapi.QUERY[name][1].get("default") == default, name
+        assert kind(openapi.QUERY[name][1].get("default", "x")) is not None
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    for path in routes:
+        assert path.replace("{id}", "ID") in text
+    for name in uploads.PARAMETERS:
+        assert f"| `{name}` |" in text
+
+
+def weights_for(folder, **noises):
+    """Tiny weights that say what noise they are for."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for name, noisetype in noises.items():
+        network = tiny_network(len(paths))
+        paths.append(folder / f"{name}.pdparams")
+        options = {**network.options, "noisetype": noisetype}
+        checkpoint.save_network(paths[-1], checkpoint.network_state(network), options)
+    return paths
+
+
+def test_several_models_are_chosen_by_the_noise_or_by_name(tmp_path, monkeypatch):
+    paths = weights_for(tmp_path, broad="gauss5_50", narrow="gauss25")
+    weights_for(tmp_path / "own", mine="camera")
+    monkeypatch.setattr(auto, "shipped_weights", lambda flag: list(paths))
+    image = noisy_scene(200, 200, sigma=12)
+    clean = as_bytes(np.kron(scene(25, 25), np.ones((8, 8, 1), np.uint8)), "PNG")
+    with serving("--models", tmp_path / "own") as server:
+        listed = json.loads(server.ask("GET", "/models")[2])
+        assert listed["default"] == "auto"
+        assert [row["name"] for row in listed["models"]] == ["auto", "broad", "narrow", "mine"]
+        found = json.loads(server.post(as_bytes(image, "PNG"), "/analyse")[2])
+        assert (found["kind"], found["model"]) == ("gauss", "broad")
+        assert (found["height"], found["width"], found["channels"], found["bits"]) == (200, 200, 3, 8)
+        assert found["sigma"] == pytest.approx(12, rel=0.2)
+        status, headers, body = server.post(as_bytes(image, "PNG"))
+        assert (status, headers["Denoise-Model"]) == (200, "broad")
+        assert "12" in headers["Denoise-Why"] or "11" in headers["Denoise-Why"]
+        assert (images.read_image("answer", body).pages[0] == Denoiser(str(paths[0]))(image)).all()
+        assert server.post(as_bytes(image, "PNG"), "/denoise?model=narrow")[1]["Denoise-Model"] == "narrow"
+        assert "narrow" in server.refuses(400, clean, "/denoise?model=none")
+        status, headers, body = server.post(clean)
+        assert (status, headers["Denoise-Model"], body) == (200, "none", clean)
+        four = io.BytesIO()
+        np.save(four, np.random.default_rng(0).random((64, 64, 4), dtype=np.float32))
+        assert "4 channels" in server.refuses(422, four.getvalue())
+        loaded = {row["name"] for row in json.loads(server.ask("GET", "/models")[2])["models"] if row["loaded"]}
+        assert "mine" not in loaded
+
+
+def test_memory_is_given_back_after_a_large_image(slow_server):
+    """What the process has afterwards is what it had before, however large the image was."""
+    small, large = (as_bytes(noisy_scene(side, side), "PNG") for side in (64, 1600))
+    slow_server.post(small)
+    before = machine.used_memory()
+    assert slow_server.post(large, "/denoise?job=memory")[0] == 200
+    assert machine.used_memory() - before < 150 << 20
+
+
 def exported(weights, folder):
     """A folder with the exported network of some weights."""
     assert export_model.main(["--model_path", weights, "--save_dir", folder]) == 0
@@ -304,7 +461,7 @@ def test_an_exported_model_is_served_too(weights, tmp_path):
         status, _, body = server.post(as_bytes(image, "PNG"))
     assert status == 200
     result = images.read_image("answer", body).pages[0].astype(int)
-    assert np.abs(result - Denoiser(str(weights))(image)).max() <= 1
+    assert np.abs(result - Denoiser(str(weights), operators.choose()[0])(image)).max() <= 1
 
 
 def test_an_exported_model_puts_the_known_frequencies_back(tmp_path):
@@ -324,7 +481,10 @@ def test_an_exported_model_puts_the_known_frequencies_back(tmp_path):
     with serving("--model_dir", exported(path, tmp_path / "exported")) as server:
         status, _, body = server.post(sent.getvalue())
     assert status == 200, body
-    result, denoised = images.read_image("answer", body).pages[0], Denoiser(str(path))(undersampled)
+    result, denoised = (
+        images.read_image("answer", body).pages[0],
+        Denoiser(str(path), operators.choose()[0])(undersampled),
+    )
     np.testing.assert_allclose(result, noise.restore(undersampled, denoised), atol=1e-4)
     assert np.abs(result - denoised).max() > 0.01
 
@@ -675,7 +835,8 @@ def test_mistakes_at_the_start_are_one_line(server, weights, tmp_path):
         ({"--host": ""}, ["--host"]),
         ({"--model_path": tmp_path / "nowhere"}, ["--model_path", "nowhere"]),
         ({"--model_path": tmp_path / "garbage.pdparams"}, ["garbage.pdparams"]),
-        ({"--model_dir": tmp_path}, ["--model_path", "either"]),
+        ({"--model_dir": tmp_path}, ["--model_path", "one of"]),
+        ({"--models": tmp_path}, ["--model_path", "one of"]),
         ({"--precision": "int8"}, ["--precision", "bf16"]),
         ({"--runtime": "openvino"}, ["--runtime"]),
     ):

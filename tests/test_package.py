@@ -1,4 +1,4 @@
-"""What `pip install .` installs: the library, its C++ sources and pages, and the command `denoise`; nothing else."""
+"""What `pip install .` installs: the library, its C++ sources and pages, weights, and the command `denoise`."""
 
 import importlib.metadata
 import re
@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import ENVIRONMENT, ROOT, assert_user_error, opened
+from denoising.inference import auto
 from denoising.inference.denoiser import Denoiser
 
 SETUPTOOLS = int(importlib.metadata.version("setuptools").split(".")[0])
@@ -27,7 +29,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.split("\n"):
-        if name.endswith((".py", ".toml", ".txt", ".cc", ".h", ".html")) or name in ("LICENSE", "NOTICE"):
+        if name.endswith((".py", ".toml", ".txt", ".cc", ".h", ".html", ".pdparams")) or name in ("LICENSE", "NOTICE"):
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / "source" / name)
     # requirements-dev.txt brings a setuptools that is new enough; where there is an older one, pip fetches its own.
@@ -63,7 +65,12 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     tracked = subprocess.run(
         ["git", "ls-files", "arch_unet.py", "denoising"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert held == set(tracked.stdout.split())
+    weights = {name for name in held if name.endswith(".pdparams")}
+    assert held - weights == set(tracked.stdout.split())
+    assert {Path(name).parent.name for name in weights} == {"models"}
+    shipped = {path.stem for path in auto.shipped_weights()}
+    assert {Path(name).stem for name in weights} == shipped - {name for name in shipped if not is_tracked(name)}
+    assert wheel.stat().st_size < 40e6
     assert {"arch_unet.py", "denoising/engine/ops.cc", "denoising/reports/page.html"} <= held
     assert "denoise = denoising.__main__:command" in entry_points
     # Each requirement of the files is one of the package, under the extra of the file's name if it is one.
@@ -73,6 +80,20 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
                 name = re.match(r"[\w-]+", line)[0]
                 (found,) = re.findall(rf"^Requires-Dist: {name}\b.*", metadata, re.MULTILINE)
                 assert found.endswith(f'; extra == "{extra}"') == (extra not in ("common", "cpu")), found
+
+
+def is_tracked(name):
+    paths = [f"{name}.pdparams", f"models/{name}.pdparams"]
+    return bool(subprocess.run(["git", "ls-files", *paths], cwd=ROOT, capture_output=True, check=True).stdout)
+
+
+def test_the_installed_command_finds_its_weights(installed):
+    """From another folder, without --model_path; the weights alone are asked for, which needs no Paddle to compute."""
+    code = "from denoising.inference import auto\nprint([str(path) for path in auto.shipped_weights()])\n"
+    result = installed(sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
+    assert str(installed.target / "share") in result.stdout
+    assert "gauss5_50" in result.stdout
 
 
 USES_THE_LIBRARY = """

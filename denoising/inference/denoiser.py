@@ -153,6 +153,7 @@ class Denoiser:
                     whole = np.empty((len(part), height // scale, width // scale), np.float32)
                 window = window.scaled(scale_here)
                 whole[(slice(None), *window.kept)] = part[(slice(None), *window.inside)]
+            operators.release_memory()  # the next stage takes blocks of other sizes
             return whole
 
         def encode(window):

@@ -33,7 +33,8 @@ def parameters_of(request, names):
             raise Refused(400, f"{name}: {error}") from None
     if values.get("format", "own") not in ("own", "png"):
         raise Refused(400, "format: own or png")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", values.get("job") or "x"):
+    job = values.get("job")
+    if job is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job):
         raise Refused(400, "job: 1 to 64 letters, digits, - and _")
     return argparse.Namespace(**values)
 

@@ -36,7 +36,6 @@ from conftest import (
     noisy_scene,
     run_script,
     save,
-    scene,
     tiny_network,
 )
 from denoising import cli, machine
@@ -416,7 +415,9 @@ def test_several_models_are_chosen_by_the_noise_or_by_name(tmp_path, monkeypatch
     weights_for(tmp_path / "own", mine="camera")
     monkeypatch.setattr(auto, "shipped_weights", lambda flag: list(paths))
     image = noisy_scene(200, 200, sigma=12)
-    clean = as_bytes(np.kron(scene(25, 25), np.ones((8, 8, 1), np.uint8)), "PNG")
+    clean = as_bytes(
+        np.repeat(np.add.outer(np.arange(200), np.arange(200))[..., None] // 3, 3, axis=2).astype(np.uint8), "PNG"
+    )
     with serving("--models", tmp_path / "own") as server:
         listed = json.loads(server.ask("GET", "/models")[2])
         assert listed["default"] == "auto"
@@ -440,13 +441,14 @@ def test_several_models_are_chosen_by_the_noise_or_by_name(tmp_path, monkeypatch
         assert "mine" not in loaded
 
 
-def test_memory_is_given_back_after_a_large_image(slow_server):
-    """What the process has afterwards is what it had before, however large the image was."""
-    small, large = (as_bytes(noisy_scene(side, side), "PNG") for side in (64, 1600))
-    slow_server.post(small)
-    before = machine.used_memory()
-    assert slow_server.post(large, "/denoise?job=memory")[0] == 200
-    assert machine.used_memory() - before < 150 << 20
+def test_memory_is_given_back_after_a_large_image(weights):
+    small, large = (as_bytes(noisy_scene(side, side), "PNG") for side in (64, 2000))
+    with serving("--model_path", weights) as server:
+        server.post(small)
+        before = machine.used_memory()
+        assert server.post(large)[0] == 200
+        # The engine keeps its blocks for the next window, and gives them back when none comes.
+        wait_for(lambda: machine.used_memory() - before < 100 << 20)
 
 
 def exported(weights, folder):

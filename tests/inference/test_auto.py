@@ -1,0 +1,160 @@
+"""Which weights are taken for which noise."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import predict
+from conftest import noisy_scene, refusal, save, scene, tiny_network
+from denoising.cli import UserError
+from denoising.files import images
+from denoising.imaging.noise import parse_noise
+from denoising.inference import auto, checkpoint
+from denoising.inference.auto import Shelf, Spread, Weights, fitting
+from denoising.inference.denoiser import Denoiser
+
+
+def weights_of(name, noise, n_channel=3, numbers=9):
+    return Weights(name, None, parse_noise(noise), n_channel, n_channel, numbers)
+
+
+ALL = [
+    weights_of("best", "gauss25"), weights_of("other", "gauss25"), weights_of("broad", "gauss5_50"),
+    weights_of("grey", "gauss25", 1), weights_of("photo", "camera"), weights_of("light", "camera", numbers=3),
+    weights_of("photons", "poisson30"),
+]  # fmt: skip
+
+
+def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL):
+    found = fitting(able, SimpleNamespace(kind=kind, sigma=sigma, peak=peak), channels, fast)
+    return found and found.name
+
+
+def test_each_noise_gets_its_weights():
+    assert taken("correlated") == "photo"
+    assert taken("correlated", fast=True) == "light"
+    assert [taken("gauss", sigma) for sigma in (3, 12, 23, 25, 26.5, 28, 70)] == [
+        "broad", "broad", "broad", "best", "best", "broad", "broad"
+    ]  # fmt: skip
+    assert taken("gauss", 25, channels=1) == "grey"
+    assert [taken("poisson", 20, peak) for peak in (10, 29, 33, 60)] == ["broad", "photons", "photons", "broad"]
+    # Where none are for it, those that come next; where there are none at all, nothing.
+    assert taken("correlated", able=ALL[:4]) == "broad"
+    assert taken("gauss", 12, able=[ALL[0]]) == "best"
+    assert taken("gauss", 12, able=[]) is None
+
+
+def test_the_names_of_the_noise_stand_in_the_weights_that_ship():
+    shelf = Shelf(auto.shipped_weights())
+    noises = {name: weights.noise.name for name, weights in shelf.weights.items()}
+    assert {"best_model": "gauss25", "gauss5_50": "gauss5_50", "poisson30": "poisson30"}.items() <= noises.items()
+    assert not shelf.loaded
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """Tiny weights in the place of those that ship."""
+    paths = []
+    for name, noise in (("best", "gauss25"), ("broad", "gauss5_50"), ("photo", "camera"), ("light", "camera")):
+        network = tiny_network(len(paths))
+        paths.append(tmp_path / "weights" / f"{name}.pdparams")
+        paths[-1].parent.mkdir(exist_ok=True)
+        checkpoint.save_network(paths[-1], checkpoint.network_state(network), {**network.options, "noisetype": noise})
+    monkeypatch.setattr(auto, "shipped_weights", lambda flag="": paths)
+    return {path.stem: path for path in paths}
+
+
+def blurred(image, sigma=1.0):
+    import cv2
+
+    return cv2.GaussianBlur(image, (0, 0), sigma)
+
+
+def run(*flags, code=0):
+    assert predict.main([str(flag) for flag in flags]) == code
+
+
+def test_a_folder_of_all_kinds(tmp_path, shipped, capfd):
+    rng, smooth = np.random.default_rng(0), np.full((256, 256, 3), 120.0)
+    white = np.clip(smooth + rng.normal(0, 1, smooth.shape) * 12, 0, 255).astype(np.uint8)
+    camera = np.clip(smooth + blurred(rng.normal(0, 1, smooth.shape)) * 20, 0, 255).astype(np.uint8)
+    clean = np.repeat(np.add.outer(np.arange(256), np.arange(256))[..., None] // 3, 3, axis=2).astype(np.uint8)
+    for name, image in (("a_white.png", white), ("b_camera.png", camera), ("c_clean.png", clean)):
+        save(tmp_path / "in" / name, image)
+    from PIL import Image
+
+    Image.fromarray(clean).save(tmp_path / "in" / "d_clean.bmp")
+    run("--image_path", tmp_path / "in", "--save_dir", tmp_path / "o")
+    out, errors = capfd.readouterr()
+    assert len(out.splitlines()) == 4
+    for name, word in (("a_white", "broad, trained on gauss5_50"), ("b_camera", "photo, trained on camera")):
+        (line,) = [line for line in errors.splitlines() if name in line]
+        assert word in line
+    assert len([line for line in errors.splitlines() if "stays as it is" in line]) == 2
+    result = images.read_image(tmp_path / "o" / "a_white_denoise.png").pages[0]
+    assert (result == Denoiser(str(shipped["broad"]))(white)).all()
+    # Without noise: the same bytes if the format stays, else the same pixels.
+    assert (tmp_path / "o" / "c_clean_denoise.png").read_bytes() == (tmp_path / "in" / "c_clean.png").read_bytes()
+    assert (images.read_image(tmp_path / "o" / "d_clean_denoise.png").pages[0] == clean).all()
+    run("--image_path", tmp_path / "in" / "b_camera.png", "--save_dir", tmp_path / "fast", "--fast")
+
+
+def test_a_batch_is_continued(tmp_path, shipped, capfd):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.png", noisy_scene(64, 64, sigma=12))
+    save(tmp_path / "a_denoise.png", scene(9, 9))
+    mine = (tmp_path / "a_denoise.png").read_bytes()
+    flags = ("--image_path", tmp_path, "--save_dir", tmp_path, "--skip_existing")
+    run(*flags)
+    assert "have their results already" in capfd.readouterr().err
+    assert (tmp_path / "a_denoise.png").read_bytes() == mine
+    assert (tmp_path / "b_denoise.png").exists()
+    run(*flags)  # nothing is left, and no result is taken for an image
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "a.png", "a_denoise.png", "b.png", "b_denoise.png"
+    ]  # fmt: skip
+
+
+def test_noise_that_differs_tenfold_is_told_once():
+    spread = Spread()
+    assert [spread.note(sigma) for sigma in (2.0, 19.0, 0.0)] == [None] * 3
+    assert "2.0 to 20.0" in spread.note(20.0)
+    assert spread.note(90.0) is None
+
+
+def test_mistakes_are_one_line(tmp_path, shipped, weights, capsys, monkeypatch):
+    image = save(tmp_path / "a.png", noisy_scene(64, 64))
+    np.save(tmp_path / "four.npy", np.random.default_rng(0).random((64, 64, 4), dtype=np.float32))
+    good = {"--image_path": image, "--save_dir": tmp_path / "o"}
+    for flags, word in (
+        ([*_words(good), "--skip_existing", "--overwrite"], "--skip_existing"),
+        ([*_words(good), "--fast", "--model_path", weights], "--fast"),
+        (_words({**good, "--image_path": tmp_path / "four.npy"}), "4 channels"),
+        (_words({**good, "--detail": 2}), "--detail"),
+        (_words({**good, "--chroma": -1}), "--chroma"),
+        (_words({**good, "--precision": "int8"}), "--precision"),
+    ):
+        message = refusal(predict.main, flags, capsys)
+        assert word in message
+        assert "\n" not in message
+    monkeypatch.undo()
+    monkeypatch.setattr(auto, "SHIPPED", ("nothing",) * 2)
+    assert "auto finds no weights" in refusal(predict.main, good, capsys)
+    with pytest.raises(UserError, match="of that name"):
+        Shelf([weights, weights])
+
+
+def _words(flags):
+    return [word for pair in flags.items() for word in pair]
+
+
+def test_networks_are_loaded_once_and_dropped_where_memory_is_short(shipped, monkeypatch):
+    shelf = Shelf(shipped.values())
+    first = shelf.network("best")
+    assert shelf.network("best") is first
+    shelf.network("broad")
+    assert set(shelf.loaded) == {"best", "broad"}
+    monkeypatch.setattr(auto.machine, "free_memory", lambda: 1 << 20)
+    shelf.network("photo")
+    assert set(shelf.loaded) == {"photo"}

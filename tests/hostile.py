@@ -438,6 +438,19 @@ def cases():
             yield Case("infer.py", base("infer.py", **model))
     for name in RUNS:
         yield Case("train.py", ("--resume", "{zoo}/runs/" + name, "--save_model_path", "{out}/x"))
+    for name in ODD_IMAGES[::3]:
+        yield Case("predict.py", base("predict.py", model_path=None, image_path="{zoo}/odd/" + name))
+    for place in ("good", "odd", "rings/**", "one_broken"):
+        yield Case("predict.py", base("predict.py", model_path=None, image_path="{zoo}/" + place))
+    yield Case("predict.py", (*base("predict.py", model_path=None), "--fast"))
+    for flags in ("--fast", "--skip_existing --overwrite"):
+        yield Case("predict.py", (*base("predict.py"), *flags.split()), REFUSES)
+    yield Case("predict.py", (*base("predict.py", image_path="{zoo}/already", save_dir="{zoo}/already"),
+        "--skip_existing"), FINISHES, adds=True)  # fmt: skip
+    for place in ("nowhere", "nothing", "broken", "odd", "text.txt"):
+        yield Case("tools/serve.py", base("tools/serve.py", model_path=None, models="{zoo}/" + place), REFUSES)
+    for flags in ("--model other", "--model", "--fast --model auto", "--detail 1 --chroma 0"):
+        yield Case("tools/serve_client.py", (*base("tools/serve_client.py"), *flags.split()), FAILS)
     for flags in ("--tile 1", "--tile 352", "--strength 1e30", "--strength -1", "--device gpu", "--gpu_devices 99"):
         yield Case("predict.py", (*base("predict.py"), *flags.split()))
     # Results beside their sources: none of those may change.

@@ -290,8 +290,6 @@ def val_and_predict(val_dirs, image, target, engine_name, precision, limit, warm
 
 def working_memory(engine_name, precision, side):
     """Peak bytes of one pass per pixel of its window, beyond what the process had before."""
-    from denoising.inference.denoiser import TILE_BYTES
-
     denoiser = _denoiser(engine_name, precision)
     small, window = (np.zeros((1, 3, size, size), np.float32) for size in (64, side))
     denoiser.run_batch(small)
@@ -299,8 +297,7 @@ def working_memory(engine_name, precision, side):
     before = machine.used_memory("VmRSS")
     denoiser.run_batch(window)
     measured = (machine.used_memory("VmHWM") - before) / side**2
-    budget = min(TILE_BYTES, machine.free_memory() // 2)
-    return {"measured": measured, "planned": budget / denoiser._window_pixels()}
+    return {"measured": measured, "planned": denoiser.network.ops.bytes_per_pixel * denoiser.network.memory}
 
 
 def predict_memory(weights, image, folder, flags):

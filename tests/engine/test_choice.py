@@ -63,7 +63,7 @@ def test_an_engine_with_one_wrong_gradient_is_not_taken(name, monkeypatch):
 def test_an_engine_that_computes_rightly_is_taken():
     for name in ("auto", "onednn"):
         ops, line = operators.choose(name)
-        assert (type(ops), ops.half, ops.bytes_per_pixel) == (operators.EngineOps, False, 2300)
+        assert (type(ops), ops.half, ops.bytes_per_pixel) == (operators.EngineOps, False, 1900)
         assert line == "engine: onednn, fp32"
 
 
@@ -86,7 +86,18 @@ def test_bf16_is_taken_where_the_cpu_has_it(monkeypatch):
     monkeypatch.setattr(operators, "_obstacle", lambda: None)
     monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx512_bf16"])
     ops, line = operators.choose("auto", "bf16")
-    assert (ops.half, ops.bytes_per_pixel, line) == (True, 1200, "engine: onednn, bf16")
+    assert (ops.half, ops.bytes_per_pixel, line) == (True, 950, "engine: onednn, bf16")
+
+
+def test_auto_takes_bf16_where_it_can(monkeypatch):
+    monkeypatch.setattr(operators, "_obstacle", lambda: None)
+    for flags, precision in ((["avx512_bf16"], "bf16"), (["avx2"], "fp32")):
+        monkeypatch.setattr(machine, "cpu_flags", lambda flags=flags: flags)
+        assert operators.choose("auto", "auto")[1] == f"engine: onednn, {precision}"
+    monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx512_bf16"])
+    assert isinstance(operators.choose("paddle", "auto")[0], PlainOps)
+    monkeypatch.setattr(operators, "_obstacle", lambda: "there is none")
+    assert isinstance(operators.choose("auto", "auto")[0], PlainOps)
 
 
 @needs_compiler

@@ -349,3 +349,18 @@ print("same")
 """
     done = forks.run("-c", code, ONEDNN_MAX_CPU_ISA="AVX2")
     assert done.stdout == "same\n", done.stderr
+
+
+@needs_bf16
+@pytest.mark.parametrize("arch", ["unet", "unet_n2n", "unet_lite"])
+def test_an_image_that_comes_out_in_bf16_has_all_shades(arch):
+    """In bfloat16 there are 128 numbers from 0.5 to 1."""
+    network = build_network(arch, n_feature=4)
+    network.eval()
+    network.ops = choose("bf16")
+    image = paddle.rand([1, 3, 64, 64])
+    with paddle.no_grad():
+        exact, found = (np.unique(network(image).numpy()) for _ in range(2))
+        assert len(found) > 6000
+        np.testing.assert_array_equal(exact, found)
+    assert len(np.unique(network(image).numpy())) < 3000  # with gradients it stays as it was

@@ -194,7 +194,7 @@ def _windows_shown(denoiser, name):
         if bar is None and done < total and distributed.IS_MAIN:
             bar = cli.progress(total=round(total / 1e6, 1), unit="MP", label=Path(name).name[-30:])
         if bar is not None:
-            bar.update(done / 1e6 - bar.n)
+            bar.update(round(done / 1e6, 1) - bar.n)
 
     if denoiser is None:
         yield

@@ -118,22 +118,28 @@ class Shelf:
         if not able:
             raise ValueError(f"the image has {channels} channels, and no weights here take so many: name some that do")
         analysis = analyse(np.ascontiguousarray(image))
+        taken = fitting(able, analysis, channels, fast)
+        if analysis.kind == "none" and taken:
+            return Choice(taken.name, f"{analysis.describe()}: {taken.name}, which changes little if so", analysis)
         if analysis.kind == "none":
             return Choice(None, f"{analysis.describe()}: it stays as it is", analysis)
-        taken = fitting(able, analysis, channels, fast)
         if taken is None:
             raise ValueError(f"{analysis.describe()}; no weights here are for it: name some by --model_path")
         return Choice(taken.name, f"{analysis.describe()}: {taken.name}, trained on {taken.noise.name}", analysis)
 
 
 def fitting(able, analysis, channels, fast=False):
-    """The weights for a kind of noise, or those that come next; None if there are none for any such noise."""
+    """The weights for a kind of noise, or those that come next; None if there is nothing to do, or nothing for it."""
 
     def of(kind):
         return [weights for weights in able if isinstance(weights.noise, kind)]
 
-    if analysis.kind == "correlated" and (cameras := of(Camera)):
+    # Texture may hide what noise there is: better a photograph that changes a little than one that keeps its noise.
+    hidden = analysis.kind == "none" and analysis.certainty == "guess"
+    if (analysis.kind == "correlated" or hidden) and (cameras := of(Camera)):
         return (min if fast else max)(cameras, key=lambda weights: weights.numbers)
+    if analysis.kind == "none":
+        return None
     if analysis.kind == "poisson":
         near = [w for w in of(Poisson) if _is_near(w.noise, analysis.peak)]
         if near:

@@ -26,8 +26,9 @@ ALL = [
 ]  # fmt: skip
 
 
-def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL):
-    found = fitting(able, SimpleNamespace(kind=kind, sigma=sigma, peak=peak), channels, fast)
+def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL, certainty="sure"):
+    analysis = SimpleNamespace(kind=kind, sigma=sigma, peak=peak, certainty=certainty)
+    found = fitting(able, analysis, channels, fast)
     return found and found.name
 
 
@@ -43,6 +44,16 @@ def test_each_noise_gets_its_weights():
     assert taken("correlated", able=ALL[:4]) == "broad"
     assert taken("gauss", 12, able=[ALL[0]]) == "best"
     assert taken("gauss", 12, able=[]) is None
+    # Noise that texture may hide is a camera's, if any.
+    assert taken("none") is taken("none", certainty="likely") is taken("none", able=ALL[:4], certainty="guess") is None
+    assert taken("none", certainty="guess") == "photo"
+    assert taken("none", certainty="guess", fast=True) == "light"
+
+
+def test_where_noise_cannot_be_measured_the_weights_for_cameras_are_taken(shipped):
+    choice = Shelf(shipped.values()).choose(scene(20, 20))  # too few pixels
+    assert (choice.analysis.kind, choice.analysis.certainty, choice.name) == ("none", "guess", "photo")
+    assert choice.why.endswith("photo, which changes little if so")
 
 
 def test_the_names_of_the_noise_stand_in_the_weights_that_ship():

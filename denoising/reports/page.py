@@ -11,6 +11,7 @@ import numpy as np
 
 from denoising import cli
 from denoising.files import images
+from denoising.reports import modules
 from denoising.reports.montage import displayable
 from denoising.reports.scores import decimals
 
@@ -94,6 +95,8 @@ class HtmlReport:
                 _image_row(number, row, self._figures_of(number, row["name"])) for number, row in enumerate(rows)
             ),
             "settings": _settings_lists(self._settings),
+            "viewer_style": (modules.VIEWER / "viewer.css").read_text(encoding="utf-8"),
+            "viewer_script": modules.joined(modules.VIEWER / "index.js"),
         }
         template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
         # In one pass, so that no name can pass for a placeholder.
@@ -186,32 +189,21 @@ def _image_row(number, row, figures):
 
 
 def _figures(sources, name, height, width):
-    """The slider and the single pictures, in pairs that stay together."""
+    """An image's pictures, in pairs that stay together; the page's script opens them in the viewer."""
     caption = f"noisy \u2212 denoised, \u00d7{REMOVED_GAIN} around grey"
     if "clean" in sources:
         caption = f"denoised \u2212 clean, \u00d7{ERROR_GAIN} around grey"
-
-    def img(kind, classes="after"):
-        return (
-            f'<img class="{classes}" src="{sources[kind]}" width="{width}" height="{height}" '
-            f'loading="lazy" draggable="false" alt="{name}: {kind}">'
-        )
-
-    data = "".join(f' data-{kind}="{src}"' for kind, src in sources.items() if kind != "residual")
-    figures = [
-        f'<div class="slider"{data}>{img("denoised")}{img("noisy", "before")}<i></i>'
-        f'<input type="range" min="0" max="100" step="0.5" value="50" '
-        f'aria-label="{name}: divide between two pictures, in percent"></div>'
-        "<figcaption><span>noisy</span><span>denoised</span></figcaption>"
-    ]
-    for kind in ("clean", "denoised", "residual"):
+    figures = []
+    for kind in ("noisy", "denoised", "clean", "residual"):
         if kind in sources:
-            text = caption if kind == "residual" else kind
-            link = f'<a href="{sources[kind]}">{img(kind)}</a>'
-            figures.append(f"{link}<figcaption>{text}</figcaption>")
-    figures = [f"<figure>{figure}</figure>" for figure in figures]
+            figures.append(
+                f'<figure><a href="{sources[kind]}"><img src="{sources[kind]}" width="{width}" height="{height}" '
+                f'loading="lazy" draggable="false" alt="{name}: {kind}"></a>'
+                f'<figcaption class="{kind}">{caption if kind == "residual" else kind}</figcaption></figure>'
+            )
+    data = "".join(f' data-{kind}="{source}"' for kind, source in sources.items())
     pairs = "".join(f"<div>{''.join(figures[i : i + 2])}</div>" for i in (0, 2))
-    return f'<div class="figures">{pairs}</div>'
+    return f'<div class="figures"{data}>{pairs}</div>'
 
 
 def _settings_lists(settings):

@@ -17,7 +17,7 @@ import pytest
 
 from denoising import cli
 from denoising.inference.evaluation import Score, SetScores
-from denoising.reports import plots, run_log, scores
+from denoising.reports import modules, plots, run_log, scores
 from denoising.reports.page import HtmlReport
 from denoising.reports.run_log import RunLog
 
@@ -258,14 +258,14 @@ def test_page_holds_all_images_and_needs_nothing_else(report):
     page, folder = Page(report), os.path.dirname(report)
     assert len(page.all("tbody")) == 1 + len(HOSTILE) + 12 + 2
     # Ten pictures of a set at most, of the first repeat.
-    assert len(page.all("div", **{"class": "slider"})) == len(HOSTILE) + 10
+    assert len(page.all("div", **{"class": "figures"})) == len(HOSTILE) + 10
     sources = [image["src"] for image in page.all("img")]
-    assert len(sources) == 5 * (len(HOSTILE) + 10)
+    assert len(sources) == 4 * (len(HOSTILE) + 10)
     assert {image["loading"] for image in page.all("img")} == {"lazy"}
     assert sorted([*set(sources), "index.html"]) == sorted(os.listdir(folder))
     assert {"00000-input.png", "00000-label.png", "00000-output.png"} < set(sources)
     for tag, attributes in page.tags:
-        for name in ("src", "href", "data-noisy", "data-denoised", "data-clean"):
+        for name in ("src", "href", "data-noisy", "data-denoised", "data-clean", "data-residual"):
             address = attributes.get(name)
             assert address is None or address == "data:," or address[0] == "#" or address in sources, tag
     with open(report, encoding="utf-8") as file:
@@ -364,6 +364,18 @@ def test_a_run_has_the_page_of_its_latest_snapshot(tmp_path):
     assert not (folder / "validation" / "00002-input.png").exists()
 
 
+def test_modules_become_one(tmp_path):
+    """Each once, after what it imports."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "base.js").write_text("export const base = 1;\n")
+    (tmp_path / "sub" / "half.js").write_text('import { base } from "../base.js";\n\nexport function half() {}\n')
+    (tmp_path / "all.js").write_text(
+        'import { half } from "./sub/half.js";\nimport { base } from "./base.js";\nhalf();\n'
+    )
+    lines = [line for line in modules.joined(tmp_path / "all.js").splitlines() if line]
+    assert lines == ["const base = 1;", "function half() {}", "half();"]
+
+
 def browse(report, view, *arguments):
     """The page as Chromium has it after its script ran, and what that complained about."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -380,8 +392,8 @@ def browse(report, view, *arguments):
     return run.stdout, complaints
 
 
-def test_page_sorts_filters_and_slides_in_a_browser(report, tmp_path):
-    dom, complaints = browse(report, "#sort=psnr&down=&set=grey&at=30&pair=denoised+clean")
+def test_page_sorts_and_filters_in_a_browser(report, tmp_path):
+    dom, complaints = browse(report, "#sort=psnr&down=&set=grey")
     assert complaints == []
     (tmp_path / "dom.html").write_text(dom, encoding="utf-8")
     page = Page(tmp_path / "dom.html")
@@ -390,10 +402,24 @@ def test_page_sorts_filters_and_slides_in_a_browser(report, tmp_path):
     assert numbers == sorted(numbers, reverse=True)
     assert {body["data-set"] for body in bodies if "hidden" not in body} == {"grey"}
     assert len(page.all("th", **{"aria-sort": "descending"})) == 1
-    sliders = page.all("div", **{"class": "slider", "style": "--at: 30%;"})
-    assert len(sliders) == len(HOSTILE) + 10
-    lower = [image["src"] for image in page.all("img", **{"class": "before"})]
-    assert all(source.endswith("-output.png") for source in lower)
+
+
+def test_an_image_opens_in_the_viewer(report, tmp_path):
+    """The view that an address asks for: one image, two of its pictures, and where they are divided."""
+    view = f"#open=image-{len(HOSTILE)}&at=49&pair=denoised+clean"
+    dom, complaints = browse(report, view)
+    assert complaints == []
+    assert '<h2 id="closer-name">0.png</h2>' in dom
+    assert '<div class="line" style="left: 49%;">' in dom
+    assert 'aria-label="denoised and clean"' in dom
+    browse(report, view, "--window-size=800,600", f"--screenshot={tmp_path / 'page.png'}")
+    screenshot = cv2.imread(str(tmp_path / "page.png"))
+    folder = os.path.dirname(report)
+    # It is shown twice as large, in squares, in the middle: denoised left of the line, and clean right of it.
+    for kind, part in (("output", np.s_[:, :30]), ("label", np.s_[:, -40:])):
+        pixels = cv2.imread(os.path.join(folder, f"{len(HOSTILE):05d}-{kind}.png"))
+        squares = cv2.resize(pixels, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)[part]
+        assert cv2.matchTemplate(screenshot, squares, cv2.TM_SQDIFF).min() / squares.size < 1, kind
 
 
 def test_pictures_are_painted_in_a_browser(report, tmp_path):

@@ -198,7 +198,7 @@ def decode(data, max_pixels):
     corner = np.s_[:1, :1]
     alpha = picture.alpha and [plane[corner] for plane in picture.alpha]
     like = pixels.Picture(pages=[], alpha=alpha, format=picture.format)
-    encode([page[corner] for page in picture.pages], like, max_pixels)
+    encode([page[corner] for page in picture.pages], like, 95, max_pixels)
     return picture, work
 
 
@@ -213,9 +213,9 @@ def _check_work(shapes, max_pixels):
     return work
 
 
-def encode(pages, picture, max_pixels):
-    """A file of the picture's own format, with its metadata."""
-    return images.encode("image" + FORMATS[picture.format][0], pages, like=picture)
+def encode(pages, picture, quality, max_pixels):
+    """A file of the picture's own format, with its metadata; the quality is that of a JPEG."""
+    return images.encode("image" + FORMATS[picture.format][0], pages, picture, quality)
 
 
 def limit_memory(max_pixels):

@@ -3,6 +3,8 @@
 >>> document = openapi.document(limits)
 """
 
+from denoising.serving.formats import KINDS
+
 IMAGE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 FORM = {
     "multipart/form-data": {
@@ -16,7 +18,11 @@ QUERY = {
     "chroma": ("How much of the colour noise is removed, apart from brightness.", SHARE | {"default": 1}),
     "model": ("A name of GET /models; auto measures the noise and takes what fits.", {"type": "string"}),
     "fast": ("With auto, for photographs: the light network.", {"type": "integer", "enum": [0, 1], "default": 0}),
-    "format": ("own: that of the upload; png: 8 bits, to be shown.", {"enum": ["own", "png"], "default": "own"}),
+    "format": (
+        "own: that of the upload; view: a PNG of 8 bits, to be shown.",
+        {"enum": ["own", *KINDS], "default": "own"},
+    ),
+    "quality": ("Of a JPEG.", {"type": "integer", "minimum": 1, "maximum": 100, "default": 95}),
     "job": ("A name for GET and DELETE /jobs/{id}.", {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}),
 }
 DENOISE = tuple(QUERY)  # the parameters of each request with an image

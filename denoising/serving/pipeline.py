@@ -15,6 +15,7 @@ from arch_unet import DenoisingNetwork
 from denoising import cli, machine
 from denoising.imaging import pixels
 from denoising.inference import denoiser
+from denoising.serving import formats
 from denoising.serving.batching import BatchedDenoiser, Batcher, Dropped, Ticket
 from denoising.serving.image_process import Died, Refused
 
@@ -97,7 +98,9 @@ class Pipeline:
             model, why, untouched = taken.name, taken.why, taken.network is None
             if untouched and asked.format == "own":
                 return Answer(data, picture.format, work, model, why)
-        pages, picture.pages = picture.pages, []  # only what is left beside the pixels is needed of the input
+        self._check_holds(picture, asked)
+        pages = formats.prepared(picture.pages, asked.format)
+        picture.pages = []  # only what is left beside the pixels is needed of the input
         if not untouched:
             job.state = "denoising"
             denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, tile=self.options.tile, **amounts)
@@ -105,11 +108,10 @@ class Pipeline:
             for number, page in enumerate(pages):
                 pages[number] = taken.noise.restore(page, denoise(page))
         job.state = "writing"
-        if asked.format == "png":
-            pages, picture = _for_display(pages, picture)
+        pages, picture = formats.converted(pages, picture, asked.format)
         if job.ticket.dropped:
             raise Dropped
-        result = self.processes.call("encode", pages, picture, limit=self.options.timeout)
+        result = self.processes.call("encode", pages, picture, asked.quality, limit=self.options.timeout)
         del pages
         if work > LARGE:
             machine.trim_memory()
@@ -129,8 +131,21 @@ class Pipeline:
         return {
             "kind": found.kind, **numbers, "certainty": found.certainty, "description": found.describe(),
             "model": taken.name, "why": taken.why, "height": height, "width": width, "channels": channels,
+            "curve": [[round(float(number), 7) for number in line] for line in found.curve],
+            "correlation": found.correlation.mean(axis=0).round(3).tolist(),
             "bits": 8 * page.itemsize, "format": picture.format, "pages": len(picture.pages),
         }  # fmt: skip
+
+    def _check_holds(self, picture, asked):
+        """Writes one pixel of what was asked for, to learn before all the work what that format cannot hold."""
+        if asked.format == "own":
+            return  # was tried by the decoder
+        corner = np.s_[:1, :1]
+        alpha = picture.alpha and [plane[corner] for plane in picture.alpha]
+        like = pixels.Picture(pages=[], alpha=alpha, format=picture.format)
+        pages = [page[corner] for page in formats.prepared(picture.pages, asked.format)]
+        pages, like = formats.converted(pages, like, asked.format)
+        self.processes.call("encode", pages, like, asked.quality, limit=self.options.timeout)
 
     def _decoded(self, data, job):
         """The picture in a file, and the pixels of work that it is."""
@@ -144,17 +159,6 @@ class Pipeline:
         if job.ticket.dropped:
             raise Dropped
         return decoded
-
-
-def _for_display(pages, picture):
-    """The first page in 8 bits, as a picture that any browser shows."""
-    alpha = picture.alpha and [_in_8_bits(picture.alpha[0])]
-    shown = pixels.Picture(pages=[], alpha=alpha, format="PNG", icc=picture.icc)
-    return [_in_8_bits(pages[0])], shown
-
-
-def _in_8_bits(array):
-    return pixels.from_01(pixels.to_01(array), np.uint8)
 
 
 class ExportedNetwork(DenoisingNetwork):

@@ -18,6 +18,7 @@ from pathlib import Path
 from aiohttp import web
 
 from denoising import cli
+from denoising.reports import modules
 from denoising.serving import metrics, openapi, uploads
 from denoising.serving.batching import Dropped
 from denoising.serving.connections import Connection, error_response, is_loopback, naming_the_address, url_of
@@ -344,15 +345,19 @@ class Service:
 
 
 def read_page():
-    """The page for browsers, and headers that let it run its own script and nothing else."""
-    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    digests = {
-        tag: base64.b64encode(hashlib.sha256(re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[1].encode()).digest())
-        for tag in ("script", "style")
+    """The page for browsers, with all of its modules, and headers that let it run these and nothing else."""
+    folder = Path(__file__).parent / "app"
+    sheets = (modules.VIEWER / "viewer.css", folder / "app.css")
+    parts = {
+        "style": "".join(sheet.read_text(encoding="utf-8") for sheet in sheets),
+        "script": modules.joined(folder / "app.js"),
     }
+    template = (folder / "index.html").read_text(encoding="utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    digests = {tag: base64.b64encode(hashlib.sha256(text.encode()).digest()) for tag, text in parts.items()}
     policy = (
         f"default-src 'none'; script-src 'sha256-{digests['script'].decode()}'; "
-        f"style-src 'sha256-{digests['style'].decode()}'; img-src blob: data:; connect-src 'self'; "
+        f"style-src 'sha256-{digests['style'].decode()}'; img-src data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return page, {"Content-Security-Policy": policy}

@@ -7,11 +7,13 @@ import re
 from aiohttp import web
 
 from denoising.cli import number
+from denoising.serving.formats import KINDS
 from denoising.serving.image_process import Refused
 
 PARAMETERS = {
     "strength": (number(float, 0, 1), 1.0), "detail": (number(float, 0, 1), 0.0), "chroma": (number(float, 0, 1), 1.0),
-    "model": (str, None), "fast": (number(int, 0, 1), 0), "format": (str, "own"), "job": (str, None),
+    "model": (str, None), "fast": (number(int, 0, 1), 0), "format": (str, "own"), "quality": (number(int, 1, 100), 95),
+    "job": (str, None),
 }  # fmt: skip
 
 
@@ -31,8 +33,8 @@ def parameters_of(request, names):
             values[name] = kind(request.query[name]) if name in request.query else default
         except argparse.ArgumentTypeError as error:
             raise Refused(400, f"{name}: {error}") from None
-    if values.get("format", "own") not in ("own", "png"):
-        raise Refused(400, "format: own or png")
+    if values.get("format", "own") not in ("own", *KINDS):
+        raise Refused(400, f"format: own, {', '.join(KINDS)}")
     job = values.get("job")
     if job is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job):
         raise Refused(400, "job: 1 to 64 letters, digits, - and _")

@@ -315,11 +315,53 @@ def test_detail_and_chroma_are_those_of_predict(server, weights, png):
 def test_a_picture_for_display_is_an_8_bit_png(server):
     deep = io.BytesIO()
     np.save(deep, noisy_scene(40, 50).astype(np.float32) / 200)
-    status, headers, body = server.post(deep.getvalue(), "/denoise?strength=0&format=png")
+    status, headers, body = server.post(deep.getvalue(), "/denoise?strength=0&format=view")
     assert (status, headers["Content-Type"], headers["Denoise-Model"]) == (200, "image/png", "none")
     shown = images.read_image("answer", body).pages[0]
     assert shown.dtype == np.uint8
     assert np.abs(shown - np.clip(noisy_scene(40, 50) * (255 / 200), 0, 255)).max() <= 1
+
+
+def test_results_in_other_formats(server, weights, png):
+    """What was asked for, with what lies beside the pixels; of 8 bits a TIFF keeps what lies between their shades."""
+    noisy, denoise = noisy_scene(45, 67), Denoiser(str(weights))
+    status, headers, body = server.post(png, "/denoise?format=tiff")
+    assert (status, headers["Content-Type"]) == (200, "image/tiff")
+    assert (images.read_image("answer", body).pages[0] == denoise(noisy.astype(np.uint16) * 257)).all()
+    photo = io.BytesIO()
+    Image.fromarray(noisy).save(photo, "JPEG", icc_profile=b"a profile of colours")
+    as_png = images.read_image("answer", server.post(photo.getvalue(), "/denoise?format=png")[2])
+    assert (as_png.format, as_png.pages[0].dtype, as_png.icc) == ("PNG", np.uint8, b"a profile of colours")
+    bright = io.BytesIO()
+    np.save(bright, noisy.astype(np.float32) / 255)
+    assert images.read_image("answer", server.post(bright.getvalue(), "/?format=png")[2]).pages[0].dtype == np.uint16
+    sizes = [len(server.post(png, f"/denoise?format=jpeg&quality={quality}")[2]) for quality in (30, 95)]
+    assert sizes[0] < sizes[1]
+    assert server.post(png, "/?format=jpeg")[2] == server.post(png, "/?format=jpeg&quality=95")[2]
+
+
+def test_what_another_format_cannot_hold_is_refused_before_the_work(server):
+    clear = io.BytesIO()
+    Image.fromarray(noisy_scene(40, 50)).convert("RGBA").save(clear, "PNG")
+    assert "cannot hold uint8 of 3 channel(s) with transparency" in server.refuses(
+        422, clear.getvalue(), "/?format=jpeg"
+    )
+    stack = images.encode("a.tif", [noisy_scene(40, 50, 1, seed) for seed in range(3)])
+    assert "3 pages" in server.refuses(422, stack, "/?format=png")
+    assert server.post(stack, "/?format=view")[0] == 200  # its first page
+    assert server.post(clear.getvalue(), "/?format=view")[0] == 200
+    for query in ("format=gif", "format=", "quality=0", "quality=101", "quality=a", "quality=95&quality=95"):
+        server.refuses(400, clear.getvalue(), f"/?{query}")
+
+
+def test_the_curve_and_the_correlation_of_the_noise(server):
+    rng = np.random.default_rng(0)
+    scene = np.tile(np.linspace(40, 210, 200), (200, 1))[..., None].repeat(3, axis=2)
+    noisy = np.clip(scene + rng.normal(0, 12, scene.shape), 0, 255).astype(np.uint8)
+    found = json.loads(server.post(as_bytes(noisy, "PNG"), "/analyse")[2])
+    assert [255 * (a / 2 + b) ** 0.5 for a, b in found["curve"]] == pytest.approx([12] * 3, rel=0.15)
+    assert np.shape(found["correlation"]) == (7, 7)
+    assert found["correlation"][3][3] == 1
 
 
 def events(server, job, begun=None):

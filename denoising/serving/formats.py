@@ -1,0 +1,35 @@
+"""The formats in which a result is sent: the upload's own, one to be shown, or another to be kept."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from denoising.imaging import pixels
+
+# What `format` may ask for beside the upload's own, and what it becomes.
+KINDS = {"view": "PNG", "png": "PNG", "tiff": "TIFF", "jpeg": "JPEG"}
+
+
+def prepared(pages, kind):
+    """The pages that are denoised: for a TIFF in 16 bits, so that what lies between two shades of 8 bits is kept."""
+    if kind == "tiff":
+        return [page.astype(np.uint16) * 257 if page.dtype == np.uint8 else page for page in pages]
+    return pages
+
+
+def converted(pages, picture, kind):
+    """The pages, and the picture beside them, as they are encoded; `view` is the first page, for any browser."""
+    if kind == "own":
+        return pages, picture
+    if kind == "view":
+        picture = pixels.Picture(pages=[], format="PNG", icc=picture.icc)  # what is transparent has noise too
+        pages = pages[:1]
+    else:
+        picture = replace(picture, format=KINDS[kind])
+    # PNG holds no floating point, and JPEG 8 bits alone.
+    if kind in ("view", "jpeg") or (kind == "png" and pages[0].dtype == np.float32):
+        dtype = np.uint16 if kind == "png" else np.uint8
+        pages = [pixels.from_01(pixels.to_01(page), dtype) for page in pages]
+        if picture.alpha:
+            picture.alpha = [pixels.from_01(pixels.to_01(plane), dtype) for plane in picture.alpha]
+    return pages, picture

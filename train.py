@@ -52,6 +52,7 @@ from denoising.training.methods import build_method
 from denoising.training.options import get_parser, parse_options
 from denoising.training.schedule import Schedule
 from denoising.training.state import STATE, Training
+from denoising.training.watched import watched
 
 # --- Set-up -------------------------------------------------------------------------------------------------
 
@@ -120,6 +121,11 @@ def run_folder(options, training, stopped):
     return folder
 
 
+def impatient(options, training):
+    """Whether --patience has been given, and as many snapshots were no better than the best one."""
+    return bool(options.patience) and training.waited >= options.patience
+
+
 class StopRequest:
     """Ctrl-C or a polite kill: the step is finished and saved. A second one ends at once."""
 
@@ -158,6 +164,7 @@ def train(options, stopped=None, method=None, training_class=Training):
     """
     # Sets, method, data.
     sets, noise = validation_sets(options)
+    judged = None if sets else watched(options)
     method = method or build_method(options)
     patches = training_images(options, method)
     batches = dataset.Batches(
@@ -189,7 +196,7 @@ def train(options, stopped=None, method=None, training_class=Training):
     pace, last_saved = Pace(), time.perf_counter()
     lock = cli.only_process_in(folder) if distributed.IS_MAIN else contextlib.nullcontext()
     with log, contextlib.closing(stream), StopRequest() as stop, lock:
-        while plan.progress(training.step, training.seconds) < 1 and not stop.signal:
+        while plan.progress(training.step, training.seconds) < 1 and not (stop.signal or impatient(options, training)):
             start = time.perf_counter()
             # Rate.
             rate = plan.learning_rate(training.step, training.seconds)
@@ -209,12 +216,15 @@ def train(options, stopped=None, method=None, training_class=Training):
             finished = plan.progress(training.step, training.seconds) >= 1
             scored = finished or plan.snapshot_due(training.step, before, training.seconds)
             if scored:
-                snapshot(training, sets, noise, folder, log, -(-training.step // plan.steps_per_epoch))
+                epoch = -(-training.step // plan.steps_per_epoch)
+                snapshot(training, sets, noise, folder, log, epoch, judged)
                 pace.restart()
             due = scored or time.perf_counter() - last_saved > 60 * options.save_minutes
             if distributed.IS_MAIN and (due or stop.signal):
                 training.save_state(folder)
                 last_saved = time.perf_counter()
+        if impatient(options, training):
+            log.line(f"stopped early: {training.waited} snapshots since the best one")
         if options.to_static:
             log.line(f"static graph: {len(training.network.forward.program_cache)} programs")  # one for each size
     if distributed.WORLD_SIZE > 1:

@@ -5,6 +5,8 @@ Examples:
   python val.py --model_path best_model.pdparams --val_dirs ./validation --noisetype poisson30 --save_dir report
   python val.py --model_path best_model.pdparams --val_dirs photos/test --show_output 3
   python val.py --model_path best_model.pdparams --val_images 5 --val_repeats 1 --json scores.json
+  python val.py --model_path best_model.pdparams --no_clean my_noisy_photos --report report      # docs/trust.md
+  python val.py --model_path best_model.pdparams --no_clean frames_a --pair_dir frames_b
 """
 
 import json
@@ -13,13 +15,16 @@ import re
 
 from denoising import cli
 from denoising.cli import UserError, number
-from denoising.data import validation
+from denoising.data import noisy_frames, validation
 from denoising.files import images
+from denoising.imaging import trust
 from denoising.imaging.noise import list_of_noise, noise_of_flag
+from denoising.imaging.pixels import to_01
 from denoising.inference import devices, distributed
-from denoising.inference.denoiser import Denoiser
+from denoising.inference.denoiser import Denoiser, finite
+from denoising.inference.estimate import judge
 from denoising.inference.evaluation import evaluate_sets
-from denoising.reports import montage, page, scores
+from denoising.reports import montage, page, scores, trust_page
 
 
 def get_parser():
@@ -29,7 +34,12 @@ def get_parser():
     add = parser.add_argument
     add("--model_path", required=True, help="the .pdparams weights to score")
     add("--val_dirs", default="./validation", help="folder of clean validation sets, or a pair file")
-    add("--noisetype", help=f"{list_of_noise()}; what the network was trained on, unless given")
+    add("--no_clean", metavar="FOLDER",
+        help="noisy images, to be judged without clean ones: how much noise goes, how much structure goes with it")
+    add("--pair_dir", metavar="FOLDER",
+        help="with --no_clean: another frame of each scene under the same name, which tells the error itself")
+    add("--noisetype", help=f"{list_of_noise()}; what the network was trained on, unless given; "
+        "with --no_clean the noise that the images have, gaussA or poissonA, which is measured unless given")
     add("--n_feature", type=number(int, 1), help="refuse weights of another width")
     add("--n_channel", type=int, choices=[1, 3, 4], help="refuse weights of other channels")
     add("--val_repeats", type=number(int, 1), help="repeats per set, instead of its own")
@@ -136,6 +146,70 @@ def score_sets(options, denoiser, noise, sets, pictures):
         return list(evaluate_sets(denoiser, sets, noise, *limits, on_image))
 
 
+# --- Without clean images -----------------------------------------------------------------------------------
+
+
+def noisy_files(options):
+    """The noisy files to judge, before any slow step; none without --no_clean."""
+    judged = options.no_clean is not None
+    cli.refuse(
+        (options.pair_dir and not judged, "--pair_dir: it goes with --no_clean"),
+        (options.val_repeats and judged, "--val_repeats: with --no_clean each file is judged once"),
+        (options.show_output and judged, "--show_output: with --no_clean the pictures are in --report"),
+        (options.csv and judged, "--csv: with --no_clean there is --json"),
+        (judged and distributed.WORLD_SIZE > 1, "--no_clean: takes one process"),
+    )
+    if not judged:
+        return []
+    return noisy_frames.find("--no_clean", options.no_clean, "--pair_dir", options.pair_dir)[: options.val_images]
+
+
+def noise_of_files(options):
+    """The noise that --noisetype says the files have; None where it is to be measured."""
+    noise = noise_of_flag("--noisetype", options.noisetype)
+    known = trust.known_level(noise, options.n_channel or 1)
+    wanted = "gaussA or poissonA with one number; unless given, the noise is measured"
+    refused = known is None and noise.name != "none"
+    cli.refuse((refused, f"--noisetype: {options.noisetype} is not for --no_clean, which takes {wanted}"))
+    return noise if known else None
+
+
+def judge_files(options, files):
+    """Judges noisy images by what was removed from them, prints a table, and writes what was asked for."""
+    refuse_existing(options)
+    noise, denoiser = noise_of_files(options), load(options)
+    cli.refuse((denoiser.n_input != denoiser.n_channel, f"--no_clean: {options.model_path} is for renders"))
+    title = f"{os.path.basename(options.model_path)}, judged without clean images"
+    more = options.report_images, options.overwrite
+    report = trust_page.TrustReport("--report", options.report, title, *more) if options.report else None
+    level, entries = noise and trust.known_level(noise, denoiser.n_channel), []
+    for name, path, second in cli.progress(files, unit="image"):
+        noisy, other = noisy_frames.read(path, second, denoiser.n_channel, "--pair_dir")
+        try:
+            denoised = finite(denoiser(to_01(noisy)))
+        except ValueError as error:
+            raise UserError(f"--no_clean: {path}: {error}") from None
+        entries.append((name, judge(denoiser, noisy, level, other, denoised)))
+        if report:
+            report.add(name, noisy, denoised, entries[-1][1])
+    none = all(found.level is None for _, found in entries)
+    cli.refuse((none, f"--no_clean: no image has noise that can be measured ({entries[0][1].why_not}); "
+                "--noisetype names it"))  # fmt: skip
+    data = {"model": options.model_path, "images": [trust_page.as_dict(*entry) for entry in entries]}
+    if options.json == "-":
+        print(json.dumps(data, indent=2))
+    else:
+        print(trust_page.table(entries), *(f"{name}: {found.verdict()}" for name, found in entries), sep="\n")
+    if options.json and options.json != "-":
+        cli.write_json(options.json, data)
+    if report:
+        cli.note(f"report: {report.close()}")
+    return 0
+
+
+# --- Results ------------------------------------------------------------------------------------------------
+
+
 def print_scores(results, absent, val_dirs):
     """The published lines, the table, and what was not there to be scored."""
     for result in results:
@@ -178,6 +252,9 @@ def main(argv=None):
     # Check everything before the first slow step.
     options = get_parser().parse_args(argv)
     cli.existing_file("--model_path", options.model_path)
+    files = noisy_files(options)
+    if files:
+        return judge_files(options, files)
     sets, absent = validation.find_validation_sets(options.val_dirs)
     refuse_existing(options)
     montages = Montages(options)

@@ -16,7 +16,7 @@ from denoising.reports.montage import displayable
 from denoising.reports.scores import decimals
 
 FILES = {"noisy": "input", "denoised": "output", "clean": "label", "residual": "residual"}  # how pictures are called
-OWN_FILES = re.compile(r"index\.html|settings\.json|\d{5,}-(input|output|label|residual|montage)\.png")
+OWN_FILES = re.compile(r"index\.html|settings\.json|\d{5,}-(input|output|label|residual|montage|structure)\.png")
 ERROR_GAIN, REMOVED_GAIN = 4, 2  # how much a residual is amplified for the eye
 
 # Shown of each image and set: measure, format, classes of the table cell.

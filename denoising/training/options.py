@@ -17,7 +17,7 @@ from denoising.training.state import STATE
 
 # What may change between a run and its continuation; anything else would make it another run.
 CHANGEABLE = {
-    "n_epoch", "max_steps", "max_minutes", "log_iters", "n_snapshot", "save_minutes", "workers", "cache_gb",
+    "n_epoch", "max_steps", "max_minutes", "log_iters", "n_snapshot", "patience", "save_minutes", "workers", "cache_gb",
     "val_repeats", "val_images", "val_dirs", "data_dir", "pair_dir", "plot_stats", "parallel",
     "save_model_path", "log_name", "device", "gpu_devices",
 }  # fmt: skip
@@ -137,6 +137,8 @@ def get_parser(description=None):
     add("--n_snapshot", type=number(int, 1),
         help="epochs between snapshots, which save and score the weights (default: 1; a tenth of the run where its "
         "length is given in steps or minutes)")
+    add("--patience", type=number(int, 1), metavar="N",
+        help="stop when N snapshots in a row were no better than the best one (docs/trust.md)")
     add("--val_repeats", type=number(int, 1),
         help="how often each validation set is scored, with other noise each time (default: as published for it)")
     add("--val_images", "--valid_size", type=number(int, 1), help="score only this many images of each set")
@@ -199,6 +201,8 @@ def saved_options(parser, stopped):
         saved, where = dict(about["training"]), about["where"]
         step, best = where["step"], where["best_psnr"]
         if type(step) is not int or not 0 <= step < 10**15 or not isinstance(best, float | None):
+            raise ValueError
+        if type(where.get("waited", 0)) is not int:
             raise ValueError
         if type(where["images"]) is not str or not 0 <= float(where["seconds"]) < 1e12:
             raise ValueError

@@ -40,6 +40,7 @@ class Training:
         self.optimizer = Optimizer(self.network, options.optimizer, options.lr, options.clip_grad)
         self.scaler = paddle.amp.GradScaler(enable=options.amp)
         self.step, self.seconds, self.best_psnr = 0, 0.0, None
+        self.waited = 0  # snapshots since the best one
         self.images = ""  # a digest of the training images' names, on which every step depends
 
     def start_from(self, path):
@@ -99,7 +100,8 @@ class Training:
             averaged = checkpoint.network_state(self.averaged)
             state |= {f"average/{name}": array for name, array in averaged.items()}
         state |= {f"optimizer/{name}": array for name, array in self.optimizer.state().items()}
-        where = {"step": self.step, "seconds": self.seconds, "best_psnr": self.best_psnr, "images": self.images}
+        names = ("step", "seconds", "best_psnr", "waited", "images")
+        where = {name: getattr(self, name) for name in names}
         scaler = {k: np.asarray(v).item() for k, v in self.scaler.state_dict().items()} if self.options.amp else {}
         state["@options"] = json.dumps({"training": vars(self.options), "where": where, "scaler": scaler})
         checkpoint.write_state(os.path.join(folder, STATE), state)
@@ -119,3 +121,4 @@ class Training:
         if self.options.amp:
             self.scaler.load_state_dict(about["scaler"])
         self.step, self.seconds, self.best_psnr = where["step"], where["seconds"], where["best_psnr"]
+        self.waited = where.get("waited", 0)

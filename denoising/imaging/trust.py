@@ -1,0 +1,190 @@
+"""How far a denoised image is to be trusted, where there is no clean one: what was removed, against the noise it had.
+
+>>> level = level_of(analyse(noisy))  # or known_level("gauss25", channels)
+>>> found = compare(noisy, denoised, level)
+>>> found.strength, found.shared, found.lost, found.structure
+
+Images are H x W x C, float32 with 0..1 as display range. What needs the network itself is in `inference/estimate.py`.
+"""
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from denoising.imaging.noise import Gaussian, Poisson
+from denoising.imaging.noise_analysis import SHIFTS
+from denoising.imaging.pixels import to_01
+
+FINE, COARSE = 0.8, 2.5  # pixels: between these widths lies the band in which lost structure is looked for
+AROUND = 6.0  # pixels: the width over which its energy is averaged
+SURE = 2.0  # how many times the chance variation of noise an excess must be before it counts as structure
+LEAST_SHARE = 0.05  # of the image: so much must be unclipped to be looked at alone
+NOTICEABLE = 0.05  # the share of an image's structure from which on the words speak of a loss
+PLACES = (("upper left", "top", "upper right"), ("left", "middle", "right"), ("lower left", "bottom", "lower right"))
+
+
+@dataclass(frozen=True)
+class Level:
+    """The noise that an image has.
+
+    Attributes:
+        kind: "gauss", "poisson" or "correlated".
+        curve: for each channel (a, b): the variance in 0..1 is a * brightness + b.
+        correlation: C x 7 x 7, of the noise with itself that many pixels away.
+        between_channels: the mean correlation of two channels.
+        known: whether somebody has named it; else it was measured.
+    """
+
+    kind: str
+    curve: tuple
+    correlation: np.ndarray
+    between_channels: float = 0.0
+    known: bool = False
+
+    def variance(self, image_01):
+        """The variance of each value, in 0..1; linear in brightness, so that a noisy image gives the true mean."""
+        a, b = np.array(self.curve, np.float32).T
+        return image_01 * a + b
+
+    def sigma_255(self, image_01):
+        """The deviation over an image, on 0..255."""
+        return 255 * float(np.sqrt(max(self.variance(image_01).mean(), 0)))
+
+    def draw(self, image_01, rng):
+        """Noise like this one for an image, float32."""
+        deviation = np.sqrt(np.maximum(self.variance(np.clip(image_01, 0, 1)), 0))
+        noise = rng.standard_normal(image_01.shape, dtype=np.float32)
+        if self.kind == "correlated":
+            share = np.clip(self.between_channels, 0, 1)
+            common = rng.standard_normal((*image_01.shape[:2], 1), dtype=np.float32)
+            noise = np.float32(np.sqrt(share)) * common + np.float32(np.sqrt(1 - share)) * noise
+            for channel, kernel in enumerate(map(_kernel, self.correlation)):
+                noise[..., channel] = cv2.filter2D(noise[..., channel], -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+        return noise * deviation
+
+
+def _kernel(correlation):
+    """The filter that gives white noise this correlation; its squares sum to 1."""
+    period = 32
+    whole = np.zeros((period, period))
+    whole[: 2 * SHIFTS + 1, : 2 * SHIFTS + 1] = correlation
+    spectrum = np.fft.fft2(np.roll(whole, (-SHIFTS, -SHIFTS), (0, 1))).real
+    kernel = np.fft.fftshift(np.fft.ifft2(np.sqrt(np.maximum(spectrum, 0))).real)[1:, 1:]
+    return (kernel / np.sqrt(np.square(kernel).sum())).astype(np.float32)
+
+
+def unclipped(noisy, level):
+    """Where neither black nor white cuts the noise off, H x W x C; None where that is everywhere.
+
+    Files of whole numbers are cut off. What is compared is the noisy image, smoothed, so that it is the same places
+    for each denoiser.
+    """
+    if noisy.dtype.kind != "u":
+        return None
+    smooth = cv2.GaussianBlur(to_01(noisy), (0, 0), 2.0).reshape(noisy.shape)
+    reach = 2 * np.sqrt(np.maximum(level.variance(smooth), 0))
+    where = (smooth > reach) & (smooth < 1 - reach)
+    return where if where.mean() > LEAST_SHARE else None
+
+
+def level_of(analysis):
+    """What `noise_analysis.analyse` has measured, or None where there is no noise that can be measured."""
+    if analysis.kind == "none":
+        return None
+    return Level(analysis.kind, analysis.curve, analysis.correlation, analysis.between_channels)
+
+
+def known_level(noise, channels):
+    """The level of a noise model of one strength, gauss25 or poisson30; None for others."""
+    if noise.low != noise.high or not isinstance(noise, Gaussian | Poisson):
+        return None
+    kind, line = ("gauss", (0.0, (noise.low / 255) ** 2)) if isinstance(noise, Gaussian) else ("poisson", None)
+    white = np.zeros((channels, 2 * SHIFTS + 1, 2 * SHIFTS + 1))
+    white[:, SHIFTS, SHIFTS] = 1
+    return Level(kind, (line or (1 / noise.low, 0.0),) * channels, white, known=True)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a noisy image and its denoised one tell.
+
+    Attributes:
+        strength: the deviation of what was removed, as a share of the noise's.
+        shared: the mean correlation of what was removed with the next pixel.
+        expected: the same of the noise: 0 where it is white.
+        lost: the share, 0..1, of the image's structure that went with the noise.
+        structure: H x W, where it went: its deviation as a share of the noise's.
+    """
+
+    strength: float
+    shared: float
+    expected: float
+    lost: float
+    structure: np.ndarray = field(repr=False)
+
+
+def compare(noisy_01, denoised_01, level, where=None):
+    """Looks at what was removed, for its strength at the places of `unclipped` alone; `level` is not None."""
+    residual = noisy_01 - denoised_01
+    variance = level.variance(np.clip(denoised_01, 0, 1))
+    scaled = residual / np.sqrt(np.maximum(variance, 1e-8))
+    strength = float(np.sqrt(mean(np.square(residual), where) / max(mean(variance, where), 1e-12)))
+    expected = np.mean([level.correlation[:, SHIFTS, SHIFTS + 1], level.correlation[:, SHIFTS + 1, SHIFTS]])
+    lost, structure = _lost(denoised_01, scaled, variance, level)
+    return Comparison(strength, _neighbour(scaled), float(expected), lost, structure)
+
+
+def mean(values, where=None):
+    """The mean of values, at some places or everywhere."""
+    return float(values.mean(dtype=np.float64) if where is None else values[where].mean(dtype=np.float64))
+
+
+def _neighbour(scaled):
+    """The mean correlation with the next pixel, to the right and below."""
+    scaled = scaled - scaled.mean((0, 1))
+    energy = float(np.square(scaled).mean())
+    if energy < 1e-8:
+        return 0.0
+    return float((scaled[:, 1:] * scaled[:, :-1]).mean() + (scaled[1:] * scaled[:-1]).mean()) / 2 / energy
+
+
+def _lost(denoised_01, scaled, variance, level):
+    """The share of the structure that is in what was removed, and the map of it.
+
+    What was removed is noise and lost structure. In a band of middle frequencies, and in the mean of the channels,
+    structure stands out; how much energy noise alone has there is seen in noise that is drawn.
+    """
+    drawn = level.draw(denoised_01, np.random.default_rng(0)) / np.sqrt(np.maximum(variance, 1e-8))
+    of_noise, found = (_energy(image) for image in (drawn, scaled))
+    usual, spread = float(of_noise.mean()), float(of_noise.std())
+    excess = np.where(found > usual + SURE * spread, found - usual, 0)
+    image = _energy(denoised_01 / np.sqrt(np.maximum(variance, 1e-8)))
+    lost = np.sqrt(excess.mean() / max(float(excess.mean() + image.mean()), 1e-12))
+    return float(lost), np.sqrt(excess)
+
+
+def _energy(image):
+    """The local energy of the mean of the channels between two widths, H x W."""
+    grey = image.mean(axis=2)
+    band = cv2.GaussianBlur(grey, (0, 0), FINE) - cv2.GaussianBlur(grey, (0, 0), COARSE)
+    return cv2.GaussianBlur(np.square(band), (0, 0), AROUND)
+
+
+def error_of_pair(denoised_01, noisy_01, second_01):
+    """The mean squared error that another frame of the scene tells: its noise is independent of the denoised image."""
+    noise = np.square(noisy_01 - second_01).mean(dtype=np.float64) / 2
+    return float(np.square(denoised_01 - second_01).mean(dtype=np.float64) - noise)
+
+
+def worst_place(structure):
+    """In words, which ninth of an image lost the most, or "everywhere"."""
+    rows = np.array_split(np.square(structure), 3, axis=0)
+    ninths = np.array([[part.mean() if part.size else 0 for part in np.array_split(row, 3, axis=1)] for row in rows])
+    row, column = np.unravel_index(ninths.argmax(), ninths.shape)
+    return "everywhere" if ninths.max() < 2 * ninths.mean() else f"most in the {PLACES[row][column]}"
+
+
+def structure_picture(structure):
+    """The map as a grey image, uint8: white is structure as strong as the noise."""
+    return np.clip(255 * structure, 0, 255).astype(np.uint8)

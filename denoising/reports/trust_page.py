@@ -1,0 +1,137 @@
+"""The page that judges denoised images without clean ones: pictures, the map of lost structure, and a verdict each."""
+
+from pathlib import Path
+
+import numpy as np
+
+from denoising import cli
+from denoising.files import images
+from denoising.imaging import trust
+from denoising.imaging.pixels import from_01, to_01
+from denoising.reports.montage import displayable
+from denoising.reports.page import OWN_FILES, REMOVED_GAIN, as_text, file_name, refuse_report
+
+PICTURES = {
+    "input": "noisy",
+    "output": "denoised",
+    "residual": f"removed, \u00d7{REMOVED_GAIN} around grey",
+    "structure": "structure that was lost",
+}
+HEAD = ("image", "noise", "removed", "strength", "shared", "expected", "lost", "error", "PSNR")
+STYLE = """
+.verdict { font-size: 1.05rem; max-width: 60rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
+figure { margin: 0; } figure img { display: block; width: 100%; height: auto; }
+figcaption { font-size: 0.9rem; margin-top: 0.4rem; }
+.wrap { overflow-x: auto; }
+"""
+
+
+class TrustReport:
+    """A folder with index.html and, beside it, the pictures of each image; they are written as they come.
+
+    Raises:
+        UserError: the folder holds a report already, and it may not be replaced.
+    """
+
+    def __init__(self, flag, folder, title, pictures=100, overwrite=False):
+        cli.writable_folder(flag, folder)
+        refuse_report(folder, overwrite)
+        for path in Path(folder).iterdir():
+            if OWN_FILES.fullmatch(path.name):
+                path.unlink()
+        self._folder, self._title, self._limit, self._entries = Path(folder), title, pictures, []
+
+    def add(self, name, noisy, denoised, found):
+        """Takes an image, H x W x C of any type, its denoised one, and the `estimate.Trust` of the two."""
+        number = len(self._entries)
+        self._entries.append((name, found))
+        if number >= self._limit:
+            return
+        noisy_01, denoised_01 = to_01(noisy), to_01(denoised)
+        residual = np.clip(128 + 255 * REMOVED_GAIN * (noisy_01 - denoised_01), 0, 255).astype(np.uint8)
+        pictures = {
+            "input": from_01(noisy_01, np.uint8),
+            "output": from_01(denoised_01, np.uint8),
+            "residual": residual,
+        }
+        if found.level is not None:
+            pictures["structure"] = trust.structure_picture(found.found.structure)
+        for kind, picture in pictures.items():
+            images.write_image(str(self._folder / file_name(number, kind)), displayable(picture))
+
+    def close(self):
+        """Writes the page; returns its path."""
+        template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+        style = template[template.index("<style>") + 7 : template.index("</style>")] + STYLE
+        head = "".join(f"<th>{name}</th>" for name in HEAD)
+        rows = "\n".join(f"<tr>{''.join(f'<td>{as_text(c)}</td>' for c in row)}</tr>" for row in rows_of(self._entries))
+        parts = [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f'<title>{as_text(self._title)}</title>\n<link rel="icon" href="data:,">\n<style>{style}</style>',
+            f"</head>\n<body>\n<header><h1>{as_text(self._title)}</h1></header>",
+            f'<div class="wrap"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>',
+            *(self._section(number, *entry) for number, entry in enumerate(self._entries)),
+            "</body>\n</html>\n",
+        ]
+        cli.write_text(self._folder / "index.html", "\n".join(parts))
+        return str(self._folder / "index.html")
+
+    def _section(self, number, name, found):
+        """The verdict and the pictures of an image."""
+        figures = []
+        for kind, caption in PICTURES.items():
+            file = file_name(number, kind)
+            if number < self._limit and (self._folder / file).exists():
+                image = f'<img src="{file}" loading="lazy" alt="{as_text(f"{name}: {caption}")}">'
+                figures.append(f'<figure><a href="{file}">{image}</a><figcaption>{caption}</figcaption></figure>')
+        heading = f'<h2>{as_text(name)}</h2>\n<p class="verdict">{as_text(found.verdict())}</p>'
+        return heading + (f'\n<div class="row">{"".join(figures)}</div>' if figures else "")
+
+
+def rows_of(entries):
+    """The cells of the table: a row for each (name, Trust), and one of their means."""
+    numbers = [_numbers(found) for _, found in entries]
+    rows = [(name, *map(_cell, HEAD[1:], row)) for (name, _), row in zip(entries, numbers, strict=True)]
+    if len(rows) > 1:
+        columns = [[value for value in column if value is not None] for column in zip(*numbers, strict=True)]
+        rows.append(("mean", *map(_cell, HEAD[1:], [np.mean(column) if column else None for column in columns])))
+    return rows
+
+
+def table(entries):
+    """The same as text for a terminal."""
+    rows = [HEAD, *rows_of(entries)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    lines = []
+    for name, *cells in rows:
+        lines.append("  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
+    return "\n".join(lines)
+
+
+def _numbers(found):
+    """The numbers of a Trust in the order of HEAD."""
+    if found.level is None:
+        return (None,) * (len(HEAD) - 1)
+    told = found.found
+    removed = 1 - found.kept
+    return found.sigma, removed, told.strength, told.shared, told.expected, told.lost, found.error * 255**2, found.psnr
+
+
+def _cell(name, value):
+    """A number as it is shown."""
+    if value is None:
+        return "-"
+    if name in ("removed", "lost", "strength"):
+        return f"{100 * value:.0f} %"
+    return f"{value:.2f}"
+
+
+def as_dict(name, found):
+    """What is known of an image, for JSON."""
+    keys = ("sigma", "removed", "strength", "shared", "expected", "lost", "error", "psnr")
+    values = {key: None if value is None else float(value) for key, value in zip(keys, _numbers(found), strict=True)}
+    kind = found.level.kind if found.level else "none"
+    return {"image": name, "noise": kind, **values, "verdict": found.verdict()}

@@ -1,0 +1,80 @@
+"""The noisy images by which a training without clean ones is judged: what it would say of another frame of them."""
+
+import numpy as np
+
+from denoising import cli
+from denoising.data import noisy_frames, renders
+from denoising.files import pair_files
+from denoising.imaging import trust
+from denoising.imaging.noise import parse_noise
+from denoising.imaging.noise_analysis import analyse
+from denoising.imaging.pixels import to_01
+from denoising.inference.estimate import estimate_error
+from denoising.training.methods import SINGLE
+
+COUNT, SIDE = 8, 256  # so many crops from the middle of images, so many pixels a side
+
+
+class Watched:
+    """Crops of noisy images with what is known of their noise, or with a second frame of each."""
+
+    def __init__(self, crops):
+        self._crops = crops  # of (noisy 0..1, level, second 0..1 or None, where the noise is not cut off)
+
+    def __len__(self):
+        return len(self._crops)
+
+    def score(self, denoise):
+        """What a denoiser is worth on them, each image counting alike.
+
+        Returns:
+            The mean squared difference from another frame of the same scenes, which is the error and the noise of that
+            frame; and the error alone. Of two denoisers the better one has less of both. Without second frames they
+            are Stein's estimates.
+        """
+        errors, noises = [], []
+        for noisy_01, level, second_01, where in self._crops:
+            denoised_01 = np.clip(denoise(noisy_01), 0, 1)
+            if second_01 is not None:
+                noises.append(float(np.square(noisy_01 - second_01).mean()) / 2)
+                errors.append(trust.error_of_pair(denoised_01, noisy_01, second_01))
+            else:
+                noises.append(trust.mean(level.variance(noisy_01), where))
+                errors.append(estimate_error(denoise, noisy_01, denoised_01, level, where)[0])
+        return float(np.mean(errors) + np.mean(noises)), float(np.mean(errors))
+
+
+def watched(options):
+    """The images to judge a training by that has noisy ones alone; None where it has others, or no noise is found."""
+    folder, single = options.data_dir, options.method in SINGLE
+    frames = options.method == "noise2noise" and options.pair_dir
+    if options.noisetype != "none" or not folder or not (single or frames):
+        return None
+    if pair_files.is_pair_file(folder) or renders.is_folder(folder):
+        return None
+    files = noisy_frames.find("--data_dir", folder, "--pair_dir", frames)[: options.train_size]
+    crops = []
+    for i in sorted(set(np.linspace(0, len(files) - 1, COUNT).astype(int))):
+        noisy, second = noisy_frames.read(*files[i][1:], options.n_channel, "--pair_dir")
+        crop = _middle(noisy)
+        level = None if frames else _level(noisy, options)
+        if second is not None:
+            crops.append((to_01(crop), None, to_01(_middle(second)), None))
+        elif level is not None:
+            crops.append((to_01(crop), level, None, trust.unclipped(crop, level)))
+    if not crops:
+        cli.note("best_model.pdparams will be the newest weights: no noise can be measured in the images")
+        return None
+    return Watched(crops)
+
+
+def _level(noisy, options):
+    """The noise of an image: what --known_noise says of it, or what is measured."""
+    if options.known_noise:
+        return trust.known_level(parse_noise(options.known_noise), noisy.shape[2])
+    return trust.level_of(analyse(noisy))
+
+
+def _middle(image):
+    top, left = (max(0, (side - SIDE) // 2) for side in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE])

@@ -8,9 +8,11 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -33,6 +35,7 @@ import recipes
 import run
 import tables
 import targets
+import trust
 
 
 def cells(output):
@@ -233,6 +236,25 @@ def test_every_recipe_is_one_that_train_takes():
 
 
 # --- Pictures of the documents ------------------------------------------------------------------------------
+
+
+def test_trust_without_clean_images(folders, weights, tmp_path, capsys, monkeypatch):
+    """The denoisers are a network of four features and what needs none; the sets hold two images."""
+    for name in ("BSD300/test", "PolyU/clean", "PolyU/noisy"):
+        shutil.copytree(folders / "val" / "Tiny", tmp_path / "val" / name)
+    shutil.copytree(weights.parent, tmp_path / "root")
+    monkeypatch.setattr(trust, "ROOT", tmp_path / "root")
+    monkeypatch.setattr(trust, "OWN", {"gauss25": "tiny", "poisson30": "tiny"})
+    monkeypatch.setattr(trust, "denoisers", lambda ops: {
+        "identity": lambda noisy: noisy, "blur": lambda noisy: cv2.GaussianBlur(noisy, (0, 0), 1.0),
+        "black": lambda noisy: 0 * noisy})  # fmt: skip
+    trust.main(["--val_dirs", tmp_path / "val", "--accuracy_images", "2", "--order_images", "2", "--crop", "64"])
+    rows = cells(capsys.readouterr().out)
+    assert len(rows) == 2 * 3 + len(trust.MEASURES) + 3
+    (named,) = [row for row in rows if row[:2] == ["gauss25", "named"]]
+    assert abs(float(named[3].removesuffix(" dB"))) < 0.5
+    (order,) = [row for row in rows if row[0] == trust.MEASURES["error"]]
+    assert order[1:] == ["1.000", "1.000", "-"]
 
 
 def test_the_picture_of_noise(tmp_path, capsys):

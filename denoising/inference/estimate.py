@@ -95,7 +95,7 @@ def estimate_error(denoise, noisy_01, denoised_01, level, where=None):
     rng = np.random.default_rng(0)
     noise = trust.mean(level.variance(noisy_01), where)
     # Of many photons one is too small a step to be followed, and none is needed: their noise is as good as Gaussian.
-    counted = level.kind == "poisson" and max(a for a, _ in level.curve) > 0.1 * np.sqrt(max(noise, 0))
+    counted = level.kind == "poisson" and min(a for a, _ in level.curve) > 0.1 * np.sqrt(max(noise, 0))
     products = (_of_photons if counted else _of_noise)(denoise, noisy_01, denoised_01, level, rng)
     followed = trust.mean(products, where)
     removed = trust.mean(np.square(denoised_01 - noisy_01), where)

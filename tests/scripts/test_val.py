@@ -170,3 +170,72 @@ def test_pictures_are_not_written_over_and_nowhere_else(folders, weights, tmp_pa
         with pytest.raises(cli.UserError, match=words):
             val.main([str(flag) for flag in (*flags, folder)])
     assert (tmp_path / "used" / "00000-output.png").read_text() == "mine"
+
+
+# --- Without clean images -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """Two folders with a frame each of the same two scenes."""
+    root = tmp_path_factory.mktemp("noisy")
+    for i in range(2):
+        clean = scene(96, 120, seed=i).astype(float)
+        for frame in ("a", "b"):
+            noise = np.random.default_rng(ord(frame) + i).normal(0, 15, clean.shape)
+            save(root / frame / f"{i}.png", np.clip(clean + noise + 0.5, 0, 255).astype(np.uint8))
+    return root
+
+
+def test_judges_without_clean_images(noisy, weights, tmp_path, capsys):
+    flags = ["--model_path", weights, "--no_clean", noisy / "a", "--noisetype", "gauss15"]
+    run(*flags, "--report", tmp_path / "report", "--json", tmp_path / "t.json")
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == ["image", "0.png", "1.png", "mean", "0.png:", "1.png:"]
+    found = json.loads((tmp_path / "t.json").read_text())["images"]
+    assert [(row["image"], row["noise"], row["sigma"]) for row in found] == [
+        ("0.png", "gauss", pytest.approx(15)), ("1.png", "gauss", pytest.approx(15)),
+    ]  # fmt: skip
+    page = (tmp_path / "report" / "index.html").read_text()
+    HTMLParser().feed(page)
+    assert found[0]["verdict"] in page
+    kinds = ("input", "output", "residual", "structure")
+    assert {path.name for path in (tmp_path / "report").glob("*.png")} == {
+        f"0000{n}-{kind}.png" for n in (0, 1) for kind in kinds
+    }
+    assert "--overwrite" in refusal(val.main, [*flags, "--report", tmp_path / "report"], capsys)
+    run(*flags, "--report", tmp_path / "report", "--overwrite", "--report_images", "1", "--json")
+    assert json.loads(capsys.readouterr().out)["images"] == found
+    assert not list((tmp_path / "report").glob("00001-*"))
+
+
+def test_the_second_frame_tells_the_error(noisy, weights, capsys):
+    run("--model_path", weights, "--no_clean", noisy / "a", "--pair_dir", noisy / "b", "--json")
+    for row in json.loads(capsys.readouterr().out)["images"]:
+        denoised = val.Denoiser(str(weights))(np.asarray(opened(noisy / "a" / row["image"])))
+        true = psnr(scene(96, 120, seed=int(row["image"][0])), denoised, 255)
+        assert row["psnr"] == pytest.approx(true, abs=0.3)
+
+
+def test_refusals_without_clean_images(noisy, weights, tmp_path, capsys):
+    save(tmp_path / "flat" / "0.png", np.full((80, 80, 3), 90, np.uint8))
+    save(tmp_path / "tiny" / "0.png", np.full((3, 2, 3), 90, np.uint8))
+    np.save(tmp_path / "five.npy", np.zeros((64, 64, 5), np.float32))
+    (tmp_path / "empty").mkdir()
+    for flags, words in (
+        (["--no_clean", tmp_path / "flat"], ["--no_clean", "--noisetype", "of one colour"]),
+        (["--no_clean", tmp_path / "tiny"], ["--no_clean", "2x3 pixels are too few"]),
+        (["--no_clean", tmp_path / "five.npy"], ["five.npy", "5 channels"]),
+        (["--no_clean", tmp_path / "empty"], ["--no_clean", "empty"]),
+        (["--no_clean", tmp_path / "nowhere"], ["--no_clean", "nowhere"]),
+        (["--no_clean", noisy / "a", "--noisetype", "text0.25"], ["--noisetype", "text0.25", "measured"]),
+        (["--no_clean", noisy / "a", "--noisetype", "gauss5_50"], ["--noisetype", "gauss5_50"]),
+        (["--no_clean", noisy / "a", "--pair_dir", tmp_path / "flat"], ["--pair_dir", "1"]),
+        (["--no_clean", noisy / "a", "--pair_dir", tmp_path / "nowhere"], ["--pair_dir", "nowhere"]),
+        (["--pair_dir", noisy / "b"], ["--pair_dir", "--no_clean"]),
+        (["--no_clean", noisy / "a", "--csv", tmp_path / "x.csv"], ["--csv", "--json"]),
+        (["--no_clean", noisy / "a", "--show_output", "1"], ["--show_output", "--report"]),
+        (["--no_clean", noisy / "a", "--val_repeats", "2"], ["--val_repeats"]),
+    ):
+        message = refusal(val.main, ["--model_path", weights, *flags], capsys)
+        assert all(word in message for word in words), message

@@ -262,7 +262,7 @@ def test_a_run_goes_on_with_its_own_options_but_for_those_that_may_change(tmp_pa
 @pytest.mark.parametrize(
     "where",
     [
-        {"step": -1}, {"step": 10**15}, {"step": 5.0}, {"step": True}, {"best_psnr": "x"},
+        {"step": -1}, {"step": 10**15}, {"step": 5.0}, {"step": True}, {"best_psnr": "x"}, {"waited": "x"},
         {"images": None}, {"seconds": -0.1}, {"seconds": 1e12}, {"seconds": "x"}, {"seconds": None},
     ],
 )  # fmt: skip

@@ -124,15 +124,17 @@ def test_a_step_counts_moves_the_weights_and_returns_its_losses():
 @pytest.mark.parametrize("ema", [0, 0.9])
 def test_a_restored_training_goes_on_as_the_saved_one_does(tmp_path, ema):
     saved = stepped(training("--ema", ema, "--seed", 3))
-    saved.seconds, saved.best_psnr, saved.images = 12.5, 31.25, "digest"
+    saved.seconds, saved.best_psnr, saved.waited, saved.images = 12.5, 31.25, 2, "digest"
     saved.save_state(tmp_path)
     state = checkpoint.read_state(tmp_path / STATE)
     about = json.loads(state["@options"])
-    assert about["where"] == {"step": 2, "seconds": 12.5, "best_psnr": 31.25, "images": "digest"}
+    assert about["where"] == {
+        "step": 2, "seconds": 12.5, "best_psnr": 31.25, "waited": 2, "images": "digest",
+    }  # fmt: skip
     assert about["training"] == vars(saved.options)
     restored = training("--ema", ema, "--seed", 4)
     restored.load_state(state, "a.pdparams")
-    assert (restored.step, restored.seconds, restored.best_psnr) == (2, 12.5, 31.25)
+    assert (restored.step, restored.seconds, restored.best_psnr, restored.waited) == (2, 12.5, 31.25, 2)
     for made in (saved, restored):
         stepped(made)
     assert same(saved.network, restored.network)

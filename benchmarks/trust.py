@@ -54,7 +54,7 @@ def get_parser():
     add("--val_dirs", required=True, help="a folder with BSD300 and PolyU, as val.py takes it")
     add("--only", nargs="+", choices=[*SETS], default=[*SETS], help="these kinds of noise alone")
     add("--accuracy_images", type=number(int, 1), default=100, help="images of the first table")
-    add("--order_images", type=number(int, 1), default=20, help="images of the second table")
+    add("--order_images", type=number(int, 0), default=20, help="images of the second table; 0 leaves it out")
     add("--crop", type=number(int, 64), default=256, help="side of the crops of the second table")
     return parser
 
@@ -195,7 +195,8 @@ def main(argv=None):
     options = get_parser().parse_args(argv)
     ops = operators.choose("auto", "auto")[0]
     accuracy(options, ops)
-    order(options, ops)
+    if options.order_images:
+        order(options, ops)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Examples:
   python predict.py --image_path photo.jpg --save_dir out/ --strength 0.8 --detail 0.5 --chroma 1
   python predict.py --image_path demo/astronaut_noise.png --model_path best_model.pdparams --save_dir ./demo/
   python predict.py --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --precision fp32
+  python predict.py --image_path photos/ --save_dir denoised/ --report report     # what was removed: docs/trust.md
   python predict.py --image_path renders/valid --model_path renders.pdparams --save_dir denoised/   # docs/rendering.md
 """
 
@@ -22,7 +23,15 @@ def main(argv=None):
     """Denoises all images; a broken one is reported, and the rest goes on."""
     options = get_parser().parse_args(argv)
     planned = prediction.plan(options)
-    failed = prediction.denoise_files(prediction.load(options), planned) if planned else 0
+    report, judge = None, None
+    if options.report:
+        from denoising.reports import trust_page  # needs matplotlib, which whoever only denoises may not have
+
+        report = trust_page.of_prediction(options)
+        judge = report.judge
+    failed = prediction.denoise_files(prediction.load(options), planned, judge) if planned else 0
+    if report:
+        cli.note(f"report: {report.close()}")
     return prediction.report(failed, planned)
 
 

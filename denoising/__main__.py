@@ -22,7 +22,15 @@ def main(argv=None):
 
     options = prediction.get_parser(__doc__).parse_args(argv)
     planned = prediction.plan(options)
-    failed = prediction.denoise_files(prediction.load(options), planned) if planned else 0
+    report, judge = None, None
+    if options.report:
+        from denoising.reports import trust_page  # needs matplotlib, which whoever only denoises may not have
+
+        report = trust_page.of_prediction(options)
+        judge = report.judge
+    failed = prediction.denoise_files(prediction.load(options), planned, judge) if planned else 0
+    if report:
+        cli.note(f"report: {report.close()}")
     return prediction.report(failed, planned)
 
 

@@ -33,6 +33,9 @@ def get_parser(doc):
         help="how much of the colour noise is removed, apart from brightness")
     devices.add_window_flags(parser)
     add("--overwrite", action="store_true", help="replace results that exist")
+    add("--report", metavar="DIR",
+        help="a page that says of each image how much of its noise went, and what structure with it (docs/trust.md); "
+        "takes one more pass")
     add("--skip_existing", action="store_true", help="leave out images whose results exist: a batch is continued")
     devices.add_flags(parser, devices.FASTEST)
     return parser
@@ -143,7 +146,7 @@ def load(options):
 # --- Images -------------------------------------------------------------------------------------------------
 
 
-def denoise_file(weights, files, target, note=cli.note):
+def denoise_file(weights, files, target, note=cli.note, on_image=None):
     """Denoises one image, page by page; or a render, which is read from the files of its buffers.
 
     Args:
@@ -151,6 +154,7 @@ def denoise_file(weights, files, target, note=cli.note):
         files: that it is read from.
         target: the result's path.
         note: what says which weights were taken, and why.
+        on_image: is called with the path, the first page noisy and denoised, and the Denoiser, where there is one.
     """
     frame = renders.read_frame(files) if weights.of_renders else None
     data = None if frame else images.read_bytes(files[0])
@@ -161,8 +165,11 @@ def denoise_file(weights, files, target, note=cli.note):
             note(f"{files[0]}: {taken.why}")
         same_bytes = taken.denoiser is None and target.suffix.lower() == files[0].suffix.lower()
         data = data if same_bytes else None  # no longer needed
+        noisy = picture.pages[0] if on_image else None
         with _windows_shown(taken.denoiser, files[0]):
             pages = _denoised(taken, frame, picture)
+        if on_image and taken.denoiser:
+            on_image(files[0], noisy, pages[0], taken.denoiser)
     except ValueError as error:
         raise UserError(f"{files[0]}: {error}") from None
     cli.writable_folder("--save_dir", target.parent)
@@ -203,18 +210,22 @@ def _windows_shown(denoiser, name):
     try:
         yield
     finally:
+        denoiser.on_progress = lambda done, total: None
         if bar is not None:
             bar.close()
 
 
-def denoise_files(weights, planned):
-    """Denoises this process's share; a broken image is reported and the rest goes on. Returns how many failed."""
+def denoise_files(weights, planned, on_image=None):
+    """Denoises this process's share; a broken image is reported and the rest goes on. Returns how many failed.
+
+    `on_image` is that of `denoise_file`.
+    """
     failed = 0
     mine = planned[distributed.RANK :: distributed.WORLD_SIZE]
     with cli.progress(mine, unit="image", disable=len(planned) == 1 or not distributed.IS_MAIN) as bar:
         for files, target in bar:
             try:
-                denoise_file(weights, files, target, lambda line: bar.write(line, file=sys.stderr))
+                denoise_file(weights, files, target, lambda line: bar.write(line, file=sys.stderr), on_image)
             except UserError as error:
                 if len(planned) == 1:
                     raise

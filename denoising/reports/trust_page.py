@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from denoising import cli
+from denoising.data import renders
 from denoising.files import images
 from denoising.imaging import trust
 from denoising.imaging.pixels import from_01, to_01
+from denoising.inference import distributed
+from denoising.inference.estimate import judge
 from denoising.reports.montage import displayable
 from denoising.reports.page import OWN_FILES, REMOVED_GAIN, as_text, file_name, refuse_report
 
@@ -60,6 +63,10 @@ class TrustReport:
         for kind, picture in pictures.items():
             images.write_image(str(self._folder / file_name(number, kind)), displayable(picture))
 
+    def judge(self, path, noisy, denoised, denoiser):
+        """Judges an image that predict.py has denoised, and takes it."""
+        self.add(str(path), noisy, denoised, judge(denoiser, noisy, denoised=denoised))
+
     def close(self):
         """Writes the page; returns its path."""
         template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
@@ -89,6 +96,15 @@ class TrustReport:
                 figures.append(f'<figure><a href="{file}">{image}</a><figcaption>{caption}</figcaption></figure>')
         heading = f'<h2>{as_text(name)}</h2>\n<p class="verdict">{as_text(found.verdict())}</p>'
         return heading + (f'\n<div class="row">{"".join(figures)}</div>' if figures else "")
+
+
+def of_prediction(options):
+    """The report that --report of predict.py and `denoise` asks for."""
+    cli.refuse(
+        (distributed.WORLD_SIZE > 1, "--report: takes one process"),
+        (renders.is_folder(options.image_path), "--report: is for images, not for renders"),
+    )
+    return TrustReport("--report", options.report, "What was removed from the images", overwrite=options.overwrite)
 
 
 def rows_of(entries):

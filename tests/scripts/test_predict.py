@@ -63,6 +63,24 @@ def test_a_stack_is_denoised_page_by_page(tmp_path, weights):
     assert all((page == denoise(source)).all() for page, source in zip(found, pages, strict=True))
 
 
+def test_a_report_on_what_was_removed(tmp_path, weights, capsys):
+    save(tmp_path / "in" / "a.png", noisy_scene(80, 90))
+    save(tmp_path / "in" / "flat.png", np.full((80, 90, 3), 90, np.uint8))
+    flags = ["--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "out"]
+    run(*flags, "--report", tmp_path / "report", "--precision", "fp32")
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "% of the noise" in page
+    assert "cannot be judged" in page
+    names = [path.name for path in sorted((tmp_path / "report").glob("*.png"))]
+    assert names == ["00000-input.png", "00000-output.png", "00000-residual.png", "00000-structure.png"] + [
+        "00001-input.png", "00001-output.png", "00001-residual.png",
+    ]  # fmt: skip
+    saved, shown = opened(tmp_path / "out" / "a_denoise.png"), opened(tmp_path / "report" / "00000-output.png")
+    assert np.array_equal(saved, shown)
+    again = [*flags, "--save_dir", tmp_path / "other", "--report", tmp_path / "report"]
+    assert "--overwrite" in refusal(predict.main, again, capsys)
+
+
 def test_alpha_exif_and_resolution_are_kept(tmp_path, weights):
     colour = Image.fromarray(noisy_scene(40, 50)).convert("RGBA")
     alpha = np.arange(2000, dtype=np.uint32).reshape(40, 50) % 256

@@ -6,7 +6,7 @@
 The first table: of the weights made for a noise, the estimated PSNR against the true one, over whole images of
 BSD300. The second: whether each measure puts thirteen denoisers, from identity to the best weights, in the order of
 their true PSNR (Spearman's rank correlation), over crops. PolyU holds real noise, which is measured; its clean images
-are means of many frames. What fails its bar is in no other script.
+are means of many frames. What fails its bar ranks nothing in any other script.
 """
 
 import sys

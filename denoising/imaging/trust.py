@@ -18,7 +18,7 @@ from denoising.imaging.pixels import to_01
 
 FINE, COARSE = 0.8, 2.5  # pixels: between these widths lies the band in which lost structure is looked for
 AROUND = 6.0  # pixels: the width over which its energy is averaged
-SURE = 2.0  # how many times the chance variation of noise an excess must be before it counts as structure
+SURE = 3.0  # how many times the chance variation of noise an excess must be before it counts as structure
 LEAST_SHARE = 0.05  # of the image: so much must be unclipped to be looked at alone
 NOTICEABLE = 0.05  # the share of an image's structure from which on the words speak of a loss
 PLACES = (("upper left", "top", "upper right"), ("left", "middle", "right"), ("lower left", "bottom", "lower right"))
@@ -160,7 +160,8 @@ def _lost(denoised_01, scaled, variance, level):
     usual, spread = float(of_noise.mean()), float(of_noise.std())
     excess = np.where(found > usual + SURE * spread, found - usual, 0)
     image = _energy(denoised_01 / np.sqrt(np.maximum(variance, 1e-8)))
-    lost = np.sqrt(excess.mean() / max(float(excess.mean() + image.mean()), 1e-12))
+    # Beside the image's own structure stands what the noise would hide, so that a flat image has something to lose.
+    lost = np.sqrt(excess.mean() / max(float(excess.mean() + image.mean()) + usual, 1e-12))
     return float(lost), np.sqrt(excess)
 
 

@@ -10,7 +10,7 @@ from denoising.training.watched import watched
 
 
 def options(folder, **changes):
-    values = {"data_dir": str(folder), "pair_dir": None, "method": "neighbor2neighbor", "noisetype": "none",
+    values = {"data_dir": folder and str(folder), "pair_dir": None, "method": "neighbor2neighbor", "noisetype": "none",
               "known_noise": None, "n_channel": 3, "train_size": None} | changes  # fmt: skip
     return types.SimpleNamespace(**values)
 

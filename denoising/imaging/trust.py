@@ -17,11 +17,15 @@ from denoising.imaging.noise_analysis import SHIFTS
 from denoising.imaging.pixels import to_01
 
 FINE, COARSE = 0.8, 2.5  # pixels: between these widths lies the band in which lost structure is looked for
-AROUND = 6.0  # pixels: the width over which its energy is averaged
-SURE = 3.0  # how many times the chance variation of noise an excess must be before it counts as structure
+AROUND = 8.0  # pixels: the width over which its energy is averaged
+SURE = 1.3  # how many times the most that noise alone has anywhere: what has more is structure
 LEAST_SHARE = 0.05  # of the image: so much must be unclipped to be looked at alone
 NOTICEABLE = 0.05  # the share of an image's structure from which on the words speak of a loss
-PLACES = (("upper left", "top", "upper right"), ("left", "middle", "right"), ("lower left", "bottom", "lower right"))
+PLACES = (
+    ("in the upper left", "at the top", "in the upper right"),
+    ("on the left", "in the middle", "on the right"),
+    ("in the lower left", "at the bottom", "in the lower right"),
+)
 
 
 @dataclass(frozen=True)
@@ -157,8 +161,8 @@ def _lost(denoised_01, scaled, variance, level):
     """
     drawn = level.draw(denoised_01, np.random.default_rng(0)) / np.sqrt(np.maximum(variance, 1e-8))
     of_noise, found = (_energy(image) for image in (drawn, scaled))
-    usual, spread = float(of_noise.mean()), float(of_noise.std())
-    excess = np.where(found > usual + SURE * spread, found - usual, 0)
+    usual = float(of_noise.mean())
+    excess = np.where(found > SURE * of_noise.max(), found - usual, 0)
     image = _energy(denoised_01 / np.sqrt(np.maximum(variance, 1e-8)))
     # Beside the image's own structure stands what the noise would hide, so that a flat image has something to lose.
     lost = np.sqrt(excess.mean() / max(float(excess.mean() + image.mean()) + usual, 1e-12))
@@ -183,7 +187,7 @@ def worst_place(structure):
     rows = np.array_split(np.square(structure), 3, axis=0)
     ninths = np.array([[part.mean() if part.size else 0 for part in np.array_split(row, 3, axis=1)] for row in rows])
     row, column = np.unravel_index(ninths.argmax(), ninths.shape)
-    return "everywhere" if ninths.max() < 2 * ninths.mean() else f"most in the {PLACES[row][column]}"
+    return "everywhere" if ninths.max() < 2 * ninths.mean() else f"most {PLACES[row][column]}"
 
 
 def structure_picture(structure):

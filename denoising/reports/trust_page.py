@@ -18,12 +18,12 @@ PICTURES = {
     "input": "noisy",
     "output": "denoised",
     "residual": f"removed, \u00d7{REMOVED_GAIN} around grey",
-    "structure": "structure that was lost",
+    "structure": "structure that was lost: white is as strong as the noise",
 }
 HEAD = ("image", "noise", "removed", "strength", "shared", "expected", "lost", "error", "PSNR")
 STYLE = """
 .verdict { font-size: 1.05rem; max-width: 60rem; }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { display: block; width: 100%; height: auto; }
 figcaption { font-size: 0.9rem; margin-top: 0.4rem; }
 .wrap { overflow-x: auto; }

@@ -447,6 +447,12 @@ def cases():
         yield Case("predict.py", (*base("predict.py"), *flags.split()), REFUSES)
     yield Case("predict.py", (*base("predict.py", image_path="{zoo}/already", save_dir="{zoo}/already"),
         "--skip_existing"), FINISHES, adds=True)  # fmt: skip
+    for place in (*PLACES, "odd", "odd/*.npy", "rings/**", "one_broken", "good"):
+        judged = base("val.py", val_dirs=None, val_repeats=None, no_clean="{zoo}/" + place)
+        yield Case("val.py", judged, REFUSES if place in PLACES else ENDS)
+        yield Case("val.py", (*judged, "--noisetype", "gauss25", "--report", "{out}/report"))
+        yield Case("val.py", (*judged, "--pair_dir", "{zoo}/good"))
+    yield Case("predict.py", (*base("predict.py"), "--report", "{zoo}/text.txt/inside"), REFUSES)
     for place in ("nowhere", "nothing", "broken", "odd", "text.txt"):
         yield Case("tools/serve.py", base("tools/serve.py", model_path=None, models="{zoo}/" + place), REFUSES)
     for flags in ("--model other", "--model", "--fast --model auto", "--detail 1 --chroma 0"):

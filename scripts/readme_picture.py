@@ -1,22 +1,26 @@
-"""Draws docs/picture.png, the picture of the README: noisy, denoised and clean, with their PSNR.
+"""Draws docs/picture.png, the picture of the README: before and after, of noise that cameras make.
 
-python scripts/readme_picture.py best_model.pdparams docs/picture.png
+python scripts/readme_picture.py models/photo.pdparams docs/picture.png
 """
 
 import sys
 from pathlib import Path
 
 import numpy as np
+from skimage import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from denoising import cli
 from denoising.files import images
 from denoising.imaging.metrics import psnr
+from denoising.imaging.noise import parse_noise
 from denoising.inference.denoiser import Denoiser
 from denoising.reports import montage
 
 ROOT = Path(__file__).resolve().parent.parent
+SKY = np.s_[320:576, 340:596]  # of the Hubble deep field: a real photograph, in the public domain
+AMPLIFIED = 8
 
 
 def get_parser():
@@ -28,19 +32,24 @@ def get_parser():
 
 
 def main(argv=None):
-    """Two rows of the validation images that ship, with Gaussian noise of 25."""
+    """A real photograph with what was removed from it, and a simulated shot beside its scene."""
     options = get_parser().parse_args(argv)
     cli.existing_file("model_path", options.model_path)
-    denoise, rng, rows = Denoiser(options.model_path), np.random.default_rng(25), []
-    for name in ("astronaut_face", "chelsea"):
-        clean = images.read_image(ROOT / "validation" / "Sample" / f"{name}.png").pages[0]
-        noisy = np.clip(clean + rng.normal(0, 25, clean.shape) + 0.5, 0, 255).astype(np.uint8)
-        denoised = denoise(noisy)
-        rows.append([
-            (noisy, f"noisy, {psnr(clean, noisy, 255):.2f} dB"),
-            (denoised, f"denoised, {psnr(clean, denoised, 255):.2f} dB"),
-            (clean, "clean"),
-        ])  # fmt: skip
+    denoise = Denoiser(options.model_path)
+    sky = data.hubble_deep_field()
+    denoised = denoise(sky)
+    removed = np.clip(128 + AMPLIFIED * (sky.astype(int) - denoised), 0, 255).astype(np.uint8)
+    rows = [[
+        (sky[SKY], "a real photograph (Hubble)"), (denoised[SKY], "denoised"),
+        (removed[SKY], f"what was removed, x{AMPLIFIED}"),
+    ]]  # fmt: skip
+    scene = images.read_image(ROOT / "validation" / "Sample" / "astronaut_face.png").pages[0]
+    shot = images.from_01(parse_noise("camera6").add(images.to_01(scene), np.random.default_rng(11)), np.uint8)
+    denoised = denoise(shot)
+    rows.append([
+        (shot, f"a simulated shot, {psnr(scene, shot, 255):.2f} dB"),
+        (denoised, f"denoised, {psnr(scene, denoised, 255):.2f} dB"), (scene, "its scene"),
+    ])  # fmt: skip
     images.write_image(options.picture, montage.grid(rows))
 
 

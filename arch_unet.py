@@ -62,6 +62,35 @@ class PlainOps:
         """A normalisation and a leaky ReLU."""
         return F.leaky_relu(layer(x), slope)
 
+    def weigh(self, light, guide, precision, trust, radius, dilation=1):
+        """For each pixel p the mean of the light of its neighbours q, weighed by how alike they are.
+
+        The logarithm of a weight is trust(q) minus half the sum over k of precision_k(p) (guide_k(p) - guide_k(q))^2,
+        in which the distance of p and q, in steps, is the last of the guides.
+
+        Args:
+            light: [N, C, H, W]; here and below NCHW float32, whatever the operations around it compute with.
+            guide: [N, K, H, W].
+            precision: [N, K + 1, H, W]; its last channel is for the distance.
+            trust: [N, 1, H, W], the logarithm of how much a pixel counts, whoever its neighbour is.
+            radius: in steps; there are (2 radius + 1)^2 neighbours, less those outside the image.
+            dilation: the length of a step in pixels.
+        """
+        channels, reach = light.shape[1], radius * dilation
+        around = F.pad(paddle.concat([light, guide], axis=1), [reach] * 4)
+        trusts = F.pad(trust, [reach] * 4, value=-1e4)
+        total, result = 0.0, 0.0
+        for down in range(0, 2 * reach + 1, dilation):
+            for right in range(0, 2 * reach + 1, dilation):
+                rows, columns = slice(down, down - 2 * reach or None), slice(right, right - 2 * reach or None)
+                there = around[:, :, rows, columns]
+                distance = ((down - reach) ** 2 + (right - reach) ** 2) / dilation**2
+                unlike = (precision[:, :-1] * (guide - there[:, channels:]) ** 2).sum(axis=1, keepdim=True)
+                weight = paddle.exp(trusts[:, :, rows, columns] - 0.5 * (unlike + distance * precision[:, -1:]))
+                total = total + weight
+                result = result + weight * there[:, :channels]
+        return result / total
+
 
 def reflect_indices(size, multiple):
     """Indices that extend 0..size-1 to a multiple by reflection, however much longer than `size` that is.
@@ -84,6 +113,7 @@ class DenoisingNetwork(nn.Layer):
     # Of each stage of `run_stage`: what its windows' sides are multiples of, and its own margin, in its own pixels.
     # Empty where the network can only be run as a whole.
     stages: dict[str, tuple[int, int]] = {}
+    needs_buffers = True  # whether one that takes nine channels does so in any case: a render, its albedo and normals
 
     def __init__(self, **options):
         super().__init__()
@@ -348,7 +378,143 @@ class UNetLite(DenoisingNetwork):
         return self.ops.add(self.ops.shuffle(conv(x, self.last, slope=1.0)), blurred)
 
 
-NETWORKS = {"unet": UNet, "unet_n2n": UNetN2N, "unet_lite": UNetLite}
+class JointBilateral(DenoisingNetwork):
+    """A joint bilateral filter that learns whom to average: the network for renders (docs/rendering.md).
+
+    Each pixel's light becomes a mean of its neighbours', whose weights follow from how alike they are in albedo,
+    normal, colour and features that are learnt. So constant light stays constant, light is never negative, and nothing
+    can appear in the picture that is not in the render. A U-Net at half the size (as in `UNetLite`) tells for each
+    pixel the features, how much of a difference counts, how far light is fetched from, and how far its own is to be
+    trusted.
+    It starts with the plain filter of benchmarks/render_comparison.py, because what the U-Net tells is nearly zero.
+
+    Several rounds follow one another, each on the light of the one before, which it is mixed with. Linear light is
+    averaged, as it is and divided by the albedo; the U-Net tells which of them, where textures were divided out, is
+    taken.
+    """
+
+    multiple = 8
+    margin = 64  # 32 of the U-Net, and the reach of all rounds
+    slope = 0.1
+    needs_buffers = False  # where albedo and normal are zero, colour alone decides
+    ROUNDS = ((6, 1, 1.0), (4, 4, 0.0))  # radius, dilation, and how much of it is taken at the start
+    N_LEARNT = 8  # features of a round
+    GROUPS = (3, 3, 3, N_LEARNT, 1)  # channels that share a factor of their precision: of albedo, normal, ..., distance
+    DEVIATIONS = (0.1, 0.3, 0.05, 1.0, 4.0)  # at the start
+
+    def __init__(self, in_nc=9, out_nc=3, n_feature=48):
+        super().__init__(arch="joint_bilateral", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
+        if (in_nc, out_nc) != (9, 3):
+            raise ValueError(f"joint_bilateral takes 9 channels and gives 3, not {in_nc} and {out_nc}")
+        n, wide, widest = n_feature, (4 * n_feature + 2) // 3, 2 * n_feature
+        widths = {
+            "enc_conv1a": (4 * in_nc, n), "enc_conv1b": (n, n), "enc_conv2": (n, wide), "enc_conv3": (wide, widest),
+            "dec_conv2": (2 * wide, wide), "dec_conv1": (2 * n, n),
+        }  # fmt: skip
+        for name, (inputs, outputs) in widths.items():
+            self.add_sublayer(name, conv(inputs, outputs, slope=self.slope))
+        self.up2 = UpsampleCat(widest, wide)
+        self.up1 = UpsampleCat(wide, n)
+        # For each round its features, the logarithms of the groups' factors, trust and share; then that of the albedo.
+        self.told = self.N_LEARNT + len(self.GROUPS) + 2
+        outputs = self.told * len(self.ROUNDS) + 1
+        self.last = conv(n, 4 * outputs, size=1, slope=1.0)
+        # Only the features begin at random: without any differences between them they would never learn.
+        is_feature = [channel % self.told < self.N_LEARNT and channel < outputs - 1 for channel in range(outputs)]
+        scale = paddle.to_tensor([0.01 * is_one for is_one in is_feature for _ in range(4)])
+        self.last.weight.set_value(self.last.weight * scale[:, None, None, None])
+
+    def body(self, x):
+        conv, pool, upsample_cat = self.ops.conv, self.ops.pool, self.ops.upsample_cat
+        x = conv(self.ops.unshuffle(x), self.enc_conv1a, self.slope)
+        skip1 = x = conv(x, self.enc_conv1b, self.slope)
+        skip2 = x = conv(pool(x), self.enc_conv2, self.slope)
+        x = conv(pool(x), self.enc_conv3, self.slope)
+        x = conv(upsample_cat(x, self.up2.deconv, skip2), self.dec_conv2, self.slope)
+        x = conv(upsample_cat(x, self.up1.deconv, skip1), self.dec_conv1, self.slope)
+        return self.ops.shuffle(conv(x, self.last, slope=1.0))
+
+    def forward(self, x):
+        told = super().forward(x)
+        code, albedo, normal = x[:, :3], x[:, 3:6], x[:, 6:]
+        render = 0.01 * paddle.expm1(5.0 * code)  # the code of renders.py undone
+        # Where there is no surface, or nobody knows it, light is not divided.
+        unknown = (x[:, 3:].abs().sum(axis=1, keepdim=True) == 0).astype("float32")
+        surface = albedo + 0.05 + 0.95 * unknown
+        light = paddle.concat([render, render / surface], axis=1)
+        held, trust = hold_fireflies(render)
+        colour = blur(tone_map(held))
+        for index in range(len(self.ROUNDS)):
+            says = told[:, index * self.told : (index + 1) * self.told]
+            light = self.round(index, light, [albedo, normal, colour], trust, says)
+            trust = paddle.zeros_like(trust)  # what is left of fireflies is spread already
+            colour = tone_map(light[:, :3])
+        return mixed(light[:, :3], light[:, 3:] * surface, told[:, -1:])
+
+    def round(self, index, light, guides, trust, says):
+        """One pass over the light; `says` is what the U-Net tells of this round."""
+        learnt, factors = says[:, : self.N_LEARNT], says[:, self.N_LEARNT : -2].clip(-8.0, 8.0).exp()
+        starts = paddle.to_tensor([deviation**-2.0 for deviation in self.DEVIATIONS]).reshape([1, -1, 1, 1])
+        precision = paddle.concat(
+            [(starts[:, i] * factors[:, i : i + 1]).expand([-1, count, -1, -1]) for i, count in enumerate(self.GROUPS)],
+            axis=1,
+        )
+        guide = paddle.concat([*guides, learnt], axis=1)
+        radius, dilation, share = self.ROUNDS[index]
+        result = self.ops.weigh(light, guide, precision, trust + says[:, -2:-1].clip(-8.0, 8.0), radius, dilation)
+        return mixed(light, result, share + says[:, -1:])
+
+
+# --- Light, as JointBilateral sees it ---------------------------------------------------------------------------
+
+
+def tone_map(light):
+    """As in renders.py; its gradient is finite at black."""
+    return (light / (1.0 + light)).clip(1e-8) ** (1 / 2.2)
+
+
+def mixed(first, second, share):
+    """From the first, at a share of 0 and below, to the second, at 1 and above."""
+    # The gradient does not see the limits: a share that starts at one would never leave it.
+    share = share + (share.clip(0.0, 1.0) - share).detach()
+    return (1.0 - share) * first + share * second
+
+
+def hold_fireflies(light):
+    """Light that is at most ten times the median around it, and the logarithm of the share that this leaves.
+
+    The share is that of the channel that loses most, [N, 1, H, W].
+    """
+    around = F.pad(light, [1, 1, 1, 1], mode="replicate")
+    rows = [around[:, :, i : i - 2 or None] for i in range(3)]
+    median = median9([row[:, :, :, i : i - 2 or None] for row in rows for i in range(3)])
+    held = paddle.minimum(light, 10.0 * median + 0.05)
+    return held, paddle.log((held + 1e-6) / (light + 1e-6)).min(axis=1, keepdim=True)
+
+
+def median9(values):
+    """The median of nine tensors, by comparing pairs (the network of Devillard, 1998)."""
+    values = list(values)
+    pairs = "12 45 78 01 34 67 12 45 78 03 58 47 36 14 25 47 42 64 42"
+    for low, high in pairs.split():
+        a, b = values[int(low)], values[int(high)]
+        values[int(low)], values[int(high)] = paddle.minimum(a, b), paddle.maximum(a, b)
+    return values[4]
+
+
+def blur(image, deviation=1.5, radius=6):
+    """The Gaussian mean of what is in the image around each pixel."""
+    places = [-0.5 * (place / deviation) ** 2 for place in range(-radius, radius + 1)]
+    kernel = paddle.exp(paddle.to_tensor(places))
+    channels = image.shape[1]
+    image = paddle.concat([image, paddle.ones_like(image[:, :1])], axis=1)
+    for shape, padding in (([-1, 1], [radius, 0]), ([1, -1], [0, radius])):
+        weight = kernel.reshape([1, 1, *shape]).tile([channels + 1, 1, 1, 1])
+        image = F.conv2d(image, weight, padding=padding, groups=channels + 1)
+    return image[:, :channels] / image[:, channels:]
+
+
+NETWORKS = {"unet": UNet, "unet_n2n": UNetN2N, "unet_lite": UNetLite, "joint_bilateral": JointBilateral}
 
 
 def build_network(arch="unet", n_channel=3, n_feature=48, n_input=None, **more):

@@ -145,6 +145,19 @@ class TrainingRenders(TrainingImages):
 
     n_input = renders.N_INPUT
 
+    def __init__(self, *options, relight=False, colour_only=0.0, **more):
+        """With `relight` exposure and colours vary; a share of `colour_only` of the patches lacks its buffers."""
+        self.relight, self.colour_only = relight, colour_only
+        super().__init__(*options, **more)
+
+    def _patches(self, layers, rng):
+        code, target = super()._patches(layers, rng)
+        if self.relight:
+            code, target = renders.relit(code, target, rng)
+        if self.colour_only and rng.random() < self.colour_only:
+            code = np.concatenate([code[..., :3], np.zeros_like(code[..., 3:])], axis=2)
+        return [code, target]
+
     def _find(self, data_dir):
         return renders.find_frames("--data_dir", data_dir, "clean" if self.method.clean_targets else "target")
 

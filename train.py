@@ -97,8 +97,10 @@ def training_images(options, method):
     }
     if options.pair_dir:
         return dataset.TrainingPairs(options.data_dir, options.pair_dir, workers=options.workers, **common)
-    kind = dataset.TrainingRenders if renders.is_folder(options.data_dir) else dataset.TrainingImages
-    return kind(options.data_dir, **common)
+    if renders.is_folder(options.data_dir):
+        relight = options.augment and options.arch == "joint_bilateral"
+        return dataset.TrainingRenders(options.data_dir, relight=relight, colour_only=options.colour_only, **common)
+    return dataset.TrainingImages(options.data_dir, **common)
 
 
 def run_folder(options, training, stopped):

@@ -60,28 +60,32 @@ def weights_of(options, method):
 def joint_bilateral(frame, radius=6, deviation=4.0, albedo=0.1, normal=0.3, colour=0.05, firefly=10.0):
     """Averages neighbours that are alike in albedo, normal and blurred colour.
 
-    Pixels much brighter than the median around them are brought down first: a firefly would fill its whole window.
-    The deviations are those that did best on eleven training scenes.
+    Pixels much brighter than the median around them count less: a firefly would fill its whole window. The deviations
+    are those that did best on eleven training scenes.
     """
     height, width = frame.render.shape[:2]
 
     def moved(padded, down, right):
         return padded[radius + down : radius + down + height, radius + right : radius + right + width]
 
-    def padded(array):
-        return np.pad(array, [(radius, radius), (radius, radius), (0, 0)], "reflect")
+    def padded(array, mode="constant"):
+        return np.pad(array, [(radius, radius), (radius, radius), (0, 0)], mode)
 
-    light = padded(frame.render)
-    around = [moved(light, down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    light = np.minimum(frame.render, firefly * np.median(around, axis=0) + 0.05)
-    blurred = cv2.GaussianBlur(renders.tone_map(light), (0, 0), 1.5)
-    guide = np.concatenate([frame.albedo / albedo, frame.normal / normal, blurred / colour], axis=2)
-    lights, guides = padded(light), padded(guide)
+    light = np.maximum(frame.render, 0)
+    around = padded(light, "edge")
+    around = [moved(around, down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    held = np.minimum(light, firefly * np.median(around, axis=0) + 0.05)
+    trust = ((held + 1e-6) / (light + 1e-6)).min(axis=2, keepdims=True)
+    # What lies outside the image counts for nothing, here and below.
+    inside = cv2.GaussianBlur(np.ones((height, width), np.float32), (13, 13), 1.5, borderType=cv2.BORDER_CONSTANT)
+    blurred = cv2.GaussianBlur(renders.tone_map(held), (13, 13), 1.5, borderType=cv2.BORDER_CONSTANT)
+    guide = np.concatenate([frame.albedo / albedo, frame.normal / normal, blurred / inside[..., None] / colour], axis=2)
+    lights, guides, trusts = padded(light), padded(guide), padded(trust)
     total, weights = np.zeros_like(light), np.zeros((height, width, 1), np.float32)
     for down in range(-radius, radius + 1):
         for right in range(-radius, radius + 1):
             unlike = ((moved(guides, down, right) - guide) ** 2).sum(axis=2, keepdims=True)
-            weight = np.exp(-0.5 * (unlike + (down**2 + right**2) / deviation**2))
+            weight = np.exp(-0.5 * (unlike + (down**2 + right**2) / deviation**2)) * moved(trusts, down, right)
             total += weight * moved(lights, down, right)
             weights += weight
     return total / weights

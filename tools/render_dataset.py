@@ -4,7 +4,7 @@ Examples:
   python tools/render_dataset.py --save_dir renders
   python tools/render_dataset.py --save_dir renders --n_scenes 200 --spp 4 --clean_targets
   python tools/render_dataset.py --save_dir kitchen --scenes kitchen.xml --n_renders 16 --spp 32
-  python train.py --method noise2noise --arch unet_n2n --data_dir renders/train --val_dirs renders/valid
+  python train.py --method noise2noise --arch joint_bilateral --data_dir renders/train --val_dirs renders/valid
 
 Scenes are drawn from --seed, or come from files of Mitsuba (each camera in them counts as a scene). What is written:
   SAVE_DIR/train/{render,albedo,normal}/NAME_K.exr    --n_renders independent noisy renders of each scene

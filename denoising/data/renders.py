@@ -100,13 +100,18 @@ class Frame:
         return np.concatenate([encode(self.render), np.clip(self.albedo, 0, 1), self.normal], axis=2)
 
 
-def read_frame(paths):
-    """Reads a frame of `find_frames` (its render, albedo and normal), or one EXR file with these layers."""
+def read_frame(paths, needs_buffers=True):
+    """Reads a frame of `find_frames` (its render, albedo and normal), or one EXR file with these layers.
+
+    Without `needs_buffers` it may also be an image alone, of any format; what is not there is zero.
+    """
     picture, render = read_buffer("render", paths[0])
     if len(paths) > 1:
         others = [read_buffer(kind, path)[1] for kind, path in zip(BUFFERS[1:], paths[1:3], strict=True)]
     else:
         others = [exr.layer(picture, kind) for kind in BUFFERS[1:]]
+        if not needs_buffers and all(layer is None for layer in others):
+            others = [np.zeros_like(render) for _ in others]
         if any(layer is None for layer in others):
             raise UserError(
                 f"{paths[0]}: the network takes renders with albedo and normals: an EXR file that has such layers, "
@@ -146,6 +151,23 @@ def check_size(path, array, other_path, other):
     if array.shape != other.shape:
         sizes = [f"{a.shape[1]}x{a.shape[0]}" for a in (array, other)]
         raise UserError(f"{path} is {sizes[0]}, but {other_path} is {sizes[1]}")
+
+
+# --- Training -------------------------------------------------------------------------------------------------
+
+
+def relit(code, target, rng):
+    """What a network gets and a target, H x W x 9 and 3, in another exposure and other colours.
+
+    Light and albedo of the channels change places, each becomes brighter or darker, and the world is turned by a
+    quarter or mirrored, of which only the normals tell.
+    """
+    order, axes = rng.permutation(3), rng.permutation(3)
+    gain = (2 ** (rng.uniform(-1.5, 1.5) + rng.uniform(-0.5, 0.5, 3))).astype(np.float32)
+    signs = rng.choice(np.array([-1, 1], np.float32), 3)
+    render, albedo, normal = np.split(code, 3, axis=2)
+    parts = [encode(decode(render[..., order]) * gain), albedo[..., order], normal[..., axes] * signs]
+    return np.concatenate(parts, axis=2), target[..., order] * gain
 
 
 # --- Denoising ------------------------------------------------------------------------------------------------

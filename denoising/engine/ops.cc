@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "memory.h"
+#include "neighbours.h"
 #include "numbers.h"
 #include "onednn.h"
 #include "orthogonalize.h"
@@ -601,6 +602,66 @@ std::vector<Tensor> AddBackward(const Tensor& dsum, bool needs_dx, bool needs_dy
   return gradients;
 }
 
+// --- Neighbours weighed by likeness ----------------------------------------------------------------------------
+
+// The sizes of one image of each of these, [batch, channels, height, width].
+neighbours::Sizes SizesOf(const Tensor& light, const Tensor& guide, const Tensor& precision, const Tensor& trust,
+                          int radius, int dilation) {
+  Shape shape = light.shape();
+  for (const Tensor* tensor : {&light, &guide, &precision, &trust}) {
+    Shape other = tensor->shape();
+    PD_CHECK(tensor->dtype() == DataType::FLOAT32 && other.size() == 4 && other[0] == shape[0] &&
+                 other[2] == shape[2] && other[3] == shape[3],
+             "Light, guide, precision and trust must be float32 images of one size.");
+  }
+  int64_t guides = guide.shape()[1];
+  PD_CHECK(precision.shape()[1] == guides + 1 && trust.shape()[1] == 1 && radius >= 0 && dilation >= 1,
+           "A precision for each channel of the guide and one for the distance were expected.");
+  return {shape[1], guides, shape[2], shape[3], radius, dilation};
+}
+
+std::vector<Tensor> WeighForward(const Tensor& light, const Tensor& guide, const Tensor& precision,
+                                 const Tensor& trust, int radius, int dilation) {
+  Threads threads;
+  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation);
+  Tensor result = Empty(light.shape(), DataType::FLOAT32);
+  Scratch memory(neighbours::Average::Planes(sizes) * sizes.Plane() * sizeof(float));
+  for (int64_t n = 0; n < light.shape()[0]; n++) {
+    auto image = [&](const Tensor& tensor) { return In<float>(tensor) + n * tensor.shape()[1] * sizes.Pixels(); };
+    neighbours::Average average(sizes, image(light), image(guide), image(trust), static_cast<float*>(memory.data()));
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < sizes.height; row++) {
+      neighbours::Forward(sizes, average, image(precision), row,
+                          Out<float>(result) + n * sizes.lights * sizes.Pixels());
+    }
+  }
+  return {result};
+}
+
+// A thread for each image: two of them must not add to one pixel's gradient at once.
+std::vector<Tensor> WeighBackward(const Tensor& light, const Tensor& guide, const Tensor& precision,
+                                  const Tensor& trust, const Tensor& dresult, int radius, int dilation) {
+  Threads threads;
+  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation);
+  Tensor dlight = Empty(light.shape(), DataType::FLOAT32), dguide = Empty(guide.shape(), DataType::FLOAT32);
+  Tensor dprecision = Empty(precision.shape(), DataType::FLOAT32), dtrust = Empty(trust.shape(), DataType::FLOAT32);
+  int64_t planes = neighbours::Average::Planes(sizes), plane = sizes.Plane();
+#pragma omp parallel for schedule(static)
+  for (int64_t n = 0; n < light.shape()[0]; n++) {
+    auto at = [&](const Tensor& tensor) { return n * tensor.shape()[1] * sizes.Pixels(); };
+    auto image = [&](const Tensor& tensor) { return In<float>(tensor) + at(tensor); };
+    Scratch memory(2 * planes * plane * sizeof(float));
+    float *widened = static_cast<float*>(memory.data()), *gradients = widened + planes * plane;
+    neighbours::Average average(sizes, image(light), image(guide), image(trust), widened);
+    neighbours::Backward(sizes, average, image(precision), image(dresult), gradients,
+                         Out<float>(dprecision) + at(precision));
+    sizes.Narrow(gradients, Out<float>(dlight) + at(light), sizes.lights);
+    sizes.Narrow(gradients + sizes.lights * plane, Out<float>(dguide) + at(guide), sizes.guides);
+    sizes.Narrow(gradients + (planes - 1) * plane, Out<float>(dtrust) + at(trust), 1);
+  }
+  return {dlight, dguide, dprecision, dtrust};
+}
+
 // --- The way in and out ----------------------------------------------------------------------------------------
 
 // [batch, rows, columns] to [batch, columns, rows]: with the pixels on one side it swaps the place of the channels.
@@ -738,6 +799,17 @@ PD_BUILD_GRAD_OP(denoise_add)
     .Outputs({paddle::Grad("X"), paddle::Grad("Y")})
     .Attrs({"needs_dx: bool", "needs_dy: bool"})
     .SetKernelFn(PD_KERNEL(AddBackward));
+
+PD_BUILD_OP(denoise_weigh)
+    .Inputs({"Light", "Guide", "Precision", "Trust"})
+    .Outputs({"Result"})
+    .Attrs({"radius: int", "dilation: int"})
+    .SetKernelFn(PD_KERNEL(WeighForward));
+PD_BUILD_GRAD_OP(denoise_weigh)
+    .Inputs({"Light", "Guide", "Precision", "Trust", paddle::Grad("Result")})
+    .Outputs({paddle::Grad("Light"), paddle::Grad("Guide"), paddle::Grad("Precision"), paddle::Grad("Trust")})
+    .Attrs({"radius: int", "dilation: int"})
+    .SetKernelFn(PD_KERNEL(WeighBackward));
 
 PD_BUILD_OP(denoise_enter)
     .Inputs({"Image"})

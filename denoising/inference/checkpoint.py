@@ -75,7 +75,7 @@ def load_network(path):
     options = _saved_options(path, state)
     try:
         network = build_network(**{name: options[name] for name in STRUCTURE if name in options})
-    except TypeError:  # a number that this network does not have
+    except (TypeError, ValueError):  # a number that this network does not have, or cannot have
         raise UserError(f"{path}: holds no network of this project") from None
     set_weights(network, state, path)
     network.eval()

@@ -97,6 +97,7 @@ class OneForAll:
         network, saved = load_network(options.model_path)
         noise = noise_of_flag(flag, saved.get("noisetype", "none"))
         self.of_renders = network.options.get("n_input") == renders.N_INPUT
+        self.needs_buffers = network.needs_buffers
         if renders.is_folder(options.image_path) and not self.of_renders:
             raise UserError(f"{flag} takes images, {options.image_path} holds renders")
         if options.precision == "auto" and needs_fp32(network, saved):
@@ -112,7 +113,7 @@ class OneForAll:
 class ByNoise:
     """The weights that ship, for each image those that are for its noise."""
 
-    of_renders = False
+    of_renders = needs_buffers = False
 
     def __init__(self, options):
         ops = devices.prepare(options)
@@ -156,7 +157,7 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
         note: what says which weights were taken, and why.
         on_image: is called with the path, the first page noisy and denoised, and the Denoiser, where there is one.
     """
-    frame = renders.read_frame(files) if weights.of_renders else None
+    frame = renders.read_frame(files, weights.needs_buffers) if weights.of_renders else None
     data = None if frame else images.read_bytes(files[0])
     picture = frame.picture if frame else images.read_image(files[0], data)
     try:

@@ -8,6 +8,8 @@ from denoising.imaging.noise import noise_of_flag
 from denoising.inference import distributed
 from denoising.training.methods import SINGLE, default_loss
 
+FOR_RENDERS = ("joint_bilateral", "unet_n2n")
+
 
 def checked(options):
     """Refuses what cannot work, before the first slow step.
@@ -32,8 +34,12 @@ def checked(options):
         (buffers and single, "--method: renders have targets: noise2noise learns from target/, supervised from clean/"),
         (buffers and pairs, "--pair_dir: renders have their targets beside them"),
         (buffers and adds_noise, "--noisetype: renders have their own noise"),
-        (buffers and options.arch != "unet_n2n",
-         "--arch: renders come with buffers, nine channels in all: unet_n2n takes them"),
+        (buffers and options.arch not in FOR_RENDERS,
+         f"--arch: renders come with buffers, nine channels in all: {' and '.join(FOR_RENDERS)} take them"),
+        (not buffers and options.arch == "joint_bilateral",
+         "--arch: joint_bilateral is for renders; --data_dir has no render/ albedo/ normal/"),
+        (options.colour_only and options.arch != "joint_bilateral",
+         "--colour_only: it is for renders with --arch joint_bilateral"),
         (buffers and options.n_channel != 3, "--n_channel: renders have 3"),
         # The method and its noise.
         (options.loss and single, f"--loss: {method} has its own"),
@@ -59,7 +65,8 @@ def checked(options):
     check_noise(options, noisetype)
     if options.parallel and distributed.WORLD_SIZE == 1:
         cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
-    loss = None if single else options.loss or ("hdr" if buffers else default_loss(method, noisetype))
+    for_renders = "tone_mapped" if options.arch == "joint_bilateral" else "hdr"
+    loss = None if single else options.loss or (for_renders if buffers else default_loss(method, noisetype))
     return options.but(noisetype=noisetype, loss=loss, engine="paddle" if options.to_static else options.engine)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from denoising.cli import refuse
+from denoising.data.renders import GAMMA
 from denoising.data.streams import MORE, NOISE, PICKS, TARGET
 from denoising.imaging.noise import parse_noise
 
@@ -158,8 +159,8 @@ class Regression(Method):
     Args:
         loss: "l2" ends at the mean of all targets, "l1" at their median, "l0", which goes from the mean to it while
             the ramp rises, at their mode; "robust" ends at the mean of those that are near; "hdr" is L2 relative to the
-            brightness, for renders; "psnr" is L2 in decibels, so that the images with little noise count as much as the
-            others.
+            brightness, for renders, and "tone_mapped" that of their pictures; "psnr" is L2 in decibels, so that the
+            images with little noise count as much as the others.
         noise: of the input; what it has left of the clean image is put back into the output first.
     """
 
@@ -191,6 +192,8 @@ class Regression(Method):
         if self.loss == "hdr":
             # The brightness is a weight: were it differentiated, the mean would no longer be the optimum.
             return diff**2 / (denoised.detach().clip(0) + 0.01) ** 2
+        if self.loss == "tone_mapped":
+            return (diff * tone_slope(denoised.detach())) ** 2  # not differentiated for the same reason
         return diff**2
 
 
@@ -210,6 +213,16 @@ class Supervised(Regression):
 
     def corrupt(self, clean, noise, streams):
         return [noise.add(clean, streams(NOISE)), clean]
+
+
+def tone_slope(light):
+    """The derivative of `renders.tone_map`: how much a little more light shows in a picture.
+
+    With it the error of light becomes that of the picture, as far as that is small; and the optimum is still the mean
+    of all targets, which it would not be, were the targets tone-mapped.
+    """
+    light = light.clip(0) + 0.01
+    return (light / (1 + light)) ** (1 / GAMMA) / (GAMMA * light * (1 + light))
 
 
 def intact(diff):
@@ -236,7 +249,7 @@ def intact(diff):
 
 EM_ROUNDS = 8
 LEAST_MSE = (5 / 255) ** 2  # below about this, --loss psnr takes images for equally good, and is L2
-LOSSES = ("l2", "l1", "l0", "robust", "hdr", "psnr")
+LOSSES = ("l2", "l1", "l0", "robust", "hdr", "tone_mapped", "psnr")
 METHODS = ("neighbor2neighbor", "recorrupted2recorrupted", "noise2noise", "supervised")
 SINGLE = METHODS[:2]  # learn from single noisy images
 

@@ -79,12 +79,16 @@ def get_parser(description=None):
         help="fresh: new noise in each epoch, as published; frozen: each image keeps its noise, as real files do")
     add("--patchsize", type=number(int, 2, 8192), default=256,
         help="side of the training patches in pixels; even for neighbor2neighbor")
-    add("--augment", action="store_true", help="flip and rotate the patches at random")
+    add("--augment", action="store_true",
+        help="flip and rotate the patches at random; for joint_bilateral also change their exposure and colours")
     add("--translate", type=number(int, 0, 8192), default=0,
         help="roll the patches at random by up to this many pixels; what leaves at one border comes in at the other")
     add("--shrink", type=number(float, 1, 16), default=1.0,
         help="cut the patches so many times as large and scale them down, which frees the images of noise and JPEG "
         "artefacts of their own before noise is added")
+    add("--colour_only", type=number(float, 0, 1), default=0.0,
+        help="share of the patches of renders, 0..1, that joint_bilateral sees without albedo and normals, so that it "
+        "denoises images that have none")
     add("--workers", type=number(int, 1), default=min(os.cpu_count(), 8), help="threads that prepare the batches")
     add("--cache_gb", type=number(float, 0), help="memory for decoded images (default: a quarter of what is free)")
     add = parser.add_argument_group("method").add_argument
@@ -96,8 +100,9 @@ def get_parser(description=None):
         "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white)")
     add("--loss", choices=LOSSES,
         help="the loss of noise2noise and supervised: l2 (ends at the mean of all targets), l1 (median), l0 (mode), "
-        "robust (mean without outliers), hdr (relative, for renders), psnr (l2 in decibels, so that images with little "
-        "noise count as much as others); by default robust for impulse noise, l1 for text, hdr for renders, else l2")
+        "robust (mean without outliers), hdr (relative, for renders), tone_mapped (l2 of the pictures of renders), "
+        "psnr (l2 in decibels, so that images with little noise count as much as others); by default robust for "
+        "impulse noise, l1 for text, for renders hdr or with joint_bilateral tone_mapped, else l2")
     add = parser.add_argument_group("model").add_argument
     add("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
     add("--norm", default="none", choices=sorted(NORMS), help="normalisation after the convolutions of unet_n2n")

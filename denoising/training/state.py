@@ -22,7 +22,9 @@ class Training:
         self.options = options
         structure = {"arch": options.arch, "n_channel": options.n_channel, "n_feature": options.n_feature}
         if options.arch == "unet_n2n":
-            structure |= {"norm": options.norm, "n_input": n_input}
+            structure["norm"] = options.norm
+        if n_input:
+            structure["n_input"] = n_input
         self.network = build_network(**structure)
         distributed.broadcast_parameters(self.network)
         self.network.ops = ops

@@ -153,6 +153,32 @@ def test_patches_of_input_and_target_lie_on_one_another(folder, method, kind):
             assert (np.abs(values - wanted[:, row, column]).sum(1) == 0).any()
 
 
+def test_relit_patches_are_one_scene_in_another_light(folder):
+    plain = TrainingRenders(folder, Supervised(), parse_noise("none"), 3, 16, 0)
+    other = TrainingRenders(folder, Supervised(), parse_noise("none"), 3, 16, 0, relight=True)
+    gains = []
+    for index in range(3):
+        (noisy, wanted), (relit, changed) = (images.sample(epoch=1, index=index) for images in (plain, other))
+        # The channels' order is that of the albedo, and light and target are as much brighter as one another.
+        order = [min(range(3), key=lambda c, k=k: np.abs(noisy[3 + c] - relit[3 + k]).max()) for k in range(3)]
+        assert sorted(order) == [0, 1, 2]
+        np.testing.assert_array_equal(relit[3:6], noisy[3:6][order])
+        gain = (changed / wanted[order]).mean(axis=(1, 2))
+        np.testing.assert_allclose(changed, wanted[order] * gain[:, None, None], rtol=1e-4)
+        lights = renders.decode(relit[:3]), renders.decode(noisy[:3])[order] * gain[:, None, None]
+        np.testing.assert_allclose(*lights, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose((relit[6:] ** 2).sum(0), (noisy[6:] ** 2).sum(0), rtol=1e-4)
+        gains.append(gain)
+    assert np.std(gains) > 0.1
+
+
+def test_a_share_of_the_patches_lacks_its_buffers(folder):
+    training = TrainingRenders(folder, Noise2Noise(), parse_noise("none"), 3, 16, 0, colour_only=0.5)
+    bare = [not training.sample(epoch, 0)[0][3:].any() for epoch in range(40)]
+    assert 10 < sum(bare) < 30
+    assert all(training.sample(epoch, 0)[0][:3].any() for epoch in range(5))
+
+
 def test_validation_scores_what_is_seen(folder):
     (found,), absent = find_validation_sets(folder)
     assert isinstance(found, ValidationRenders)
@@ -216,6 +242,31 @@ def test_mistakes_are_one_line(tmp_path, folder, weights):
     assert_user_error(run_script(*val, weights, "--val_dirs", "validation"), "takes 9")
     assert_user_error(run_script(*val, "best_model.pdparams", "--val_dirs", folder), "takes 3")
     assert_user_error(run_script("export_model.py", "--model_path", weights, "--save_dir", tmp_path), "--model_path")
+
+
+def test_the_network_that_weighs_neighbours_trains_and_needs_no_buffers(tmp_path, folder):
+    arguments = ["--data_dir", folder, "--val_dirs", folder, "--arch", "joint_bilateral", "--n_feature", 4]
+    arguments += ["--batchsize", 2, "--patchsize", 32, "--max_steps", 2, "--save_model_path", tmp_path / "runs"]
+    arguments += ["--augment", "--colour_only", 0.5, "--log_name", "a", "--method", "noise2noise", "--log_iters", 1]
+    run_script("train.py", *arguments, ok=0)
+    (model,) = (tmp_path / "runs" / "a").glob("*/best_model.pdparams")
+    assert "frames   3 x 1" in run_script("val.py", "--model_path", model, "--val_dirs", folder, ok=0).stdout
+    predict = ["predict.py", "--model_path", model, "--image_path"]
+    run_script(*predict, folder, "--save_dir", tmp_path / "with", ok=0)
+    run_script(*predict, folder / "render", "--save_dir", tmp_path / "without", ok=0)
+    shown = renders.as_picture("render", images.read_image(folder / "render" / "scene0.exr").pages[0])
+    images.write_image(tmp_path / "shown.png", shown)
+    run_script(*predict, tmp_path / "shown.png", "--save_dir", tmp_path / "shown", ok=0)
+    whole, alone = (images.read_image(tmp_path / name / "scene0_denoise.exr").pages[0] for name in ("with", "without"))
+    assert whole.dtype == alone.dtype == np.float32
+    assert np.abs(whole - alone).max() > 0.01
+    seen = images.read_image(tmp_path / "shown" / "shown_denoise.png").pages[0].astype(float)
+    assert np.abs(seen - renders.as_picture("render", alone)).mean() < 5
+    assert_user_error(
+        run_script("export_model.py", "--model_path", model, "--save_dir", tmp_path / "export"), "--model_path"
+    )
+    frame = renders.read_frame(renders.find_frames("--image_path", folder)[0])
+    assert (renders.denoise(Denoiser(model), frame) >= 0).all()
 
 
 def test_clean_targets_that_are_absent_are_asked_for(tmp_path):

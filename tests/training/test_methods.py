@@ -7,6 +7,7 @@ import pytest
 
 from arch_unet import build_network
 from denoising.cli import UserError
+from denoising.data import renders
 from denoising.data.streams import CROP, MORE, NOISE, ORDER, PICKS, TARGET, generator, streams
 from denoising.imaging import noise
 from denoising.imaging.noise import parse_noise
@@ -172,6 +173,7 @@ def test_each_loss_ends_where_the_paper_says():
     assert np.median(targets) > 0.22
     # Its weight is the output's brightness, so that one constant still ends at the mean.
     assert optimum("hdr", targets * 3) == pytest.approx(3 * targets.mean(), abs=0.02)
+    assert optimum("tone_mapped", targets) == pytest.approx(targets.mean(), abs=0.02)
     assert optimum("psnr", targets) == pytest.approx(targets.mean(), abs=0.01)
 
 
@@ -250,6 +252,16 @@ def test_the_distances_are_those_of_the_papers(loss, ramp, expected):
     found = Regression(loss)(lambda x: x, denoised, target, ramp=ramp)
     assert found[0].item() == pytest.approx(np.mean(expected), rel=1e-5)
     assert (found[1].item(), found[2].item(), found[3]) == (found[0].item(), 0, 0)
+
+
+def test_the_loss_of_pictures_is_their_squared_error():
+    rng = np.random.default_rng(0)
+    light = rng.uniform(0.05, 5, (1, 3, 8, 8)).astype("float32")
+    target = light * rng.uniform(0.99, 1.01, light.shape).astype("float32")
+    found = Regression("tone_mapped")(lambda x: x, paddle.to_tensor(light), paddle.to_tensor(target))[0].item()
+    # As if all were a hundredth brighter, which keeps the slope finite at black.
+    expected = np.mean((renders.tone_map(light + 0.01) - renders.tone_map(target + 0.01)) ** 2)
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 def test_the_weights_of_intact_pixels_are_no_part_of_the_gradient():

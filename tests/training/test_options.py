@@ -146,6 +146,8 @@ ALLOWED = {
     "--pair_dir D --method noise2noise --noisetype none": ("none", "l2", "auto"),
     "--data_dir D --pair_dir D --method supervised": ("none", "l2", "auto"),
     "--data_dir R --method noise2noise --arch unet_n2n": ("none", "hdr", "auto"),
+    "--data_dir R --method noise2noise --arch joint_bilateral --colour_only 0.2": ("none", "tone_mapped", "auto"),
+    "--data_dir R --method supervised --arch joint_bilateral --loss hdr": ("none", "hdr", "auto"),
     "--data_dir R --method supervised --arch unet_n2n --loss l2 --noisetype none": ("none", "l2", "auto"),
     "--noisetype camera --method noise2noise --shrink 2": ("camera", "l2", "auto"),
     "--noisetype none": ("none", None, "auto"),
@@ -171,6 +173,9 @@ def test_what_goes_together(sources, line):
 
 
 REFUSED = {
+    "--arch joint_bilateral": "--arch: joint_bilateral is for renders",
+    f"--data_dir R {N2N} --arch unet_lite": "--arch: .*joint_bilateral and unet_n2n take them",
+    f"--data_dir R {N2N} --arch unet_n2n --colour_only 0.5": "--colour_only: ",
     "--data_dir P": "--method: a pair file",
     f"--data_dir P {R2R}": "--method: a pair file",
     f"--data_dir P --pair_dir D {N2N}": "--pair_dir: a pair file has both",

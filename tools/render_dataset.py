@@ -3,6 +3,7 @@ r"""Renders noisy images with albedo and normals, and their targets, with Mitsub
 Examples:
   python tools/render_dataset.py --save_dir renders
   python tools/render_dataset.py --save_dir renders --n_scenes 200 --spp 4 --clean_targets
+  python tools/render_dataset.py --save_dir renders --n_scenes 400 --views 2 --size 128 --spp 1 2 4 8 16
   python tools/render_dataset.py --save_dir kitchen --scenes kitchen.xml --n_renders 16 --spp 32
   python train.py --method noise2noise --arch joint_bilateral --data_dir renders/train --val_dirs renders/valid
 
@@ -44,13 +45,16 @@ def get_parser():
     parser.add_argument("--save_dir", required=True, help="new folder, or an earlier one of the same options")
     add = parser.add_argument_group("scenes").add_argument
     add("--n_scenes", type=number(int, 0, 99999), default=60, help="scenes to train on")
+    add("--views", type=number(int, 1, 1000), default=1,
+        help="directions in which the camera of a drawn training scene looks, each rendered like a scene")  # fmt: skip
     add("--n_valid", type=number(int, 0, 99999), default=8, help="scenes to validate on")
     add("--scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to train on, none is drawn then")
     add("--valid_scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to validate on")
     add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of the scenes and of all noise")
     add = parser.add_argument_group("renders").add_argument
     add("--size", type=number(int, 16, 8192), help="side in pixels (default: 256, or what a scene's file says)")
-    add("--spp", type=number(int, 1, 2**20), default=8, help="samples per pixel of a noisy render")
+    add("--spp", type=number(int, 1, 2**20), nargs="+", default=[8],
+        help="samples per pixel of a noisy render; of several numbers the scenes take one after another")  # fmt: skip
     add("--reference_spp", type=number(int, 1, 2**20), default=512, help="samples per pixel of a converged render")
     add("--n_renders", type=number(int, 2, 1000), default=2, help="noisy renders of each training scene")
     add("--clean_targets", action="store_true", help="also write converged renders of the training scenes")
@@ -75,8 +79,9 @@ class Shot:
     folder: str  # SAVE_DIR/train or SAVE_DIR/valid
     name: str
     source: str | int  # a file, or the number of a drawn scene
-    camera: int
+    camera: int  # the number of the camera in its file, or of the view of a drawn scene
     place: tuple  # what its random numbers follow from
+    spp: int
     noisy: int  # noisy renders that are wanted
     clean: str  # the folder of its converged render, or ""
 
@@ -103,16 +108,20 @@ def plan(options, cameras):
     for split, files, count in splits:
         is_train, folder = split == "train", os.path.join(options.save_dir, split)
         if drawn:
-            sources = [(f"scene{i:05d}", i, 0) for i in range(count)]
+            views = options.views if is_train else 1
+            sources = [(f"scene{i:05d}" + f"v{v}" * bool(v), i, v) for i in range(count) for v in range(views)]
         else:
             sources = [(f"{Path(file).stem}_camera{i}", file, i) for file in files or [] for i in range(cameras[file])]
         names = [name for name, _, _ in sources]
-        for name, source, camera in sources:
+        for place_in_list, (name, source, camera) in enumerate(sources):
             if names.count(name) > 1:
                 raise UserError(f"--{'' if is_train else 'valid_'}scenes: two files would both become {name}")
             place = (options.seed, int(not is_train), *(name.encode() if isinstance(source, str) else [source]))
+            # Shifted by one every fourth scene, because the kinds of scenes take turns, too, and there are four.
+            spp = options.spp[(place_in_list + place_in_list // 4) % len(options.spp)]
             clean = ("clean" if options.clean_targets else "") if is_train else "target"
-            shots.append(Shot(folder, name, source, camera, place, options.n_renders if is_train else 1, clean))
+            noisy = options.n_renders if is_train else 1
+            shots.append(Shot(folder, name, source, camera, place, spp, noisy, clean))
     if not shots:
         raise UserError("--n_scenes: there is nothing to render")
     return shots
@@ -120,8 +129,10 @@ def plan(options, cameras):
 
 def settings_of(options):
     """What decides over the pixels: a folder holds those of one setting."""
-    names = ("seed", "size", "spp", "reference_spp", "n_renders", "format")
-    return {name: getattr(options, name) for name in names} | {"drawn": not (options.scenes or options.valid_scenes)}
+    names = ("seed", "size", "reference_spp", "n_renders", "format", "views")
+    settings = {name: getattr(options, name) for name in names}
+    spp = options.spp[0] if len(options.spp) == 1 else options.spp
+    return settings | {"spp": spp, "drawn": not (options.scenes or options.valid_scenes)}
 
 
 def claim(options):
@@ -130,6 +141,7 @@ def claim(options):
     if os.path.isfile(record):
         try:
             earlier = json.loads(Path(record).read_text(encoding="utf-8"))
+            earlier = {"views": 1} | earlier  # earlier versions knew only one
             differing = [name for name, value in settings_of(options).items() if earlier[name] != value]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"--save_dir: {record} is no record of this script") from None
@@ -192,11 +204,11 @@ class Renderer:
         self.drawn = isinstance(shot.source, int)
         if self.drawn:
             size = options.size or 256
-            self.scene = mitsuba.load_dict(draw_scene(shot.place, size, size), parallel=False)
+            self.scene = mitsuba.load_dict(draw_scene(shot.place, size, size, shot.camera), parallel=False)
         else:
             self.scene = load_file(shot.source)
             self._resize(options.size)
-        self.camera = self.scene.sensors()[shot.camera]
+        self.camera = self.scene.sensors()[0 if self.drawn else shot.camera]
         inner = self.scene.integrator()
         layers = {"type": "aov", "aovs": "albedo:albedo,normal:sh_normal", "image": inner}
         self.integrator = mitsuba.load_dict(layers)
@@ -218,13 +230,15 @@ class Renderer:
     @functools.cache  # noqa: B019 - it lives as long as its shot
     def noisy(self, k):
         """The k-th noisy render with its buffers."""
-        return self.render(k, self.options.spp)
+        return self.render(k, self.shot.spp)
 
     def render(self, k, spp):
         """Returns the k-th render, its albedo and its normals: H x W x 3 float32, in linear light."""
         import mitsuba
 
-        rng = np.random.default_rng([*self.shot.place, k])
+        # A further view has noise of its own; that of the first is as it was before there were others.
+        view = [self.shot.camera] * (self.drawn and self.shot.camera > 0)
+        rng = np.random.default_rng([*self.shot.place, k, *view])
         width, height = self.camera.film().crop_size()
         at_once, total, done = max(1, PASS_SAMPLES // (width * height)), 0.0, 0
         while done < spp:
@@ -277,7 +291,7 @@ def write(path, kind, buffer):
 
 def samples_of(shot, parts, options):
     """How many samples the parts of a drawn shot take, which is what its time follows."""
-    spp = options.spp * (shot.noisy if "noisy" in parts else 1) + options.reference_spp * ("clean" in parts)
+    spp = shot.spp * (shot.noisy if "noisy" in parts else 1) + options.reference_spp * ("clean" in parts)
     return spp * (options.size or 256) ** 2
 
 

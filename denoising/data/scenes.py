@@ -15,10 +15,11 @@ import numpy as np
 MAX_DEPTH = 9  # bounces of light: enough for glass in front of glass
 
 
-def draw_scene(place, width, height):
+def draw_scene(place, width, height, view=0):
     """A scene as the dictionary that `mitsuba.load_dict` takes.
 
     Its random choices follow from the whole numbers of `place`, of which the last is its number and tells its kind.
+    Its views but the first are parts of what surrounds the first one, seen from the same spot.
     """
     import mitsuba as mi
 
@@ -27,6 +28,8 @@ def draw_scene(place, width, height):
     parts = draw(rng) if any(place[1:]) else mi.cornell_box()
     scene = {"type": "scene", "integrator": {"type": "path", "max_depth": MAX_DEPTH}, **parts}
     film = {"type": "hdrfilm", "width": width, "height": height, "pixel_format": "rgb", "component_format": "float32"}
+    if view:
+        look_elsewhere(scene["sensor"], np.random.default_rng([*place, view]))
     # A box filter: no sample counts for two pixels, so that their noise is independent.
     scene["sensor"] |= {"film": film | {"rfilter": {"type": "box"}}, "sampler": {"type": "independent"}}
     return scene
@@ -201,6 +204,14 @@ def camera(rng, distance, elevation, target):
         focus = away * rng.uniform(0.75, 1.0)
         sensor |= {"type": "thinlens", "focus_distance": focus, "aperture_radius": away * rng.uniform(0.005, 0.02)}
     return sensor
+
+
+def look_elsewhere(sensor, rng):
+    """Turns a camera where it stands, where no wall can come between, and lets it see less, and that larger."""
+    import mitsuba as mi
+
+    turn = mi.ScalarTransform4f().rotate([0, 1, 0], rng.uniform(-14, 14)).rotate([1, 0, 0], rng.uniform(-8, 8))
+    sensor |= {"to_world": sensor["to_world"] @ turn, "fov": sensor["fov"] * rng.uniform(0.45, 0.9)}
 
 
 # --- Things ---------------------------------------------------------------------------------------------------

@@ -193,7 +193,11 @@ class Regression(Method):
             # The brightness is a weight: were it differentiated, the mean would no longer be the optimum.
             return diff**2 / (denoised.detach().clip(0) + 0.01) ** 2
         if self.loss == "tone_mapped":
-            return (diff * tone_slope(denoised.detach())) ** 2  # not differentiated for the same reason
+            # The slope is not differentiated for the same reason. Beyond the whole range from black to white an error
+            # counts by itself and not by its square: else a few fireflies among the targets would drown all others.
+            shown = (diff * tone_slope(denoised.detach())).abs()
+            within = shown.clip(max=1.0)
+            return within * (2 * shown - within)
         return diff**2
 
 

@@ -99,6 +99,42 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_files(rendered):
     assert_user_error(render(rendered, *FLAGS, "--spp", 2), "--save_dir", "spp 1")
 
 
+def test_views_and_samples_vary(tmp_path):
+    pytest.importorskip("mitsuba")
+    flags = ["--n_scenes", 1, "--n_valid", 0, "--size", 16, "--views", 3, "--spp", 1, 32]
+    render(tmp_path / "out", *flags, ok=0)
+    found = tree(tmp_path / "out")
+    names = [f"scene00000{view}_0" for view in ("", "v1", "v2")]
+    assert {path.stem for path in found.values() if path.stem.endswith("_0")} == set(names)
+    albedos = [read(found[f"train/albedo/{name}.exr"]) for name in names]
+    assert min(np.abs(albedos[i] - albedos[j]).mean() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.02
+    pairs = [[read(found[f"train/{kind}/{name}.exr"]) for kind in ("render", "target")] for name in names]
+    noise = [np.abs(renders.tone_map(first) - renders.tone_map(second)).mean() for first, second in pairs]
+    assert noise[1] < 0.5 * min(noise[0], noise[2])
+    assert_user_error(render(tmp_path / "out", *flags, "--views", 2), "--save_dir", "views 3")
+    (tmp_path / "out" / render_dataset.RECORD).write_text("[1]")
+    assert_user_error(render(tmp_path / "out", *flags), "--save_dir", "no record")
+
+
+def planned(*flags):
+    """The shots of a command line."""
+    options = render_dataset.get_parser().parse_args(["--save_dir", "out", *map(str, flags)])
+    return render_dataset.plan(options, {})
+
+
+def test_no_validation_scene_is_a_training_scene():
+    shots = planned("--n_scenes", 40, "--n_valid", 40, "--views", 2)
+    places = [{shot.place for shot in shots if shot.folder.endswith(split)} for split in ("train", "valid")]
+    assert [len(found) for found in places] == [40, 40]
+    assert not places[0] & places[1]
+
+
+def test_every_kind_of_scene_comes_with_every_number_of_samples():
+    shots = planned("--n_scenes", 32, "--n_valid", 0, "--spp", 1, 2, 4, 8)
+    assert len({(shot.source % 4, shot.spp) for shot in shots}) == 16
+    assert {shot.spp for shot in planned()} == {8}
+
+
 def test_scene_files_every_camera_is_a_scene(tmp_path):
     pytest.importorskip("mitsuba")
     (tmp_path / "a.xml").write_text(SCENE.format(pixels="rgba"))

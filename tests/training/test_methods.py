@@ -264,6 +264,16 @@ def test_the_loss_of_pictures_is_their_squared_error():
     assert found == pytest.approx(expected, rel=0.02)
 
 
+def test_a_firefly_in_the_target_pulls_as_far_as_white_does():
+    pulls = []
+    for light in (1.0, 10.0, 1000.0):
+        weight = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(0.5))
+        target = paddle.full([1, 3, 4, 4], light)
+        Regression("tone_mapped")(lambda x, weight=weight: x * 0 + weight, target, target)[0].backward()
+        pulls.append(-weight.grad.item())
+    assert pulls[0] < pulls[1] == pytest.approx(pulls[2])
+
+
 def test_the_weights_of_intact_pixels_are_no_part_of_the_gradient():
     # 0.1 and -0.1 beside an impulse: its share of the loss and of the gradient is next to nothing.
     weight = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(0.0))

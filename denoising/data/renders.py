@@ -137,6 +137,8 @@ def read_buffer(kind, path):
     """The Picture of a file, and its pixels as H x W x 3 float32 in the units of EXR."""
     picture = images.read_image(path)
     page = picture.pages[0]
+    if len(picture.pages) > 1:
+        raise UserError(f"{path}: has {len(picture.pages)} pages; a buffer has one")
     if page.shape[2] not in (1, 3):
         raise UserError(f"{path}: has {page.shape[2]} channels; a buffer has 3")
     pixels = np.repeat(page, 3, axis=2) if page.shape[2] == 1 else page

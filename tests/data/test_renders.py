@@ -125,6 +125,9 @@ def test_buffers_of_odd_content_are_refused(folder):
     images.write_image(folder / "normal" / "scene0.npy", np.zeros((40, 48, 2), np.float32))
     with pytest.raises(UserError, match="scene0.npy: has 2 channels"):
         renders.read_buffer("normal", folder / "normal" / "scene0.npy")
+    images.write_image(folder / "pages.tif", [np.zeros((40, 48, 3), np.uint8)] * 2)
+    with pytest.raises(UserError, match=r"pages.tif: has 2 pages"):
+        renders.read_frame([folder / "pages.tif"], needs_buffers=False)
     data = exr.encode(np.zeros((40, 48, 3), np.float32), Picture([]))
     paths[1].write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="albedo/scene0.exr: broken or cut short"):

@@ -396,6 +396,7 @@ class JointBilateral(DenoisingNetwork):
     multiple = 8
     margin = 64  # 32 of the U-Net, and the reach of all rounds
     slope = 0.1
+    memory = 0.95  # nearly all of it numbers of the full size, however many features there are
     needs_buffers = False  # where albedo and normal are zero, colour alone decides
     ROUNDS = ((6, 1, 1.0), (4, 4, 0.0))  # radius, dilation, and how much of it is taken at the start
     N_LEARNT = 8  # features of a round

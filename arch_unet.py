@@ -113,6 +113,7 @@ class DenoisingNetwork(nn.Layer):
     # Of each stage of `run_stage`: what its windows' sides are multiples of, and its own margin, in its own pixels.
     # Empty where the network can only be run as a whole.
     stages: dict[str, tuple[int, int]] = {}
+    paints = True  # whether the pixels of the result come out of its layers, as exact as these are
     needs_buffers = True  # whether one that takes nine channels does so in any case: a render, its albedo and normals
 
     def __init__(self, **options):
@@ -397,6 +398,7 @@ class JointBilateral(DenoisingNetwork):
     margin = 64  # 32 of the U-Net, and the reach of all rounds
     slope = 0.1
     memory = 0.95  # nearly all of it numbers of the full size, however many features there are
+    paints = False  # light is averaged in float32 whatever the layers compute with
     needs_buffers = False  # where albedo and normal are zero, colour alone decides
     ROUNDS = ((6, 1, 1.0), (4, 4, 0.0))  # radius, dilation, and how much of it is taken at the start
     N_LEARNT = 8  # features of a round

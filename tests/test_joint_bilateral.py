@@ -8,12 +8,13 @@ import pytest
 
 from arch_unet import JointBilateral, PlainOps, build_network, median9
 from conftest import ROOT, scene
+from denoising import machine
 from denoising.cli import UserError
 from denoising.data import renders
 from denoising.engine import operators
 from denoising.imaging.pixels import Picture
 from denoising.inference import checkpoint
-from denoising.inference.denoiser import Denoiser
+from denoising.inference.denoiser import Denoiser, needs_fp32
 
 RNG = np.random.default_rng(0)
 
@@ -205,6 +206,18 @@ def test_the_engine_computes_the_same():
     expected = denoised(made, noisy)
     made.ops = ops
     np.testing.assert_allclose(denoised(made, noisy), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_does_not_show_in_its_light():
+    made, noisy = network(learnt=0.05), frame(37, 45)
+    assert not needs_fp32(made, {})
+    assert needs_fp32(build_network("unet_n2n", n_channel=3, n_feature=4, n_input=9), {})
+    expected = denoised(made, noisy)
+    if "avx512_bf16" not in machine.cpu_flags() or isinstance(operators.choose()[0], PlainOps):
+        pytest.skip("no bfloat16 here")
+    made.ops = operators.choose("onednn", "bf16")[0]
+    shown = [renders.tone_map(light) for light in (expected, denoised(made, noisy))]
+    assert np.abs(shown[0] - shown[1]).mean() < 0.5 / 255
 
 
 def test_weights_of_other_channels_are_refused(tmp_path):

@@ -236,7 +236,7 @@ def _cut(features, window):
 def needs_fp32(network, options):
     """Whether bfloat16 would show: in renders and in MRI, whose numbers span far more than those of a picture."""
     renders = network.options.get("n_input") not in (None, network.options["n_channel"])
-    return renders or "mri" in str(options.get("noisetype"))
+    return (renders and network.paints) or "mri" in str(options.get("noisetype"))
 
 
 def finite(result):

@@ -268,7 +268,7 @@ def test_the_picture_of_the_readme(weights, tmp_path):
     picture = images.read_image(tmp_path / "a.png").pages[0]
     assert picture.shape[0] > 2 * 256
     clean = images.read_image(ROOT / "validation" / "Sample" / "astronaut_face.png").pages[0]
-    assert (picture[8:264, 536:792] == clean).all()
+    assert (picture[286:542, 536:792] == clean).all()
     with pytest.raises(cli.UserError, match="nowhere"):
         readme_picture.main([tmp_path / "nowhere", tmp_path / "b.png"])
 

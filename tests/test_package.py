@@ -29,7 +29,10 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.split("\n"):
-        if name.endswith((".py", ".toml", ".txt", ".cc", ".h", ".html", ".pdparams")) or name in ("LICENSE", "NOTICE"):
+        if name.endswith((".py", ".toml", ".txt", ".cc", ".h", ".html", ".js", ".css", ".pdparams")) or name in (
+            "LICENSE",
+            "NOTICE",
+        ):
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / "source" / name)
     # requirements-dev.txt brings a setuptools that is new enough; where there is an older one, pip fetches its own.

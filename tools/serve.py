@@ -76,7 +76,8 @@ def get_parser():
 def check_model(options):
     """Refuses what names no model; returns the options of the runtime for an exported one, or None for weights."""
     exported = bool(options.model_dir or options.model_file)
-    named = sum(map(bool, (options.models, options.model_path, options.model_dir, options.model_file)))
+    flags = options.models, options.model_path, options.model_dir, options.model_file
+    named = sum(flag is not None for flag in flags)
     fits_weights = options.runtime == "paddle" and options.precision in devices.FASTEST
     cli.refuse(
         (named > 1, "--model_path: give one of --models, --model_path, --model_dir, --model_file, or none of them"),
@@ -87,7 +88,7 @@ def check_model(options):
         (exported and options.engine != "auto", "--engine: runs weights; what runs an exported model is --runtime"),
     )
     if not exported:
-        if options.model_path:
+        if options.model_path is not None:
             cli.existing_file("--model_path", options.model_path)
         return None
     chosen = {name: getattr(options, name) for name in ("model_dir", "model_file", "runtime", "precision")}
@@ -121,7 +122,7 @@ def load(options, exported):
             raise UserError("--model_path: this network takes buffers beside the image: use predict.py")
         return OneModel(Path(options.model_path).stem, denoiser, "--model_path")
     paths = auto.shipped_weights("--models")
-    if options.models:
+    if options.models is not None:
         own = sorted(Path(cli.existing_folder("--models", options.models)).glob("*.pdparams"))
         cli.refuse((not own, f"--models: no .pdparams file in {options.models}"))
         paths += own

@@ -212,6 +212,7 @@ STUB = """
 #include <unordered_map>
 #include <vector>
 extern "C" void denoise_set_threads(int threads) {}
+extern "C" void denoise_release() {}
 extern "C" std::unordered_map<std::string, std::vector<int>> &PD_GetOpMetaInfoMap() {
   static std::unordered_map<std::string, std::vector<int>> none;
   return none;

@@ -333,33 +333,55 @@ def _same_for_each_channel(channels, kernel, bias):
     return layer
 
 
-class UNetLite(DenoisingNetwork):
-    """A U-Net for small images and few minutes: 266,604 parameters at 48 features (docs/lite.md).
+class HalfSizeUNet(DenoisingNetwork):
+    """What `UNetLite` and `JointBilateral` share: a U-Net of three levels on an image of half the size.
 
-    The image is taken apart into one of half the size and four times the channels, where all that is learnt takes
-    place, on three levels. What comes out is added to the blurred image, which is denoised in its way already; added
-    to the noisy one, it would have to take the noise away first. A pixel costs an eleventh of what it does in `UNet`.
+    The image is taken apart into one of half the size and four times the channels, where all that is learnt happens.
     """
 
     multiple = 8
-    margin = 32
     slope = 0.1
+
+    def add_layers(self, in_nc, outputs, size, n_feature):
+        """The layers of `at_half_size`, which gives so many channels of the full size."""
+        n, wide, widest = n_feature, (4 * n_feature + 2) // 3, 2 * n_feature
+        widths = {
+            "enc_conv1a": (4 * in_nc, n), "enc_conv1b": (n, n), "enc_conv2": (n, wide), "enc_conv3": (wide, widest),
+            "dec_conv2": (2 * wide, wide), "dec_conv1": (2 * n, n),
+        }  # fmt: skip
+        for name, (inputs, outgoing) in widths.items():
+            self.add_sublayer(name, conv(inputs, outgoing, slope=self.slope))
+        self.up2 = UpsampleCat(widest, wide)
+        self.up1 = UpsampleCat(wide, n)
+        self.last = conv(n, 4 * outputs, size=size, slope=1.0)
+
+    def at_half_size(self, x):
+        """The U-Net: N x in_nc x H x W to N x outputs x H x W."""
+        conv, pool, upsample_cat = self.ops.conv, self.ops.pool, self.ops.upsample_cat
+        x = conv(self.ops.unshuffle(x), self.enc_conv1a, self.slope)
+        skip1 = x = conv(x, self.enc_conv1b, self.slope)
+        skip2 = x = conv(pool(x), self.enc_conv2, self.slope)
+        x = conv(pool(x), self.enc_conv3, self.slope)
+        x = conv(upsample_cat(x, self.up2.deconv, skip2), self.dec_conv2, self.slope)
+        x = conv(upsample_cat(x, self.up1.deconv, skip1), self.dec_conv1, self.slope)
+        return self.ops.shuffle(conv(x, self.last, slope=1.0))
+
+
+class UNetLite(HalfSizeUNet):
+    """A U-Net for small images and few minutes: 266,604 parameters at 48 features (docs/lite.md).
+
+    What the U-Net gives is added to the blurred image, which is denoised in its way already; added to the noisy one, it
+    would have to take the noise away first. A pixel costs an eleventh of what it does in `UNet`.
+    """
+
+    margin = 32
 
     def __init__(self, in_nc=3, out_nc=3, n_feature=48):
         super().__init__(arch="unet_lite", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
         self.memory = 0.2 * n_feature / 48
         if in_nc != out_nc:
             raise ValueError(f"unet_lite adds to its input, which has {in_nc} channels and not {out_nc}")
-        n, wide, widest = n_feature, (4 * n_feature + 2) // 3, 2 * n_feature
-        widths = {
-            "enc_conv1a": (4 * in_nc, n), "enc_conv1b": (n, n), "enc_conv2": (n, wide), "enc_conv3": (wide, widest),
-            "dec_conv2": (2 * wide, wide), "dec_conv1": (2 * n, n),
-        }  # fmt: skip
-        for name, (inputs, outputs) in widths.items():
-            self.add_sublayer(name, conv(inputs, outputs, slope=self.slope))
-        self.up2 = UpsampleCat(widest, wide)
-        self.up1 = UpsampleCat(wide, n)
-        self.last = conv(n, 4 * out_nc, slope=1.0)
+        self.add_layers(in_nc, out_nc, 3, n_feature)
         self.last.weight.set_value(self.last.weight * 0.1)
         # Not learnt: the image around zero, and the blurred one, whose border is grey then and not black.
         binomial = paddle.to_tensor([0.25, 0.5, 0.25])
@@ -367,19 +389,12 @@ class UNetLite(DenoisingNetwork):
         self.blur = _same_for_each_channel(in_nc, paddle.outer(binomial, binomial), 0.5)
 
     def body(self, x):
-        conv, pool, upsample_cat = self.ops.conv, self.ops.pool, self.ops.upsample_cat
-        x = conv(x, self.centre, slope=1.0)
-        blurred = conv(x, self.blur, slope=1.0)
-        x = conv(self.ops.unshuffle(x), self.enc_conv1a, self.slope)
-        skip1 = x = conv(x, self.enc_conv1b, self.slope)
-        skip2 = x = conv(pool(x), self.enc_conv2, self.slope)
-        x = conv(pool(x), self.enc_conv3, self.slope)
-        x = conv(upsample_cat(x, self.up2.deconv, skip2), self.dec_conv2, self.slope)
-        x = conv(upsample_cat(x, self.up1.deconv, skip1), self.dec_conv1, self.slope)
-        return self.ops.add(self.ops.shuffle(conv(x, self.last, slope=1.0)), blurred)
+        x = self.ops.conv(x, self.centre, slope=1.0)
+        blurred = self.ops.conv(x, self.blur, slope=1.0)
+        return self.ops.add(self.at_half_size(x), blurred)
 
 
-class JointBilateral(DenoisingNetwork):
+class JointBilateral(HalfSizeUNet):
     """A joint bilateral filter that learns whom to average: the network for renders (docs/rendering.md).
 
     Each pixel's light becomes a mean of its neighbours', whose weights follow from how alike they are in albedo,
@@ -394,9 +409,7 @@ class JointBilateral(DenoisingNetwork):
     taken.
     """
 
-    multiple = 8
     margin = 64  # 32 of the U-Net, and the reach of all rounds
-    slope = 0.1
     memory = 0.95  # nearly all of it numbers of the full size, however many features there are
     paints = False  # light is averaged in float32 whatever the layers compute with
     needs_buffers = False  # where albedo and normal are zero, colour alone decides
@@ -409,36 +422,20 @@ class JointBilateral(DenoisingNetwork):
         super().__init__(arch="joint_bilateral", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
         if (in_nc, out_nc) != (9, 3):
             raise ValueError(f"joint_bilateral takes 9 channels and gives 3, not {in_nc} and {out_nc}")
-        n, wide, widest = n_feature, (4 * n_feature + 2) // 3, 2 * n_feature
-        widths = {
-            "enc_conv1a": (4 * in_nc, n), "enc_conv1b": (n, n), "enc_conv2": (n, wide), "enc_conv3": (wide, widest),
-            "dec_conv2": (2 * wide, wide), "dec_conv1": (2 * n, n),
-        }  # fmt: skip
-        for name, (inputs, outputs) in widths.items():
-            self.add_sublayer(name, conv(inputs, outputs, slope=self.slope))
-        self.up2 = UpsampleCat(widest, wide)
-        self.up1 = UpsampleCat(wide, n)
         # For each round its features, the logarithms of the groups' factors, trust and share; then that of the albedo.
-        self.told = self.N_LEARNT + len(self.GROUPS) + 2
-        outputs = self.told * len(self.ROUNDS) + 1
-        self.last = conv(n, 4 * outputs, size=1, slope=1.0)
+        self.per_round = self.N_LEARNT + len(self.GROUPS) + 2
+        outputs = self.per_round * len(self.ROUNDS) + 1
+        self.add_layers(in_nc, outputs, 1, n_feature)
         # Only the features begin at random: without any differences between them they would never learn.
-        is_feature = [channel % self.told < self.N_LEARNT and channel < outputs - 1 for channel in range(outputs)]
-        scale = paddle.to_tensor([0.01 * is_one for is_one in is_feature for _ in range(4)])
+        is_feature = [channel % self.per_round < self.N_LEARNT and channel < outputs - 1 for channel in range(outputs)]
+        scale = paddle.to_tensor([0.01 * begins for begins in is_feature for _ in range(4)])
         self.last.weight.set_value(self.last.weight * scale[:, None, None, None])
 
     def body(self, x):
-        conv, pool, upsample_cat = self.ops.conv, self.ops.pool, self.ops.upsample_cat
-        x = conv(self.ops.unshuffle(x), self.enc_conv1a, self.slope)
-        skip1 = x = conv(x, self.enc_conv1b, self.slope)
-        skip2 = x = conv(pool(x), self.enc_conv2, self.slope)
-        x = conv(pool(x), self.enc_conv3, self.slope)
-        x = conv(upsample_cat(x, self.up2.deconv, skip2), self.dec_conv2, self.slope)
-        x = conv(upsample_cat(x, self.up1.deconv, skip1), self.dec_conv1, self.slope)
-        return self.ops.shuffle(conv(x, self.last, slope=1.0))
+        return self.at_half_size(x)
 
     def forward(self, x):
-        told = super().forward(x)
+        guidance = super().forward(x)
         code, albedo, normal = x[:, :3], x[:, 3:6], x[:, 6:]
         render = 0.01 * paddle.expm1(5.0 * code)  # the code of renders.py undone
         # Where there is no surface, or nobody knows it, light is not divided.
@@ -448,15 +445,15 @@ class JointBilateral(DenoisingNetwork):
         held, trust = hold_fireflies(render)
         colour = blur(tone_map(held))
         for index in range(len(self.ROUNDS)):
-            says = told[:, index * self.told : (index + 1) * self.told]
-            light = self.round(index, light, [albedo, normal, colour], trust, says)
+            own = guidance[:, index * self.per_round : (index + 1) * self.per_round]
+            light = self.round(index, light, [albedo, normal, colour], trust, own)
             trust = paddle.zeros_like(trust)  # what is left of fireflies is spread already
             colour = tone_map(light[:, :3])
-        return mixed(light[:, :3], light[:, 3:] * surface, told[:, -1:])
+        return mixed(light[:, :3], light[:, 3:] * surface, guidance[:, -1:])
 
-    def round(self, index, light, guides, trust, says):
-        """One pass over the light; `says` is what the U-Net tells of this round."""
-        learnt, factors = says[:, : self.N_LEARNT], says[:, self.N_LEARNT : -2].clip(-8.0, 8.0).exp()
+    def round(self, index, light, guides, trust, guidance):
+        """One pass over the light; `guidance` is what the U-Net gives for this round."""
+        learnt, factors = guidance[:, : self.N_LEARNT], guidance[:, self.N_LEARNT : -2].clip(-8.0, 8.0).exp()
         starts = paddle.to_tensor([deviation**-2.0 for deviation in self.DEVIATIONS]).reshape([1, -1, 1, 1])
         precision = paddle.concat(
             [(starts[:, i] * factors[:, i : i + 1]).expand([-1, count, -1, -1]) for i, count in enumerate(self.GROUPS)],
@@ -464,8 +461,8 @@ class JointBilateral(DenoisingNetwork):
         )
         guide = paddle.concat([*guides, learnt], axis=1)
         radius, dilation, share = self.ROUNDS[index]
-        result = self.ops.weigh(light, guide, precision, trust + says[:, -2:-1].clip(-8.0, 8.0), radius, dilation)
-        return mixed(light, result, share + says[:, -1:])
+        result = self.ops.weigh(light, guide, precision, trust + guidance[:, -2:-1].clip(-8.0, 8.0), radius, dilation)
+        return mixed(light, result, share + guidance[:, -1:])
 
 
 # --- Light, as JointBilateral sees it ---------------------------------------------------------------------------

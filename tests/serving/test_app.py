@@ -210,8 +210,9 @@ def test_the_picture_follows_the_amounts_at_once(page, server):
 
 
 def canvas(page):
-    """The pixels of the viewer."""
-    pixels = page.evaluate("""() => {
+    """The pixels of the viewer, once it has drawn what was asked for: it draws in the next frame."""
+    pixels = page.evaluate("""async () => {
+        await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
         const canvas = document.querySelector(".stage canvas"), { width, height } = canvas;
         const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
         let text = "";

@@ -112,7 +112,12 @@ def summary(results, pattern, where):
         what = f"{first.path}: {first.found.describe()}"
     else:
         what = f"{where}: {len(results)} images: {_kinds(results, noisy)}"
-    return [what, _strength(noisy), _shared(noisy), _traces(results, pattern), f"next: {advice(results, where)}"]
+    # A mean over kinds would be true of none of them.
+    usual = Counter(result.found.kind for result in noisy).most_common(1)
+    alike = [result for result in noisy if result.found.kind == usual[0][0]]
+    those = f", in the {len(alike)} with {NAMES[usual[0][0]]}" if len(alike) < len(noisy) else ""
+    measured = [_strength(alike) + those, _shared(alike) + those]
+    return [what, *measured, _traces(results, pattern), f"next: {advice(results, where)}"]
 
 
 def _kinds(results, noisy):

@@ -62,7 +62,7 @@ def write_page(folder, title, summary, entries, overwrite=False):
         f'<title>{as_text(title)}</title>\n<link rel="icon" href="data:,">\n<style>{style}</style>\n</head>\n<body>',
         f"<header><h1>{as_text(title)}</h1></header>",
         *(f'<p class="found">{as_text(line)}</p>' for line in lines),
-        f"<h2>What to do</h2>\n<pre>{as_text(command)}</pre>",
+        f"<h2>What to do</h2>\n<pre>{as_text(command.removeprefix('next: '))}</pre>",
         *(_entry(*entry) for entry in entries),
         "</body>\n</html>",
     ]
@@ -81,7 +81,8 @@ def _entry(name, image, found):
 
 
 def _curve(found):
-    """The deviation at each brightness: points as measured, lines as fitted."""
+    """The deviation at each brightness: points as measured, and lines as fitted where the noise is white."""
+    is_line = found.kind != "correlated"  # a camera's tone curve bends it
     width, height, left, bottom, top = 480, 260, 40, 34, 10
     deepest = max(float(np.sqrt(found.points[..., 1].max()) * 255), found.sigma)
     step = next(s for s in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if 1.1 * deepest <= 6 * s)
@@ -105,14 +106,16 @@ def _curve(found):
     parts.append(f'<text x="{(left + width) / 2}" y="{height - 3}" text-anchor="middle">brightness of 255</text>')
     for name, points, (a, b) in zip(channel_names(len(found.curve)), found.points, found.curve, strict=True):
         colour = PAINT.get(name, COLOURS[0])
-        xs = np.linspace(0, wide / 255, 60)
-        ys = np.sqrt(np.maximum(a * xs + b, 0)) * 255
-        line = " ".join("{},{}".format(*at(x * 255, min(y, high))) for x, y in zip(xs, ys, strict=True))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5" opacity="0.7"/>')
+        if is_line:
+            xs = np.linspace(0, wide / 255, 60)
+            ys = np.sqrt(np.maximum(a * xs + b, 0)) * 255
+            line = " ".join("{},{}".format(*at(x * 255, min(y, high))) for x, y in zip(xs, ys, strict=True))
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5" opacity="0.7"/>')
         for x, variance in points:
             cx, cy = at(x * 255, np.sqrt(max(variance, 0)) * 255)
             parts.append(f'<circle cx="{cx}" cy="{cy}" r="3" fill="{colour}"><title>{as_text(name)}</title></circle>')
-    text = "Standard deviation against brightness: points as measured, lines a x + b (of the variance) as fitted."
+    text = "Standard deviation against brightness, as measured"
+    text += "; the lines are a x + b (of the variance) as fitted." if is_line else "."
     return f"<figure>{''.join(parts)}</svg><figcaption>{text}</figcaption></figure>"
 
 

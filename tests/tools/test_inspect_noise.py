@@ -87,7 +87,8 @@ def test_json_and_a_page_of_a_folder(tmp_path, capsys):
     assert [image["kind"] for image in found["images"]] == ["gauss"] * 4
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<svg") == 4
-    assert "next: python predict.py" in page
+    assert "<pre>python predict.py" in page  # to be copied as it is
+    assert page.count("<polyline") == 12  # of white noise, a line for each channel
     assert "src=" in page
     assert 'src="data:' in page
     assert page.count("src=") == page.count('src="data:')
@@ -143,3 +144,21 @@ def test_rows_that_differ():
     )
     assert rows == pytest.approx(2, rel=0.25)
     assert columns < 0.3
+
+
+def test_of_several_kinds_the_commonest_is_described(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    flat = np.full((128, 160, 3), 120.0)
+    for i, sigma in enumerate((20, 20, 6)):
+        noise = rng.normal(0, sigma, flat.shape)
+        if i == 2:
+            noise = cv2.GaussianBlur(noise, (0, 0), 1.0) * 3
+        save(tmp_path / "photos" / f"{i}.png", np.clip(flat + noise + 0.5, 0, 255).astype(np.uint8))
+    lines = lines_of(tmp_path / "photos", capsys, "--report", tmp_path / "report")
+    assert "white noise of" in lines[0]
+    assert "correlated noise of" in lines[0]
+    for line in lines[1:3]:
+        assert line.endswith(", in the 2 with white noise")
+    assert lines[2].removeprefix("neighbours: share ").lstrip("-").startswith("0.0")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<polyline") == 6  # the curve of shared noise is no line

@@ -29,7 +29,7 @@ class TrainingImages:
         frozen: whether each image has one noise realisation for good, as a camera's files have.
         cache_bytes: decoded images are kept up to this much memory; the rest are decoded each time.
         translate: the patches are rolled by up to so many pixels along each axis.
-        shrink: patches are cut out so many times as large, and scaled down.
+        shrink: patches are cut out so many times as large, and scaled down; below 1 they are scaled up.
     """
 
     n_input: int | None = None  # channels of what the network gets, where they are not those of the image
@@ -126,9 +126,9 @@ class TrainingImages:
             height, width = layers[0].shape[:2]
         top, left = rng.integers(0, height - size + 1), rng.integers(0, width - size + 1)
         patches = [images.to_01(layer[top : top + size, left : left + size]) for layer in layers]
-        if self.shrink > 1:
-            wanted = (self.patchsize, self.patchsize)
-            patches = [cv2.resize(patch, wanted, interpolation=cv2.INTER_AREA) for patch in patches]
+        if self.shrink != 1:
+            wanted, way = (self.patchsize, self.patchsize), cv2.INTER_AREA if self.shrink > 1 else cv2.INTER_LANCZOS4
+            patches = [np.clip(cv2.resize(patch, wanted, interpolation=way), 0, 1) for patch in patches]
             patches = [patch if patch.ndim == 3 else patch[..., None] for patch in patches]
         if self.augment:
             turns = rng.integers(4)

@@ -43,7 +43,8 @@ def checked(options):
         (buffers and options.n_channel != 3, "--n_channel: renders have 3"),
         # The method and its noise.
         (options.loss and single, f"--loss: {method} has its own"),
-        (options.shrink > 1 and (pairs or buffers or options.noisetype == "none" or options.noise_protocol == "frozen"),
+        (options.shrink != 1
+         and (pairs or buffers or options.noisetype == "none" or options.noise_protocol == "frozen"),
          "--shrink: it would change the noise of these images; it is for fresh noise that is added (--noisetype)"),
         (single and "mri" in (options.noisetype or ""),
          "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise"),

@@ -83,9 +83,10 @@ def get_parser(description=None):
         help="flip and rotate the patches at random; for joint_bilateral also change their exposure and colours")
     add("--translate", type=number(int, 0, 8192), default=0,
         help="roll the patches at random by up to this many pixels; what leaves at one border comes in at the other")
-    add("--shrink", type=number(float, 1, 16), default=1.0,
+    add("--shrink", type=number(float, 0.25, 16), default=1.0,
         help="cut the patches so many times as large and scale them down, which frees the images of noise and JPEG "
-        "artefacts of their own before noise is added")
+        "artefacts of their own before noise is added; 0.5 enlarges them, so that the sub-images of neighbor2neighbor "
+        "look like the images that are denoised later")
     add("--colour_only", type=number(float, 0, 1), default=0.0,
         help="share of the patches of renders, 0..1, that joint_bilateral sees without albedo and normals, so that it "
         "denoises images that have none")

@@ -466,6 +466,18 @@ def test_patches_are_cut_larger_and_scaled_down(tmp_path, shrink):
     assert 0.007 / shrink < noise.std() / np.sqrt(2) < 0.0105 / shrink
 
 
+def test_patches_are_enlarged(tmp_path):
+    ramp = np.broadcast_to(np.arange(200, dtype=np.float32)[:, None, None] / 255, (200, 200, 3))
+    np.save(tmp_path / "a.npy", np.where(ramp < 100 / 255, ramp, np.round(ramp)))  # the step at 128 rings when enlarged
+    patches = [patches_of(tmp_path, shrink=0.5).sample(epoch, 0)[0] for epoch in range(30)]
+    assert {patch.shape for patch in patches} == {(3, 64, 64)}
+    assert min(patch.min() for patch in patches) >= 0
+    assert max(patch.max() for patch in patches) <= 1
+    slopes = [np.diff(patch.mean(axis=(0, 2))[4:-4] * 255) for patch in patches if patch.max() < 95 / 255]
+    assert len(slopes) > 3
+    assert np.allclose(slopes, 0.5, atol=0.04)  # Lanczos's window leaves a ripple
+
+
 def test_grey_patches_are_scaled_down_too(tmp_path):
     save(tmp_path / "a.png", scene(128, 128))
     assert patches_of(tmp_path, shrink=2, n_channel=1).sample(0, 0)[0].shape == (1, 64, 64)

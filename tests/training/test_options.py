@@ -193,6 +193,7 @@ REFUSED = {
     f"{R2R} --loss l2": "--loss: recorrupted2recorrupted has its own",
     f"--pair_dir D {N2N} --shrink 2": "--shrink: ",
     "--noisetype none --shrink 1.5": "--shrink: ",
+    "--noisetype none --shrink 0.5": "--shrink: ",
     "--noise_protocol frozen --shrink 1.5": "--shrink: ",
     "--noisetype mri0.1": "--noisetype: mri",
     f"{R2R} --noisetype mri0.1": "--noisetype: mri",

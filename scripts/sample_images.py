@@ -7,13 +7,14 @@ brick, grass and gravel (CC0 textures).
     python scripts/sample_images.py train data/sample/raw          clean images for a short training
     python scripts/sample_images.py validation validation/Sample   the validation set that ships
     python scripts/sample_images.py demo demo                      the noisy pictures that ship
+    python scripts/sample_images.py graphics IMAGES/graphics       drawings with text, to train on beside photographs
 """
 
 import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
@@ -31,6 +32,7 @@ VALIDATION = {
 }
 DEMO = {"astronaut": "astronaut", "chelsea": "chelsea"}
 SIGMA = 25
+GRAPHICS, GRAPHICS_SIDE = 64, 512
 
 
 def get_parser():
@@ -68,7 +70,41 @@ def demo_images():
         yield f"{name}_noise", np.clip(clean + rng.normal(0, SIGMA, clean.shape) + 0.5, 0, 255).astype(np.uint8)
 
 
-KINDS = {"train": train_images, "validation": validation_images, "demo": demo_images}
+def graphics_images():
+    """Names with drawings: text, lines, boxes and circles in flat colours; half of them in steps of two pixels."""
+    for seed in range(GRAPHICS):
+        rng = np.random.default_rng(seed)
+        side = GRAPHICS_SIDE // (1 + seed % 2)
+        drawing = drawn(side, rng).resize((GRAPHICS_SIDE, GRAPHICS_SIDE), Image.Resampling.NEAREST)
+        yield (
+            f"graphics_{seed:02d}",
+            np.asarray(drawing.resize((GRAPHICS_SIDE, GRAPHICS_SIDE), Image.Resampling.NEAREST)),
+        )
+
+
+def drawn(side, rng):
+    """One drawing, on paper or on black."""
+    ground = int(rng.choice([0, 24, 235, 255]))
+    picture = Image.new("RGB", (side, side), (ground, ground, ground))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(int(rng.integers(4, 12))):
+        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+        box = sorted(rng.integers(0, side, 2).tolist()), sorted(rng.integers(0, side, 2).tolist())
+        corners = (box[0][0], box[1][0], box[0][1], box[1][1])
+        shape = (draw.rectangle, draw.ellipse, draw.line)[rng.integers(3)]
+        shape(corners, fill=colour, width=int(rng.integers(1, 5)))
+    letters = [chr(code) for code in range(33, 127)]
+    for row in range(0, side, side // 16):
+        font = ImageFont.load_default(int(rng.integers(9, 28)))
+        colour = (255 - ground,) * 3 if rng.random() < 0.6 else tuple(int(value) for value in rng.integers(0, 256, 3))
+        words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(12)]
+        draw.text((int(rng.integers(0, side // 2)), row), " ".join(words), fill=colour, font=font)
+    return picture
+
+
+KINDS = {
+    "train": train_images, "validation": validation_images, "demo": demo_images, "graphics": graphics_images,
+}  # fmt: skip
 
 if __name__ == "__main__":
     cli.run(main)

@@ -6,6 +6,7 @@ bench_from_scratch.py in tests/scratch.
 
 import contextlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -284,5 +285,8 @@ def test_the_samples_that_ship_can_be_made_again(tmp_path):
             )
     sample_images.main(["train", tmp_path / "train"])
     assert len(list((tmp_path / "train").iterdir())) == len(sample_images.TRAIN)
+    drawings = dict(itertools.islice(sample_images.graphics_images(), 2))
+    assert {drawing.shape for drawing in drawings.values()} == {(512, 512, 3)}
+    assert np.array_equal(*[drawings["graphics_01"][start::2, start::2] for start in (0, 1)])  # in steps of two pixels
     with pytest.raises(SystemExit):
         sample_images.main(["nothing", tmp_path])

@@ -69,7 +69,7 @@ def draw_settings(rng, deviation):
         contrast=float(rng.uniform(0.2, 1.0)) * (rng.random() < 0.6),
         signed=bool(rng.random() < 0.5),
         demosaicking=str(rng.choice(["bilinear", "malvar", "hamilton"], p=[0.25, 0.35, 0.4])),
-        chroma=float(np.exp(rng.uniform(np.log(0.7), np.log(4)))) * (rng.random() < 0.85),
+        chroma=float(np.exp(rng.uniform(np.log(1), np.log(8)))) * (rng.random() < 0.9),
         smoothing=str(rng.choice(["none", "gaussian", "bilateral", "median"], p=[0.2, 0.4, 0.3, 0.1])),
         smoothing_amount=float(rng.random()),
         sharpening=float(rng.uniform(0.2, 1.0)) * (rng.random() < 0.5),

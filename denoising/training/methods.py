@@ -169,8 +169,11 @@ class Regression(Method):
 
     def __call__(self, network, noisy, target, known=None, ramp=0.0):
         """Pixels of the target where `known`, N x 1 x H x W, is 0 do not count."""
-        denoised = self.noise.restore_tensor(noisy, network(noisy))
+        denoised, *guesses = paddle.split(network(noisy), 1 + getattr(network, "guesses", False), axis=1)
+        denoised = self.noise.restore_tensor(noisy, denoised)
         distances = self._distance(denoised, target, ramp)
+        for guess in guesses:
+            distances = distances + self._distance(guess, target, ramp)
         if known is not None:
             # Divided by the share that is known, so that it does not matter for the size of the loss.
             distances = distances * (known / paddle.mean(known).clip(1e-6))

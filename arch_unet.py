@@ -62,6 +62,17 @@ class PlainOps:
         """A normalisation and a leaky ReLU."""
         return F.leaky_relu(layer(x), slope)
 
+    def calm(self, render):
+        """How a render [N, 3, H, W] looks without fireflies and noise, and how far its pixels are to be trusted.
+
+        Light that is brighter than ten times the median around it, and 0.05, counts as that: first, tone-mapped and
+        blurred, [N, 3, H, W]; then the logarithm of the share that this leaves to the channel that loses most,
+        [N, 1, H, W]. Both go into one tensor [N, 4, H, W].
+        """
+        held = hold_fireflies(render)
+        trust = paddle.log((held + 1e-6) / (render + 1e-6)).min(axis=1, keepdim=True)
+        return paddle.concat([blur(tone_map(held)), trust], axis=1)
+
     def weigh(self, light, guide, precision, trust, radius, dilation=1):
         """For each pixel p the mean of the light of its neighbours q, weighed by how alike they are.
 
@@ -446,8 +457,7 @@ class JointBilateral(HalfSizeUNet):
         # Where there is no surface, or nobody knows it, light is not divided.
         unknown = (x[:, 3:].abs().sum(axis=1, keepdim=True) == 0).astype("float32")
         surface = albedo + 0.05 + 0.95 * unknown
-        held, trust = hold_fireflies(render)
-        colour = blur(tone_map(held))
+        colour, trust = paddle.split(self.ops.calm(render), [3, 1], axis=1)
 
         filtered = self.filtered(render, paddle.concat([albedo, normal, colour], axis=1), trust)
         guidance = super().forward(paddle.concat([x, paddle.log1p(100.0 * filtered) / 5.0], axis=1))
@@ -495,21 +505,19 @@ def tone_map(light):
 
 def mixed(first, second, share):
     """From the first, at a share of 0 and below, to the second, at 1 and above."""
-    # The gradient does not see the limits: a share that starts at one would never leave it.
-    share = share + (share.clip(0.0, 1.0) - share).detach()
-    return (1.0 - share) * first + share * second
+    within = share.clip(0.0, 1.0)
+    if not share.stop_gradient:
+        # The gradient does not see the limits: a share that starts at one would never leave it.
+        within = share + (within - share).detach()
+    return first + within * (second - first)
 
 
 def hold_fireflies(light):
-    """Light that is at most ten times the median around it, and the logarithm of the share that this leaves.
-
-    The share is that of the channel that loses most, [N, 1, H, W].
-    """
+    """Light that is at most ten times the median around it, and a little."""
     around = F.pad(light, [1, 1, 1, 1], mode="replicate")
     rows = [around[:, :, i : i - 2 or None] for i in range(3)]
     median = median9([row[:, :, :, i : i - 2 or None] for row in rows for i in range(3)])
-    held = paddle.minimum(light, 10.0 * median + 0.05)
-    return held, paddle.log((held + 1e-6) / (light + 1e-6)).min(axis=1, keepdim=True)
+    return paddle.minimum(light, 10.0 * median + 0.05)
 
 
 def median9(values):

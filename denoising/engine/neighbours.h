@@ -10,38 +10,13 @@
 #include <cstring>
 #include <vector>
 
+#include "lanes.h"
+
 namespace neighbours {
 
-constexpr int64_t kLanes = 16;
+using namespace lanes;
+
 constexpr float kOutside = -1e4f;  // the logarithm of the weight of what is not in the image
-typedef float Lanes __attribute__((vector_size(kLanes * 4)));
-typedef int32_t Whole __attribute__((vector_size(kLanes * 4)));
-
-inline Lanes LoadLanes(const float* from) {
-  Lanes lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
-  return lanes;
-}
-inline void AddLanes(float* to, Lanes more) {
-  more += LoadLanes(to);
-  std::memcpy(to, &more, sizeof more);
-}
-
-// To seven digits; what is below exp(-87) counts as that, which is still a number.
-inline Lanes Exp(Lanes x) {
-  const Lanes least = Lanes{} - 87.0f, most = Lanes{} + 80.0f, round = Lanes{} + 12582912.0f;  // 1.5 * 2^23
-  x = x < least ? least : x;
-  x = x > most ? most : x;
-  Lanes shifted = x * 1.44269504f + round, power = shifted - round;
-  Lanes rest = x - power * 0.693359375f + power * 2.12194440e-4f;
-  Lanes result = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-  result = result * rest + 8.3334519073e-3f;
-  result = result * rest + 4.1665795894e-2f;
-  result = result * rest + 1.6666665459e-1f;
-  result = result * rest + 5.0000001201e-1f;
-  result = result * rest * rest + rest + 1.0f;
-  return (Lanes)((Whole)result + ((Whole)shifted << 23));
-}
 
 struct Sizes {
   int64_t lights, guides, height, width, radius, dilation;

@@ -62,6 +62,9 @@ class EngineOps:
         y = F.leaky_relu(layer(self.leave(x)), slope)
         return _run("denoise_enter", y, self.half)
 
+    def calm(self, render):
+        return _run("denoise_calm", render)
+
     def weigh(self, light, guide, precision, trust, radius, dilation=1):
         return _run("denoise_weigh", light, guide, precision, trust, radius, dilation)
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "fireflies.h"
 #include "memory.h"
 #include "neighbours.h"
 #include "numbers.h"
@@ -662,6 +663,43 @@ std::vector<Tensor> WeighBackward(const Tensor& light, const Tensor& guide, cons
   return {dlight, dguide, dprecision, dtrust};
 }
 
+// Of a render [batch, 3, height, width] its colour and trust, [batch, 4, height, width]. It has no gradient.
+std::vector<Tensor> Calm(const Tensor& render) {
+  Threads threads;
+  Shape shape = render.shape();
+  PD_CHECK(render.dtype() == DataType::FLOAT32 && shape.size() == 4 && shape[1] == fireflies::kChannels,
+           "A float32 render of three channels was expected.");
+  fireflies::Sizes sizes{shape[2], shape[3]};
+  int64_t plane = sizes.Plane(), planes = fireflies::kChannels;
+  Tensor result = Empty({shape[0], planes + 1, shape[2], shape[3]}, DataType::FLOAT32);
+  Scratch memory(2 * planes * plane * sizeof(float));
+  float *first = static_cast<float*>(memory.data()), *second = first + planes * plane;
+  for (int64_t n = 0; n < shape[0]; n++) {
+    const float* light = In<float>(render) + n * planes * sizes.Pixels();
+    float* to = Out<float>(result) + n * (planes + 1) * sizes.Pixels();
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+      for (int64_t row = -1; row <= sizes.height; row++) fireflies::Widen(sizes, light, first, row);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < sizes.height; row++)
+        fireflies::Hold(sizes, first, second, to + planes * sizes.Pixels(), row);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < sizes.height; row++)
+        for (int64_t c = 0; c < planes; c++) fireflies::Blur(sizes, second + c * plane, first + c * plane, row, 1);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < sizes.height; row++) {
+        for (int64_t c = 0; c < planes; c++) {
+          fireflies::Blur(sizes, first + c * plane, second + c * plane, row, sizes.Stride());
+          std::memcpy(to + c * sizes.Pixels() + row * sizes.width, second + c * plane + sizes.Place(row, 0),
+                      sizes.width * sizeof(float));
+        }
+      }
+    }
+  }
+  return {result};
+}
+
 // --- The way in and out ----------------------------------------------------------------------------------------
 
 // [batch, rows, columns] to [batch, columns, rows]: with the pixels on one side it swaps the place of the channels.
@@ -810,6 +848,8 @@ PD_BUILD_GRAD_OP(denoise_weigh)
     .Outputs({paddle::Grad("Light"), paddle::Grad("Guide"), paddle::Grad("Precision"), paddle::Grad("Trust")})
     .Attrs({"radius: int", "dilation: int"})
     .SetKernelFn(PD_KERNEL(WeighBackward));
+
+PD_BUILD_OP(denoise_calm).Inputs({"Render"}).Outputs({"Result"}).SetKernelFn(PD_KERNEL(Calm));
 
 PD_BUILD_OP(denoise_enter)
     .Inputs({"Image"})

@@ -125,7 +125,7 @@ class DenoisingNetwork(nn.Layer):
     # Empty where the network can only be run as a whole.
     stages: dict[str, tuple[int, int]] = {}
     paints = True  # whether the pixels of the result come out of its layers, as exact as these are
-    guesses = False  # whether, while it trains, a second image follows the result: a guess that learns from the target, too
+    guesses = False  # whether a second image follows the result while it trains, which learns from the target, too
     needs_buffers = True  # whether one that takes nine channels does so in any case: a render, its albedo and normals
 
     def __init__(self, **options):

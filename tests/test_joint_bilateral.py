@@ -15,6 +15,7 @@ from denoising.engine import operators
 from denoising.imaging.pixels import Picture
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser, needs_fp32
+from denoising.training.methods import Noise2Noise
 
 RNG = np.random.default_rng(0)
 
@@ -120,6 +121,23 @@ def test_median9():
     np.testing.assert_array_equal(median9(paddle.to_tensor(values)).numpy(), np.median(values, axis=0))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (9, 50), (20, 130)])
+def test_the_engine_calms_a_render_as_paddle_does(size):
+    ops = operators.choose()[0]
+    if isinstance(ops, PlainOps):
+        pytest.skip("no engine here")
+    render = 8 * RNG.random((2, 3, *size)).astype("float32") ** 6
+    render[1, :, size[0] // 2, size[1] // 2] = 3000
+    render[:, :, :3, :3] *= size[0] < 9  # black
+    render = paddle.to_tensor(render)
+    expected = PlainOps().calm(render).numpy()
+    np.testing.assert_allclose(ops.calm(render).numpy(), expected, rtol=1e-5, atol=2e-6)
+    if size[0] >= 9:
+        assert expected[1, 3].min() < np.log(0.5)  # the firefly
+        assert expected[:, :3].max() < 1
+        assert np.median(expected[:, 3]) == 0
+
+
 # --- The network -----------------------------------------------------------------------------------
 
 
@@ -196,6 +214,20 @@ def test_every_weight_learns():
     for (name, _), gradient in zip(made.named_parameters(), gradients, strict=True):
         assert np.isfinite(gradient.numpy()).all()
         assert float(gradient.abs().max()) > 0, name
+
+
+def test_while_it_trains_its_painting_learns_from_the_target_too():
+    made, noisy = network(), frame(16, 16)
+    x, target = tensor(noisy), paddle.rand([1, 3, 16, 16])
+    made.train()
+    result, painted = paddle.split(made(x), 2, axis=1)
+    # Before the first step both are the filter's.
+    np.testing.assert_allclose(result.numpy(), painted.numpy(), rtol=0.01, atol=1e-3)
+    method = Noise2Noise("tone_mapped")
+    alone = [float(method(lambda _, image=image: image, x, target)[0]) for image in (result, painted)]
+    assert float(method(made, x, target)[0]) == pytest.approx(sum(alone), rel=1e-5)
+    made.eval()
+    assert made(x).shape == [1, 3, 16, 16]
 
 
 def test_the_engine_computes_the_same():

@@ -425,7 +425,7 @@ class JointBilateral(HalfSizeUNet):
     """
 
     margin = 72  # 32 of the U-Net, and the reach of the filter and of all rounds
-    memory = 0.95  # nearly all of it numbers of the full size, however many features there are
+    memory = 1.0  # nearly all of it numbers of the full size, however many features there are
     paints = False  # light is averaged in float32 whatever the layers compute with
     needs_buffers = False  # where albedo and normal are zero, colour alone decides
     guesses = True

@@ -73,21 +73,24 @@ class PlainOps:
         trust = paddle.log((held + 1e-6) / (render + 1e-6)).min(axis=1, keepdim=True)
         return paddle.concat([blur(tone_map(held)), trust], axis=1)
 
-    def weigh(self, light, guide, precision, trust, radius, dilation=1):
+    def weigh(self, light, guide, precision, trust, groups, radius, dilation=1):
         """For each pixel p the mean of the light of its neighbours q, weighed by how alike they are.
 
         The logarithm of a weight is trust(q) minus half the sum over k of precision_k(p) (guide_k(p) - guide_k(q))^2,
-        in which the distance of p and q, in steps, is the last of the guides.
+        in which the distance of p and q, in steps, is the last of the guides. Guides of one group share a precision.
 
         Args:
             light: [N, C, H, W]; here and below NCHW float32, whatever the operations around it compute with.
             guide: [N, K, H, W].
-            precision: [N, K + 1, H, W]; its last channel is for the distance.
+            precision: [N, groups, H, W].
             trust: [N, 1, H, W], the logarithm of how much a pixel counts, whoever its neighbour is.
+            groups: how many guides are in each; the last one is the distance's, 1.
             radius: in steps; there are (2 radius + 1)^2 neighbours, less those outside the image.
             dilation: the length of a step in pixels.
         """
         channels, reach = light.shape[1], radius * dilation
+        shares = paddle.split(precision, len(groups), axis=1)
+        precision = paddle.concat([x.expand([-1, n, -1, -1]) for x, n in zip(shares, groups, strict=True)], axis=1)
         around = F.pad(paddle.concat([light, guide], axis=1), [reach] * 4)
         trusts = F.pad(trust, [reach] * 4, value=-1e4)
         total, result = 0.0, 0.0
@@ -475,23 +478,17 @@ class JointBilateral(HalfSizeUNet):
 
     def filtered(self, render, guide, trust):
         """The plain filter: the first round as it would be without a U-Net."""
-        groups = [(0, 3), (1, 3), (2, 3), (4, 1)]
-        precision = paddle.concat(
-            [paddle.full_like(render[:, :count], self.DEVIATIONS[group] ** -2.0) for group, count in groups], axis=1
-        )
-        return self.ops.weigh(render, guide, precision, trust, *self.ROUNDS[0][:2])
+        *of_buffers, _, of_distance = [deviation**-2.0 for deviation in self.DEVIATIONS]
+        precision = [paddle.full_like(trust, value) for value in (*of_buffers, of_distance)]
+        return self.ops.weigh(render, guide, paddle.concat(precision, axis=1), trust, (3, 3, 3, 1), *self.ROUNDS[0][:2])
 
     def round(self, index, light, guides, trust, guidance):
         """One pass over the light; `guidance` is what the U-Net gives for this round."""
         learnt, factors = guidance[:, : self.N_LEARNT], guidance[:, self.N_LEARNT : -3].clip(-8.0, 8.0).exp()
         starts = paddle.to_tensor([deviation**-2.0 for deviation in self.DEVIATIONS]).reshape([1, -1, 1, 1])
-        precision = paddle.concat(
-            [(starts[:, i] * factors[:, i : i + 1]).expand([-1, count, -1, -1]) for i, count in enumerate(self.GROUPS)],
-            axis=1,
-        )
-        guide = paddle.concat([*guides, learnt], axis=1)
+        guide, trust = paddle.concat([*guides, learnt], axis=1), trust + guidance[:, -3:-2].clip(-8.0, 8.0)
         radius, dilation, share = self.ROUNDS[index]
-        result = self.ops.weigh(light, guide, precision, trust + guidance[:, -3:-2].clip(-8.0, 8.0), radius, dilation)
+        result = self.ops.weigh(light, guide, starts * factors, trust, self.GROUPS, radius, dilation)
         return mixed(light, result, share + guidance[:, -1:])
 
 

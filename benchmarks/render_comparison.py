@@ -36,7 +36,7 @@ from trainings import trained
 
 RECIPE = (
     "--arch joint_bilateral --augment --colour_only 0.25 --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 "
-    "--lr_schedule cosine --warmup_steps 50 --clip_grad 0.001 --val_dirs none --log_iters 20"
+    "--lr_schedule cosine --warmup_steps 50 --clip_grad 1 --val_dirs none --log_iters 20"
 )
 
 

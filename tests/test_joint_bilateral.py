@@ -55,16 +55,18 @@ def denoised(made, frame):
 # --- The average -----------------------------------------------------------------------------------
 
 
-def arguments(batch, lights, guides, height, width):
+def arguments(batch, lights, groups, height, width):
+    guides = sum(groups) - 1
     drawn = RNG.normal(size=(batch, lights + guides + 1, height, width)).astype("float32")
-    precision = RNG.uniform(0, 0.5, (batch, guides + 1, height, width)).astype("float32")
+    precision = RNG.uniform(0, 0.5, (batch, len(groups), height, width)).astype("float32")
     arrays = drawn[:, :lights], drawn[:, lights:-1], precision, drawn[:, -1:]
     return [paddle.to_tensor(np.ascontiguousarray(array), stop_gradient=False) for array in arrays]
 
 
-def plainly(light, guide, precision, trust, radius, dilation):
+def plainly(light, guide, precision, trust, groups, radius, dilation):
     """The definition in `weigh`, pixel by pixel."""
     light, guide, precision, trust = (array.numpy()[0] for array in (light, guide, precision, trust))
+    precision = np.repeat(precision, groups, axis=0)
     height, width = light.shape[1:]
     result = np.zeros_like(light)
     steps = range(-radius, radius + 1)
@@ -84,20 +86,21 @@ def plainly(light, guide, precision, trust, radius, dilation):
 
 @pytest.mark.parametrize(("radius", "dilation"), [(1, 1), (2, 3)])
 def test_an_average_is_what_it_says(radius, dilation):
-    given = arguments(1, 2, 3, 7, 9)
-    np.testing.assert_allclose(
-        PlainOps().weigh(*given, radius, dilation).numpy()[0], plainly(*given, radius, dilation), rtol=1e-4, atol=1e-5
-    )
+    groups = (2, 1, 1)
+    given = [*arguments(1, 2, groups, 7, 9), groups, radius, dilation]
+    np.testing.assert_allclose(PlainOps().weigh(*given).numpy()[0], plainly(*given), rtol=1e-4, atol=1e-5)
 
 
 def test_its_gradients_are_those_of_finite_differences():
     paddle.set_default_dtype("float64")
     try:
-        given = [paddle.to_tensor(x.numpy().astype("float64"), stop_gradient=False) for x in arguments(1, 2, 2, 4, 5)]
+        given = [
+            paddle.to_tensor(x.numpy().astype("float64"), stop_gradient=False) for x in arguments(1, 2, (2, 1), 4, 5)
+        ]
         weighting = paddle.to_tensor(RNG.normal(size=[1, 2, 4, 5]))
 
         def value():
-            return (PlainOps().weigh(*given, 1, 2) * weighting).sum()
+            return (PlainOps().weigh(*given, (2, 1), 1, 2) * weighting).sum()
 
         for argument, gradient in zip(given, paddle.grad(value(), given), strict=True):
             for place in RNG.integers(0, argument.size, 6):

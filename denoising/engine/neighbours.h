@@ -20,6 +20,7 @@ constexpr float kOutside = -1e4f;  // the logarithm of the weight of what is not
 
 struct Sizes {
   int64_t lights, guides, height, width, radius, dilation;
+  std::vector<int> groups;  // how many of the guides, and at last the distance, share each channel of the precision
 
   int64_t Pixels() const { return height * width; }
   int64_t Reach() const { return radius * dilation; }
@@ -133,12 +134,28 @@ inline void Scatter(const Lanes* lanes, int64_t planes, int64_t plane, int64_t c
   for (int64_t c = 0; c < planes; c++) std::memcpy(to + c * plane, &lanes[c], count * sizeof(float));
 }
 
-// The averages of some rows.
+// The precision of each guide, and of the distance, from those of their groups; and the sums over groups.
+inline void Spread(const Sizes& sizes, const Lanes* grouped, Lanes* each) {
+  for (int count : sizes.groups) {
+    each = std::fill_n(each, count, *grouped++);
+  }
+}
+inline void Sum(const Sizes& sizes, const Lanes* each, Lanes* grouped) {
+  for (int count : sizes.groups) {
+    *grouped = Lanes{};
+    for (int k = 0; k < count; k++) *grouped += *each++;
+    grouped++;
+  }
+}
+
+// The averages of one row.
 inline void Forward(const Sizes& sizes, const Average& average, const float* precision, int64_t row, float* result) {
-  std::vector<Lanes> precisions(sizes.guides + 1), averages(sizes.lights);
+  const int64_t groups = sizes.groups.size();
+  std::vector<Lanes> grouped(groups), precisions(sizes.guides + 1), averages(sizes.lights);
   for (int64_t column = 0; column < sizes.width; column += kLanes) {
     int64_t count = std::min(kLanes, sizes.width - column), pixel = row * sizes.width + column;
-    Gather(precision + pixel, sizes.guides + 1, sizes.Pixels(), count, precisions.data());
+    Gather(precision + pixel, groups, sizes.Pixels(), count, grouped.data());
+    Spread(sizes, grouped.data(), precisions.data());
     average.Of(row, column, precisions.data(), averages.data());
     Scatter(averages.data(), sizes.lights, sizes.Pixels(), count, result + pixel);
   }
@@ -147,19 +164,21 @@ inline void Forward(const Sizes& sizes, const Average& average, const float* pre
 // All gradients of one image. `gradients` has room for as many planes as `Average` has.
 inline void Backward(const Sizes& sizes, const Average& average, const float* precision, const float* dresult,
                      float* gradients, float* dprecision) {
-  const int64_t guides = sizes.guides + 1;
+  const int64_t guides = sizes.guides + 1, groups = sizes.groups.size();
   std::fill(gradients, gradients + Average::Planes(sizes) * sizes.Plane(), 0.0f);
-  std::vector<Lanes> precisions(guides), averages(sizes.lights), wanted(sizes.lights), weights(sizes.Taps());
+  std::vector<Lanes> grouped(groups), precisions(guides), averages(sizes.lights), wanted(sizes.lights), weights(sizes.Taps());
   std::vector<Lanes> dprecisions(guides), dhere(guides);
   for (int64_t row = 0; row < sizes.height; row++) {
     for (int64_t column = 0; column < sizes.width; column += kLanes) {
       int64_t count = std::min(kLanes, sizes.width - column), pixel = row * sizes.width + column;
-      Gather(precision + pixel, guides, sizes.Pixels(), count, precisions.data());
+      Gather(precision + pixel, groups, sizes.Pixels(), count, grouped.data());
+      Spread(sizes, grouped.data(), precisions.data());
       Gather(dresult + pixel, sizes.lights, sizes.Pixels(), count, wanted.data());
       Lanes total = average.Of(row, column, precisions.data(), averages.data(), weights.data());
       average.Backward(row, column, precisions.data(), averages.data(), weights.data(), total, wanted.data(),
                        gradients, dprecisions.data(), dhere.data());
-      Scatter(dprecisions.data(), guides, sizes.Pixels(), count, dprecision + pixel);
+      Sum(sizes, dprecisions.data(), grouped.data());
+      Scatter(grouped.data(), groups, sizes.Pixels(), count, dprecision + pixel);
     }
   }
 }

@@ -65,8 +65,8 @@ class EngineOps:
     def calm(self, render):
         return _run("denoise_calm", render)
 
-    def weigh(self, light, guide, precision, trust, radius, dilation=1):
-        return _run("denoise_weigh", light, guide, precision, trust, radius, dilation)
+    def weigh(self, light, guide, precision, trust, groups, radius, dilation=1):
+        return _run("denoise_weigh", light, guide, precision, trust, radius, dilation, list(groups))
 
     def orthogonalize(self, matrices):
         """See optimizers.py. The matrices are replaced."""

@@ -2,7 +2,9 @@
 // in float32 or bfloat16, with parameters and their gradients always in float32.
 #include <omp.h>
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <tuple>
 
 #include "fireflies.h"
@@ -607,7 +609,7 @@ std::vector<Tensor> AddBackward(const Tensor& dsum, bool needs_dx, bool needs_dy
 
 // The sizes of one image of each of these, [batch, channels, height, width].
 neighbours::Sizes SizesOf(const Tensor& light, const Tensor& guide, const Tensor& precision, const Tensor& trust,
-                          int radius, int dilation) {
+                          int radius, int dilation, const std::vector<int>& groups) {
   Shape shape = light.shape();
   for (const Tensor* tensor : {&light, &guide, &precision, &trust}) {
     Shape other = tensor->shape();
@@ -616,15 +618,18 @@ neighbours::Sizes SizesOf(const Tensor& light, const Tensor& guide, const Tensor
              "Light, guide, precision and trust must be float32 images of one size.");
   }
   int64_t guides = guide.shape()[1];
-  PD_CHECK(precision.shape()[1] == guides + 1 && trust.shape()[1] == 1 && radius >= 0 && dilation >= 1,
-           "A precision for each channel of the guide and one for the distance were expected.");
-  return {shape[1], guides, shape[2], shape[3], radius, dilation};
+  int64_t grouped = std::accumulate(groups.begin(), groups.end(), int64_t{0});
+  bool positive = std::all_of(groups.begin(), groups.end(), [](int count) { return count > 0; });
+  PD_CHECK(precision.shape()[1] == int64_t(groups.size()) && grouped == guides + 1 && positive,
+           "A precision for each group of guides was expected; the last one is for the distance.");
+  PD_CHECK(trust.shape()[1] == 1 && radius >= 0 && dilation >= 1, "One channel of trust was expected, and a step.");
+  return {shape[1], guides, shape[2], shape[3], radius, dilation, groups};
 }
 
 std::vector<Tensor> WeighForward(const Tensor& light, const Tensor& guide, const Tensor& precision,
-                                 const Tensor& trust, int radius, int dilation) {
+                                 const Tensor& trust, int radius, int dilation, const std::vector<int>& groups) {
   Threads threads;
-  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation);
+  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation, groups);
   Tensor result = Empty(light.shape(), DataType::FLOAT32);
   Scratch memory(neighbours::Average::Planes(sizes) * sizes.Plane() * sizeof(float));
   for (int64_t n = 0; n < light.shape()[0]; n++) {
@@ -641,9 +646,10 @@ std::vector<Tensor> WeighForward(const Tensor& light, const Tensor& guide, const
 
 // A thread for each image: two of them must not add to one pixel's gradient at once.
 std::vector<Tensor> WeighBackward(const Tensor& light, const Tensor& guide, const Tensor& precision,
-                                  const Tensor& trust, const Tensor& dresult, int radius, int dilation) {
+                                  const Tensor& trust, const Tensor& dresult, int radius, int dilation,
+                                  const std::vector<int>& groups) {
   Threads threads;
-  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation);
+  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation, groups);
   Tensor dlight = Empty(light.shape(), DataType::FLOAT32), dguide = Empty(guide.shape(), DataType::FLOAT32);
   Tensor dprecision = Empty(precision.shape(), DataType::FLOAT32), dtrust = Empty(trust.shape(), DataType::FLOAT32);
   int64_t planes = neighbours::Average::Planes(sizes), plane = sizes.Plane();
@@ -841,12 +847,12 @@ PD_BUILD_GRAD_OP(denoise_add)
 PD_BUILD_OP(denoise_weigh)
     .Inputs({"Light", "Guide", "Precision", "Trust"})
     .Outputs({"Result"})
-    .Attrs({"radius: int", "dilation: int"})
+    .Attrs({"radius: int", "dilation: int", "groups: std::vector<int>"})
     .SetKernelFn(PD_KERNEL(WeighForward));
 PD_BUILD_GRAD_OP(denoise_weigh)
     .Inputs({"Light", "Guide", "Precision", "Trust", paddle::Grad("Result")})
     .Outputs({paddle::Grad("Light"), paddle::Grad("Guide"), paddle::Grad("Precision"), paddle::Grad("Trust")})
-    .Attrs({"radius: int", "dilation: int"})
+    .Attrs({"radius: int", "dilation: int", "groups: std::vector<int>"})
     .SetKernelFn(PD_KERNEL(WeighBackward));
 
 PD_BUILD_OP(denoise_calm).Inputs({"Render"}).Outputs({"Result"}).SetKernelFn(PD_KERNEL(Calm));

@@ -62,21 +62,35 @@ class PlainOps:
         """A normalisation and a leaky ReLU."""
         return F.leaky_relu(layer(x), slope)
 
-    def weigh(self, light, guide, precision, trust, radius, dilation=1):
+    def calm(self, render):
+        """How a render [N, 3, H, W] looks without fireflies and noise, and how far its pixels are to be trusted.
+
+        Light that is brighter than ten times the median around it, and 0.05, counts as that: first, tone-mapped and
+        blurred, [N, 3, H, W]; then the logarithm of the share that this leaves to the channel that loses most,
+        [N, 1, H, W]. Both go into one tensor [N, 4, H, W].
+        """
+        held = hold_fireflies(render)
+        trust = paddle.log((held + 1e-6) / (render + 1e-6)).min(axis=1, keepdim=True)
+        return paddle.concat([blur(tone_map(held)), trust], axis=1)
+
+    def weigh(self, light, guide, precision, trust, groups, radius, dilation=1):
         """For each pixel p the mean of the light of its neighbours q, weighed by how alike they are.
 
         The logarithm of a weight is trust(q) minus half the sum over k of precision_k(p) (guide_k(p) - guide_k(q))^2,
-        in which the distance of p and q, in steps, is the last of the guides.
+        in which the distance of p and q, in steps, is the last of the guides. Guides of one group share a precision.
 
         Args:
             light: [N, C, H, W]; here and below NCHW float32, whatever the operations around it compute with.
             guide: [N, K, H, W].
-            precision: [N, K + 1, H, W]; its last channel is for the distance.
+            precision: [N, groups, H, W].
             trust: [N, 1, H, W], the logarithm of how much a pixel counts, whoever its neighbour is.
+            groups: how many guides are in each; the last one is the distance's, 1.
             radius: in steps; there are (2 radius + 1)^2 neighbours, less those outside the image.
             dilation: the length of a step in pixels.
         """
         channels, reach = light.shape[1], radius * dilation
+        shares = paddle.split(precision, len(groups), axis=1)
+        precision = paddle.concat([x.expand([-1, n, -1, -1]) for x, n in zip(shares, groups, strict=True)], axis=1)
         around = F.pad(paddle.concat([light, guide], axis=1), [reach] * 4)
         trusts = F.pad(trust, [reach] * 4, value=-1e4)
         total, result = 0.0, 0.0
@@ -114,6 +128,7 @@ class DenoisingNetwork(nn.Layer):
     # Empty where the network can only be run as a whole.
     stages: dict[str, tuple[int, int]] = {}
     paints = True  # whether the pixels of the result come out of its layers, as exact as these are
+    guesses = False  # whether a second image follows the result while it trains, which learns from the target, too
     needs_buffers = True  # whether one that takes nine channels does so in any case: a render, its albedo and normals
 
     def __init__(self, **options):
@@ -399,22 +414,26 @@ class JointBilateral(HalfSizeUNet):
 
     Each pixel's light becomes a mean of its neighbours', whose weights follow from how alike they are in albedo,
     normal, colour and features that are learnt. So constant light stays constant, light is never negative, and nothing
-    can appear in the picture that is not in the render. A U-Net at half the size (as in `UNetLite`) tells for each
-    pixel the features, how much of a difference counts, how far light is fetched from, and how far its own is to be
-    trusted.
-    It starts with the plain filter of benchmarks/render_comparison.py, because what the U-Net tells is nearly zero.
+    can appear in the picture that is not in the render.
+    The plain filter of benchmarks/render_comparison.py comes first. A U-Net at half the size (as in `UNetLite`) sees
+    the render, its buffers and the filter's result, and paints that result anew. The painting is not shown. It tells
+    which pixels are alike, better than the noisy render does, and while the network trains it is compared with the
+    target, too, which the features and all else learn from faster than from the filtered light alone.
+    For each pixel the U-Net also tells the features, how much of a difference counts, how far light is fetched from,
+    and how far its own is to be trusted. All this is nearly zero before the first step, and the result the filter's.
 
     Several rounds follow one another, each on the light of the one before, which it is mixed with. Linear light is
     averaged, as it is and divided by the albedo; the U-Net tells which of them, where textures were divided out, is
     taken.
     """
 
-    margin = 64  # 32 of the U-Net, and the reach of all rounds
-    memory = 0.95  # nearly all of it numbers of the full size, however many features there are
+    margin = 72  # 32 of the U-Net, and the reach of the filter and of all rounds
+    memory = 1.0  # nearly all of it numbers of the full size, however many features there are
     paints = False  # light is averaged in float32 whatever the layers compute with
     needs_buffers = False  # where albedo and normal are zero, colour alone decides
+    guesses = True
     ROUNDS = ((6, 1, 1.0), (4, 4, 0.0))  # radius, dilation, and how much of it is taken at the start
-    N_LEARNT = 8  # features of a round
+    N_LEARNT = 4  # features of a round
     GROUPS = (3, 3, 3, N_LEARNT, 1)  # channels that share a factor of their precision: of albedo, normal, ..., distance
     DEVIATIONS = (0.1, 0.3, 0.05, 1.0, 4.0)  # at the start
 
@@ -422,12 +441,13 @@ class JointBilateral(HalfSizeUNet):
         super().__init__(arch="joint_bilateral", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
         if (in_nc, out_nc) != (9, 3):
             raise ValueError(f"joint_bilateral takes 9 channels and gives 3, not {in_nc} and {out_nc}")
-        # For each round its features, the logarithms of the groups' factors, trust and share; then that of the albedo.
-        self.per_round = self.N_LEARNT + len(self.GROUPS) + 2
-        outputs = self.per_round * len(self.ROUNDS) + 1
-        self.add_layers(in_nc, outputs, 1, n_feature)
+        # For each round its features, the logarithms of the groups' factors, trust, and the shares of the painting and
+        # of the round; then the share of light without albedo, and the painting.
+        self.per_round = self.N_LEARNT + len(self.GROUPS) + 3
+        outputs = self.per_round * len(self.ROUNDS) + 4
+        self.add_layers(in_nc + 3, outputs, 1, n_feature)
         # Only the features begin at random: without any differences between them they would never learn.
-        is_feature = [channel % self.per_round < self.N_LEARNT and channel < outputs - 1 for channel in range(outputs)]
+        is_feature = [channel % self.per_round < self.N_LEARNT and channel < outputs - 4 for channel in range(outputs)]
         scale = paddle.to_tensor([0.01 * begins for begins in is_feature for _ in range(4)])
         self.last.weight.set_value(self.last.weight * scale[:, None, None, None])
 
@@ -435,33 +455,40 @@ class JointBilateral(HalfSizeUNet):
         return self.at_half_size(x)
 
     def forward(self, x):
-        guidance = super().forward(x)
         code, albedo, normal = x[:, :3], x[:, 3:6], x[:, 6:]
         render = 0.01 * paddle.expm1(5.0 * code)  # the code of renders.py undone
         # Where there is no surface, or nobody knows it, light is not divided.
         unknown = (x[:, 3:].abs().sum(axis=1, keepdim=True) == 0).astype("float32")
         surface = albedo + 0.05 + 0.95 * unknown
-        light = paddle.concat([render, render / surface], axis=1)
-        held, trust = hold_fireflies(render)
-        colour = blur(tone_map(held))
+        colour, trust = paddle.split(self.ops.calm(render), [3, 1], axis=1)
+
+        filtered = self.filtered(render, paddle.concat([albedo, normal, colour], axis=1), trust)
+        guidance = super().forward(paddle.concat([x, paddle.log1p(100.0 * filtered) / 5.0], axis=1))
+        painted = filtered * guidance[:, -3:].clip(-4.0, 4.0).exp()
+
+        light, shown = paddle.concat([render, render / surface], axis=1), tone_map(painted)
         for index in range(len(self.ROUNDS)):
             own = guidance[:, index * self.per_round : (index + 1) * self.per_round]
-            light = self.round(index, light, [albedo, normal, colour], trust, own)
+            guides = [albedo, normal, mixed(colour, shown, own[:, -2:-1])]
+            light = self.round(index, light, guides, trust, own)
             trust = paddle.zeros_like(trust)  # what is left of fireflies is spread already
             colour = tone_map(light[:, :3])
-        return mixed(light[:, :3], light[:, 3:] * surface, guidance[:, -1:])
+        result = mixed(light[:, :3], light[:, 3:] * surface, guidance[:, -4:-3])
+        return paddle.concat([result, painted], axis=1) if self.training else result
+
+    def filtered(self, render, guide, trust):
+        """The plain filter: the first round as it would be without a U-Net."""
+        *of_buffers, _, of_distance = [deviation**-2.0 for deviation in self.DEVIATIONS]
+        precision = [paddle.full_like(trust, value) for value in (*of_buffers, of_distance)]
+        return self.ops.weigh(render, guide, paddle.concat(precision, axis=1), trust, (3, 3, 3, 1), *self.ROUNDS[0][:2])
 
     def round(self, index, light, guides, trust, guidance):
         """One pass over the light; `guidance` is what the U-Net gives for this round."""
-        learnt, factors = guidance[:, : self.N_LEARNT], guidance[:, self.N_LEARNT : -2].clip(-8.0, 8.0).exp()
+        learnt, factors = guidance[:, : self.N_LEARNT], guidance[:, self.N_LEARNT : -3].clip(-8.0, 8.0).exp()
         starts = paddle.to_tensor([deviation**-2.0 for deviation in self.DEVIATIONS]).reshape([1, -1, 1, 1])
-        precision = paddle.concat(
-            [(starts[:, i] * factors[:, i : i + 1]).expand([-1, count, -1, -1]) for i, count in enumerate(self.GROUPS)],
-            axis=1,
-        )
-        guide = paddle.concat([*guides, learnt], axis=1)
+        guide, trust = paddle.concat([*guides, learnt], axis=1), trust + guidance[:, -3:-2].clip(-8.0, 8.0)
         radius, dilation, share = self.ROUNDS[index]
-        result = self.ops.weigh(light, guide, precision, trust + guidance[:, -2:-1].clip(-8.0, 8.0), radius, dilation)
+        result = self.ops.weigh(light, guide, starts * factors, trust, self.GROUPS, radius, dilation)
         return mixed(light, result, share + guidance[:, -1:])
 
 
@@ -475,21 +502,19 @@ def tone_map(light):
 
 def mixed(first, second, share):
     """From the first, at a share of 0 and below, to the second, at 1 and above."""
-    # The gradient does not see the limits: a share that starts at one would never leave it.
-    share = share + (share.clip(0.0, 1.0) - share).detach()
-    return (1.0 - share) * first + share * second
+    within = share.clip(0.0, 1.0)
+    if not share.stop_gradient:
+        # The gradient does not see the limits: a share that starts at one would never leave it.
+        within = share + (within - share).detach()
+    return first + within * (second - first)
 
 
 def hold_fireflies(light):
-    """Light that is at most ten times the median around it, and the logarithm of the share that this leaves.
-
-    The share is that of the channel that loses most, [N, 1, H, W].
-    """
+    """Light that is at most ten times the median around it, and a little."""
     around = F.pad(light, [1, 1, 1, 1], mode="replicate")
     rows = [around[:, :, i : i - 2 or None] for i in range(3)]
     median = median9([row[:, :, :, i : i - 2 or None] for row in rows for i in range(3)])
-    held = paddle.minimum(light, 10.0 * median + 0.05)
-    return held, paddle.log((held + 1e-6) / (light + 1e-6)).min(axis=1, keepdim=True)
+    return paddle.minimum(light, 10.0 * median + 0.05)
 
 
 def median9(values):

@@ -3,10 +3,14 @@
     python tools/render_dataset.py --save_dir renders --clean_targets          # docs/rendering.md tells how long
     python benchmarks/render_comparison.py --data_dir renders --save_dir compared/          # twenty minutes, two cores
     python benchmarks/render_comparison.py --data_dir renders --save_dir compared/ --minutes 1         # a look
+    python benchmarks/render_comparison.py --data_dir renders --save_dir compared/ --model_path models/renders.pdparams
 
 It trains two networks for the same minutes and on the same scenes, and prints a table in Markdown: PSNR and SSIM of
-the tone-mapped 8-bit picture against the converged render, as val.py scores. A network that lies in --save_dir already
-is not trained again. Intel's Open Image Denoise is in the table if its package is installed (pip install pyoidn).
+the tone-mapped 8-bit picture against the converged render, as val.py scores; the relative error of linear light, the
+mean of (f - y)^2 / (y^2 + 0.01) over all pixels but the worst thousandth, which are fireflies of the converged render
+itself; and the seconds that a frame takes. A network that lies in --save_dir already is not trained again; with
+--model_path none is trained. Intel's Open Image Denoise is in the table if its package is installed (pip install
+pyoidn).
 """
 
 import sys
@@ -18,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 import cv2
+from skimage.restoration import denoise_nl_means
 
 from denoising import cli
 from denoising.cli import number
@@ -30,27 +35,37 @@ from denoising.reports import montage
 from trainings import trained
 
 RECIPE = (
-    "--arch unet_n2n --augment --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 --lr_schedule cosine "
-    "--warmup_steps 50 --clip_grad 1 --val_dirs none --log_iters 20"
+    "--arch joint_bilateral --augment --colour_only 0.25 --batchsize 4 --patchsize 128 --optimizer muon --lr 1e-3 "
+    "--lr_schedule cosine --warmup_steps 50 --clip_grad 1 --val_dirs none --log_iters 20"
 )
 
 
 def get_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--data_dir", required=True, help="what tools/render_dataset.py --clean_targets wrote")
+    add("--data_dir", required=True, nargs="+",
+        help="what tools/render_dataset.py --clean_targets wrote; of further folders only valid/ counts")  # fmt: skip
     add("--save_dir", required=True, help="where the runs are kept")
     add("--minutes", type=number(float, 0), default=10, help="length of each training")
+    add("--model_path", nargs="+", help="networks that have been trained already, which are compared instead")
     add("--flags", default="", help='further flags for train.py, e.g. "--precision bf16 --n_feature 32"')
     add("--picture", help="draw some frames in all versions into this PNG file")
     add("--pictured", type=number(int, 0), nargs="+", default=[0, 1, 2, 3], help="the numbers of these frames")
     return parser
 
 
+def networks(options):
+    """The paths of the networks to compare, by the names of their rows."""
+    if options.model_path:
+        return {f"ours, {Path(path).name}": path for path in options.model_path}
+    methods = {"ours, noisy targets": "noise2noise", "ours, clean targets": "supervised"}
+    return {name: weights_of(options, method) for name, method in methods.items()}
+
+
 def weights_of(options, method):
     """Of the training with clean or noisy targets."""
     flags = [*RECIPE.split(), "--method", method, *options.flags.split(), "--max_minutes", options.minutes]
-    flags += ["--data_dir", Path(options.data_dir) / "train"]
+    flags += ["--data_dir", Path(options.data_dir[0]) / "train"]
     return trained(options.save_dir, method, *flags) / "best_model.pdparams"
 
 
@@ -91,6 +106,15 @@ def joint_bilateral(frame, radius=6, deviation=4.0, albedo=0.1, normal=0.3, colo
     return total / weights
 
 
+def non_local_means(frame):
+    """Averages neighbours whose surroundings look alike in the tone-mapped picture; it knows no albedo and normals."""
+    shown = renders.tone_map(frame.render)
+    steps = np.diff(np.diff(shown, axis=0), axis=1)  # of four independent pixels: twice their deviation
+    sigma = float(np.median(np.abs(steps))) / 0.6745 / 2
+    alike = {"patch_size": 5, "patch_distance": 6, "h": 0.8 * sigma, "sigma": sigma}
+    return renders.untone(denoise_nl_means(shown, channel_axis=2, fast_mode=True, **alike))
+
+
 def open_image_denoise():
     """Intel's denoiser with albedo and normals, or None where its package is not."""
     try:
@@ -104,40 +128,57 @@ def open_image_denoise():
 # --- The table --------------------------------------------------------------------------------------------------
 
 
+def scores_of(denoised, target):
+    """PSNR and SSIM of the picture, and the relative error of linear light."""
+    shown, clean = renders.as_picture("render", denoised), renders.as_picture("target", target)
+    error = np.sort(((denoised - target) ** 2 / (target**2 + 0.01)).mean(axis=2), axis=None)
+    return psnr(clean, shown, 255), ssim(clean, shown, 255), error[: -(error.size // 1000) or None].mean()
+
+
 def main(argv=None):
     options = get_parser().parse_args(argv)
-    by_noisy, by_clean = (
-        Denoiser(str(weights_of(options, method)), operators.choose()[0]) for method in ("noise2noise", "supervised")
-    )
+    for path in options.model_path or []:
+        cli.existing_file("--model_path", path)
+    found = [renders.find_frames("--data_dir", Path(folder) / "valid", "target") for folder in options.data_dir]
     versions = {
         "noisy": lambda frame: frame.render,
         "joint bilateral filter": joint_bilateral,
-        "ours, noisy targets": lambda frame: renders.denoise(by_noisy, frame),
-        "ours, clean targets": lambda frame: renders.denoise(by_clean, frame),
-        "Open Image Denoise": open_image_denoise(),
+        "non-local means": non_local_means,
     }
-    versions = {name: denoise for name, denoise in versions.items() if denoise}
-    frames = renders.find_frames("--data_dir", Path(options.data_dir) / "valid", "target")
+    for name, path in networks(options).items():
+        denoiser = Denoiser(str(path), operators.choose()[0])
+        versions[name] = lambda frame, denoiser=denoiser: renders.denoise(denoiser, frame)
+    if intels := open_image_denoise():
+        versions["Open Image Denoise"] = intels
     scores, seconds, rows = {name: [] for name in versions}, dict.fromkeys(versions, 0.0), []
+    frames = [frame for folder in found for frame in folder]
     for index, (*paths, target_path) in enumerate(frames):
         frame, target = renders.read_frame(paths), renders.read_buffer("target", target_path)[1]
-        clean, row = renders.as_picture("target", target), []
+        row = []
         for name, denoise in versions.items():
             start = time.perf_counter()
             denoised = denoise(frame)
             seconds[name] += time.perf_counter() - start
-            shown = renders.as_picture("render", denoised)
-            scores[name].append((psnr(clean, shown, 255), ssim(clean, shown, 255)))
-            row.append((shown, f"{name} {scores[name][-1][0]:.2f}"))
+            scores[name].append(scores_of(denoised, target))
+            row.append((renders.as_picture("render", denoised), f"{name} {scores[name][-1][0]:.2f}"))
         if index in options.pictured:
-            rows.append([*row, (clean, "converged")])
-    print(f"| {len(frames)} frames | PSNR [dB] | SSIM | s a frame |")
-    print("|---|---|---|---|")
-    for name, of_frames in scores.items():
-        means = np.mean(of_frames, axis=0)
-        print(f"| {name} | {means[0]:.2f} | {means[1]:.4f} | {seconds[name] / len(frames):.2f} |")
+            rows.append([*row, (renders.as_picture("target", target), "converged")])
+    end = 0
+    for folder, of_folder in zip(options.data_dir, found, strict=True):
+        start, end = end, end + len(of_folder)
+        print_table(f"{len(of_folder)} frames of {Path(folder).name}", scores, slice(start, end), seconds, len(frames))
     if options.picture:
         images.write_image(options.picture, montage.grid(rows))
+
+
+def print_table(title, scores, part, seconds, count):
+    """The means over the frames of one folder; seconds are those of all."""
+    print(f"| {title} | PSNR [dB] | SSIM | relative error | s a frame |")
+    print("|---|---|---|---|---|")
+    for name, of_frames in scores.items():
+        means = np.mean(of_frames[part], axis=0)
+        print(f"| {name} | {means[0]:.2f} | {means[1]:.3f} | {means[2]:.4f} | {seconds[name] / count:.2f} |")
+    print()
 
 
 if __name__ == "__main__":

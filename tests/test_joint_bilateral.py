@@ -15,6 +15,7 @@ from denoising.engine import operators
 from denoising.imaging.pixels import Picture
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser, needs_fp32
+from denoising.training.methods import Noise2Noise
 
 RNG = np.random.default_rng(0)
 
@@ -54,16 +55,18 @@ def denoised(made, frame):
 # --- The average -----------------------------------------------------------------------------------
 
 
-def arguments(batch, lights, guides, height, width):
+def arguments(batch, lights, groups, height, width):
+    guides = sum(groups) - 1
     drawn = RNG.normal(size=(batch, lights + guides + 1, height, width)).astype("float32")
-    precision = RNG.uniform(0, 0.5, (batch, guides + 1, height, width)).astype("float32")
+    precision = RNG.uniform(0, 0.5, (batch, len(groups), height, width)).astype("float32")
     arrays = drawn[:, :lights], drawn[:, lights:-1], precision, drawn[:, -1:]
     return [paddle.to_tensor(np.ascontiguousarray(array), stop_gradient=False) for array in arrays]
 
 
-def plainly(light, guide, precision, trust, radius, dilation):
+def plainly(light, guide, precision, trust, groups, radius, dilation):
     """The definition in `weigh`, pixel by pixel."""
     light, guide, precision, trust = (array.numpy()[0] for array in (light, guide, precision, trust))
+    precision = np.repeat(precision, groups, axis=0)
     height, width = light.shape[1:]
     result = np.zeros_like(light)
     steps = range(-radius, radius + 1)
@@ -83,20 +86,21 @@ def plainly(light, guide, precision, trust, radius, dilation):
 
 @pytest.mark.parametrize(("radius", "dilation"), [(1, 1), (2, 3)])
 def test_an_average_is_what_it_says(radius, dilation):
-    given = arguments(1, 2, 3, 7, 9)
-    np.testing.assert_allclose(
-        PlainOps().weigh(*given, radius, dilation).numpy()[0], plainly(*given, radius, dilation), rtol=1e-4, atol=1e-5
-    )
+    groups = (2, 1, 1)
+    given = [*arguments(1, 2, groups, 7, 9), groups, radius, dilation]
+    np.testing.assert_allclose(PlainOps().weigh(*given).numpy()[0], plainly(*given), rtol=1e-4, atol=1e-5)
 
 
 def test_its_gradients_are_those_of_finite_differences():
     paddle.set_default_dtype("float64")
     try:
-        given = [paddle.to_tensor(x.numpy().astype("float64"), stop_gradient=False) for x in arguments(1, 2, 2, 4, 5)]
+        given = [
+            paddle.to_tensor(x.numpy().astype("float64"), stop_gradient=False) for x in arguments(1, 2, (2, 1), 4, 5)
+        ]
         weighting = paddle.to_tensor(RNG.normal(size=[1, 2, 4, 5]))
 
         def value():
-            return (PlainOps().weigh(*given, 1, 2) * weighting).sum()
+            return (PlainOps().weigh(*given, (2, 1), 1, 2) * weighting).sum()
 
         for argument, gradient in zip(given, paddle.grad(value(), given), strict=True):
             for place in RNG.integers(0, argument.size, 6):
@@ -118,6 +122,23 @@ def test_its_gradients_are_those_of_finite_differences():
 def test_median9():
     values = RNG.normal(size=(9, 50)).astype("float32")
     np.testing.assert_array_equal(median9(paddle.to_tensor(values)).numpy(), np.median(values, axis=0))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (9, 50), (20, 130)])
+def test_the_engine_calms_a_render_as_paddle_does(size):
+    ops = operators.choose()[0]
+    if isinstance(ops, PlainOps):
+        pytest.skip("no engine here")
+    render = 8 * RNG.random((2, 3, *size)).astype("float32") ** 6
+    render[1, :, size[0] // 2, size[1] // 2] = 3000
+    render[:, :, :3, :3] *= size[0] < 9  # black
+    render = paddle.to_tensor(render)
+    expected = PlainOps().calm(render).numpy()
+    np.testing.assert_allclose(ops.calm(render).numpy(), expected, rtol=1e-5, atol=2e-6)
+    if size[0] >= 9:
+        assert expected[1, 3].min() < np.log(0.5)  # the firefly
+        assert expected[:, :3].max() < 1
+        assert np.median(expected[:, 3]) == 0
 
 
 # --- The network -----------------------------------------------------------------------------------
@@ -196,6 +217,20 @@ def test_every_weight_learns():
     for (name, _), gradient in zip(made.named_parameters(), gradients, strict=True):
         assert np.isfinite(gradient.numpy()).all()
         assert float(gradient.abs().max()) > 0, name
+
+
+def test_while_it_trains_its_painting_learns_from_the_target_too():
+    made, noisy = network(), frame(16, 16)
+    x, target = tensor(noisy), paddle.rand([1, 3, 16, 16])
+    made.train()
+    result, painted = paddle.split(made(x), 2, axis=1)
+    # Before the first step both are the filter's.
+    np.testing.assert_allclose(result.numpy(), painted.numpy(), rtol=0.01, atol=1e-3)
+    method = Noise2Noise("tone_mapped")
+    alone = [float(method(lambda _, image=image: image, x, target)[1]) for image in (result, painted)]
+    assert float(method(made, x, target)[1]) == pytest.approx(sum(alone), rel=1e-5)
+    made.eval()
+    assert made(x).shape == [1, 3, 16, 16]
 
 
 def test_the_engine_computes_the_same():

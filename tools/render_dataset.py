@@ -36,6 +36,7 @@ from denoising.files import images
 from denoising.imaging.pixels import Picture
 
 RECORD = "render_dataset.json"
+OWN_SCENE = "cornell_box"  # stands for a file, and means the one scene that Mitsuba's package holds
 PASS_SAMPLES = 1 << 21  # a long render is made of passes of so many samples: some seconds each
 
 
@@ -49,7 +50,8 @@ def get_parser():
         help="directions in which the camera of a drawn training scene looks, each rendered like a scene")  # fmt: skip
     add("--n_valid", type=number(int, 0, 99999), default=8, help="scenes to validate on")
     add("--scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to train on, none is drawn then")
-    add("--valid_scenes", nargs="+", metavar="FILE", help="Mitsuba's .xml files to validate on")
+    add("--valid_scenes", nargs="+", metavar="FILE",
+        help=f"Mitsuba's .xml files to validate on; {OWN_SCENE} is the scene that comes with it")  # fmt: skip
     add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of the scenes and of all noise")
     add = parser.add_argument_group("renders").add_argument
     add("--size", type=number(int, 16, 8192), help="side in pixels (default: 256, or what a scene's file says)")
@@ -184,7 +186,8 @@ def load_file(path):
     import mitsuba
 
     try:
-        scene = mitsuba.load_file(path, parallel=False)
+        own = path == OWN_SCENE and not os.path.exists(path)
+        scene = mitsuba.load_dict(mitsuba.cornell_box()) if own else mitsuba.load_file(path, parallel=False)
         if not isinstance(scene, mitsuba.Scene) or not scene.sensors() or scene.integrator() is None:
             raise RuntimeError("it has no scene, no camera or no integrator")
         return scene
@@ -303,7 +306,8 @@ def main(argv=None):
     options = get_parser().parse_args(argv)
     for flag in ("scenes", "valid_scenes"):
         for path in getattr(options, flag) or []:
-            cli.existing_file(f"--{flag}", path)
+            if path != OWN_SCENE:
+                cli.existing_file(f"--{flag}", path)
     check_variant(options.variant)
     threads = max(1, machine.cores() // options.workers)
     context = multiprocessing.get_context("spawn")

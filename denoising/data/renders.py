@@ -60,6 +60,14 @@ def is_folder(path):
     return all(os.path.isdir(os.path.join(path, name)) for name in BUFFERS)
 
 
+def is_frame(path):
+    """Whether a file is an EXR image that holds albedo and normals as layers."""
+    if os.path.splitext(path)[1].lower() != ".exr" or not os.path.isfile(path):
+        return False
+    picture = images.read_image(path)
+    return all(exr.layer(picture, kind) is not None for kind in BUFFERS[1:])
+
+
 def find_frames(flag, folder, target=None):
     """The files of each frame, render first: [[render, albedo, normal(, target)], ...] sorted by name.
 

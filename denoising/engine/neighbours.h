@@ -10,41 +10,17 @@
 #include <cstring>
 #include <vector>
 
+#include "lanes.h"
+
 namespace neighbours {
 
-constexpr int64_t kLanes = 16;
+using namespace lanes;
+
 constexpr float kOutside = -1e4f;  // the logarithm of the weight of what is not in the image
-typedef float Lanes __attribute__((vector_size(kLanes * 4)));
-typedef int32_t Whole __attribute__((vector_size(kLanes * 4)));
-
-inline Lanes LoadLanes(const float* from) {
-  Lanes lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
-  return lanes;
-}
-inline void AddLanes(float* to, Lanes more) {
-  more += LoadLanes(to);
-  std::memcpy(to, &more, sizeof more);
-}
-
-// To seven digits; what is below exp(-87) counts as that, which is still a number.
-inline Lanes Exp(Lanes x) {
-  const Lanes least = Lanes{} - 87.0f, most = Lanes{} + 80.0f, round = Lanes{} + 12582912.0f;  // 1.5 * 2^23
-  x = x < least ? least : x;
-  x = x > most ? most : x;
-  Lanes shifted = x * 1.44269504f + round, power = shifted - round;
-  Lanes rest = x - power * 0.693359375f + power * 2.12194440e-4f;
-  Lanes result = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-  result = result * rest + 8.3334519073e-3f;
-  result = result * rest + 4.1665795894e-2f;
-  result = result * rest + 1.6666665459e-1f;
-  result = result * rest + 5.0000001201e-1f;
-  result = result * rest * rest + rest + 1.0f;
-  return (Lanes)((Whole)result + ((Whole)shifted << 23));
-}
 
 struct Sizes {
   int64_t lights, guides, height, width, radius, dilation;
+  std::vector<int> groups;  // how many of the guides, and at last the distance, share each channel of the precision
 
   int64_t Pixels() const { return height * width; }
   int64_t Reach() const { return radius * dilation; }
@@ -158,12 +134,28 @@ inline void Scatter(const Lanes* lanes, int64_t planes, int64_t plane, int64_t c
   for (int64_t c = 0; c < planes; c++) std::memcpy(to + c * plane, &lanes[c], count * sizeof(float));
 }
 
-// The averages of some rows.
+// The precision of each guide, and of the distance, from those of their groups; and the sums over groups.
+inline void Spread(const Sizes& sizes, const Lanes* grouped, Lanes* each) {
+  for (int count : sizes.groups) {
+    each = std::fill_n(each, count, *grouped++);
+  }
+}
+inline void Sum(const Sizes& sizes, const Lanes* each, Lanes* grouped) {
+  for (int count : sizes.groups) {
+    *grouped = Lanes{};
+    for (int k = 0; k < count; k++) *grouped += *each++;
+    grouped++;
+  }
+}
+
+// The averages of one row.
 inline void Forward(const Sizes& sizes, const Average& average, const float* precision, int64_t row, float* result) {
-  std::vector<Lanes> precisions(sizes.guides + 1), averages(sizes.lights);
+  const int64_t groups = sizes.groups.size();
+  std::vector<Lanes> grouped(groups), precisions(sizes.guides + 1), averages(sizes.lights);
   for (int64_t column = 0; column < sizes.width; column += kLanes) {
     int64_t count = std::min(kLanes, sizes.width - column), pixel = row * sizes.width + column;
-    Gather(precision + pixel, sizes.guides + 1, sizes.Pixels(), count, precisions.data());
+    Gather(precision + pixel, groups, sizes.Pixels(), count, grouped.data());
+    Spread(sizes, grouped.data(), precisions.data());
     average.Of(row, column, precisions.data(), averages.data());
     Scatter(averages.data(), sizes.lights, sizes.Pixels(), count, result + pixel);
   }
@@ -172,19 +164,21 @@ inline void Forward(const Sizes& sizes, const Average& average, const float* pre
 // All gradients of one image. `gradients` has room for as many planes as `Average` has.
 inline void Backward(const Sizes& sizes, const Average& average, const float* precision, const float* dresult,
                      float* gradients, float* dprecision) {
-  const int64_t guides = sizes.guides + 1;
+  const int64_t guides = sizes.guides + 1, groups = sizes.groups.size();
   std::fill(gradients, gradients + Average::Planes(sizes) * sizes.Plane(), 0.0f);
-  std::vector<Lanes> precisions(guides), averages(sizes.lights), wanted(sizes.lights), weights(sizes.Taps());
+  std::vector<Lanes> grouped(groups), precisions(guides), averages(sizes.lights), wanted(sizes.lights), weights(sizes.Taps());
   std::vector<Lanes> dprecisions(guides), dhere(guides);
   for (int64_t row = 0; row < sizes.height; row++) {
     for (int64_t column = 0; column < sizes.width; column += kLanes) {
       int64_t count = std::min(kLanes, sizes.width - column), pixel = row * sizes.width + column;
-      Gather(precision + pixel, guides, sizes.Pixels(), count, precisions.data());
+      Gather(precision + pixel, groups, sizes.Pixels(), count, grouped.data());
+      Spread(sizes, grouped.data(), precisions.data());
       Gather(dresult + pixel, sizes.lights, sizes.Pixels(), count, wanted.data());
       Lanes total = average.Of(row, column, precisions.data(), averages.data(), weights.data());
       average.Backward(row, column, precisions.data(), averages.data(), weights.data(), total, wanted.data(),
                        gradients, dprecisions.data(), dhere.data());
-      Scatter(dprecisions.data(), guides, sizes.Pixels(), count, dprecision + pixel);
+      Sum(sizes, dprecisions.data(), grouped.data());
+      Scatter(grouped.data(), groups, sizes.Pixels(), count, dprecision + pixel);
     }
   }
 }

@@ -62,8 +62,11 @@ class EngineOps:
         y = F.leaky_relu(layer(self.leave(x)), slope)
         return _run("denoise_enter", y, self.half)
 
-    def weigh(self, light, guide, precision, trust, radius, dilation=1):
-        return _run("denoise_weigh", light, guide, precision, trust, radius, dilation)
+    def calm(self, render):
+        return _run("denoise_calm", render)
+
+    def weigh(self, light, guide, precision, trust, groups, radius, dilation=1):
+        return _run("denoise_weigh", light, guide, precision, trust, radius, dilation, list(groups))
 
     def orthogonalize(self, matrices):
         """See optimizers.py. The matrices are replaced."""

@@ -2,9 +2,12 @@
 // in float32 or bfloat16, with parameters and their gradients always in float32.
 #include <omp.h>
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <tuple>
 
+#include "fireflies.h"
 #include "memory.h"
 #include "neighbours.h"
 #include "numbers.h"
@@ -606,7 +609,7 @@ std::vector<Tensor> AddBackward(const Tensor& dsum, bool needs_dx, bool needs_dy
 
 // The sizes of one image of each of these, [batch, channels, height, width].
 neighbours::Sizes SizesOf(const Tensor& light, const Tensor& guide, const Tensor& precision, const Tensor& trust,
-                          int radius, int dilation) {
+                          int radius, int dilation, const std::vector<int>& groups) {
   Shape shape = light.shape();
   for (const Tensor* tensor : {&light, &guide, &precision, &trust}) {
     Shape other = tensor->shape();
@@ -615,15 +618,18 @@ neighbours::Sizes SizesOf(const Tensor& light, const Tensor& guide, const Tensor
              "Light, guide, precision and trust must be float32 images of one size.");
   }
   int64_t guides = guide.shape()[1];
-  PD_CHECK(precision.shape()[1] == guides + 1 && trust.shape()[1] == 1 && radius >= 0 && dilation >= 1,
-           "A precision for each channel of the guide and one for the distance were expected.");
-  return {shape[1], guides, shape[2], shape[3], radius, dilation};
+  int64_t grouped = std::accumulate(groups.begin(), groups.end(), int64_t{0});
+  bool positive = std::all_of(groups.begin(), groups.end(), [](int count) { return count > 0; });
+  PD_CHECK(precision.shape()[1] == int64_t(groups.size()) && grouped == guides + 1 && positive,
+           "A precision for each group of guides was expected; the last one is for the distance.");
+  PD_CHECK(trust.shape()[1] == 1 && radius >= 0 && dilation >= 1, "One channel of trust was expected, and a step.");
+  return {shape[1], guides, shape[2], shape[3], radius, dilation, groups};
 }
 
 std::vector<Tensor> WeighForward(const Tensor& light, const Tensor& guide, const Tensor& precision,
-                                 const Tensor& trust, int radius, int dilation) {
+                                 const Tensor& trust, int radius, int dilation, const std::vector<int>& groups) {
   Threads threads;
-  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation);
+  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation, groups);
   Tensor result = Empty(light.shape(), DataType::FLOAT32);
   Scratch memory(neighbours::Average::Planes(sizes) * sizes.Plane() * sizeof(float));
   for (int64_t n = 0; n < light.shape()[0]; n++) {
@@ -640,9 +646,10 @@ std::vector<Tensor> WeighForward(const Tensor& light, const Tensor& guide, const
 
 // A thread for each image: two of them must not add to one pixel's gradient at once.
 std::vector<Tensor> WeighBackward(const Tensor& light, const Tensor& guide, const Tensor& precision,
-                                  const Tensor& trust, const Tensor& dresult, int radius, int dilation) {
+                                  const Tensor& trust, const Tensor& dresult, int radius, int dilation,
+                                  const std::vector<int>& groups) {
   Threads threads;
-  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation);
+  neighbours::Sizes sizes = SizesOf(light, guide, precision, trust, radius, dilation, groups);
   Tensor dlight = Empty(light.shape(), DataType::FLOAT32), dguide = Empty(guide.shape(), DataType::FLOAT32);
   Tensor dprecision = Empty(precision.shape(), DataType::FLOAT32), dtrust = Empty(trust.shape(), DataType::FLOAT32);
   int64_t planes = neighbours::Average::Planes(sizes), plane = sizes.Plane();
@@ -660,6 +667,43 @@ std::vector<Tensor> WeighBackward(const Tensor& light, const Tensor& guide, cons
     sizes.Narrow(gradients + (planes - 1) * plane, Out<float>(dtrust) + at(trust), 1);
   }
   return {dlight, dguide, dprecision, dtrust};
+}
+
+// Of a render [batch, 3, height, width] its colour and trust, [batch, 4, height, width]. It has no gradient.
+std::vector<Tensor> Calm(const Tensor& render) {
+  Threads threads;
+  Shape shape = render.shape();
+  PD_CHECK(render.dtype() == DataType::FLOAT32 && shape.size() == 4 && shape[1] == fireflies::kChannels,
+           "A float32 render of three channels was expected.");
+  fireflies::Sizes sizes{shape[2], shape[3]};
+  int64_t plane = sizes.Plane(), planes = fireflies::kChannels;
+  Tensor result = Empty({shape[0], planes + 1, shape[2], shape[3]}, DataType::FLOAT32);
+  Scratch memory(2 * planes * plane * sizeof(float));
+  float *first = static_cast<float*>(memory.data()), *second = first + planes * plane;
+  for (int64_t n = 0; n < shape[0]; n++) {
+    const float* light = In<float>(render) + n * planes * sizes.Pixels();
+    float* to = Out<float>(result) + n * (planes + 1) * sizes.Pixels();
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+      for (int64_t row = -1; row <= sizes.height; row++) fireflies::Widen(sizes, light, first, row);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < sizes.height; row++)
+        fireflies::Hold(sizes, first, second, to + planes * sizes.Pixels(), row);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < sizes.height; row++)
+        for (int64_t c = 0; c < planes; c++) fireflies::Blur(sizes, second + c * plane, first + c * plane, row, 1);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < sizes.height; row++) {
+        for (int64_t c = 0; c < planes; c++) {
+          fireflies::Blur(sizes, first + c * plane, second + c * plane, row, sizes.Stride());
+          std::memcpy(to + c * sizes.Pixels() + row * sizes.width, second + c * plane + sizes.Place(row, 0),
+                      sizes.width * sizeof(float));
+        }
+      }
+    }
+  }
+  return {result};
 }
 
 // --- The way in and out ----------------------------------------------------------------------------------------
@@ -803,13 +847,15 @@ PD_BUILD_GRAD_OP(denoise_add)
 PD_BUILD_OP(denoise_weigh)
     .Inputs({"Light", "Guide", "Precision", "Trust"})
     .Outputs({"Result"})
-    .Attrs({"radius: int", "dilation: int"})
+    .Attrs({"radius: int", "dilation: int", "groups: std::vector<int>"})
     .SetKernelFn(PD_KERNEL(WeighForward));
 PD_BUILD_GRAD_OP(denoise_weigh)
     .Inputs({"Light", "Guide", "Precision", "Trust", paddle::Grad("Result")})
     .Outputs({paddle::Grad("Light"), paddle::Grad("Guide"), paddle::Grad("Precision"), paddle::Grad("Trust")})
-    .Attrs({"radius: int", "dilation: int"})
+    .Attrs({"radius: int", "dilation: int", "groups: std::vector<int>"})
     .SetKernelFn(PD_KERNEL(WeighBackward));
+
+PD_BUILD_OP(denoise_calm).Inputs({"Render"}).Outputs({"Result"}).SetKernelFn(PD_KERNEL(Calm));
 
 PD_BUILD_OP(denoise_enter)
     .Inputs({"Image"})

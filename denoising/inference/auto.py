@@ -24,6 +24,7 @@ from denoising.inference.checkpoint import load_network
 
 # In the order in which they are taken where two are for the same noise.
 SHIPPED = ("best_model", "gauss5_50", "grey_gauss25", "photo", "photo_fast", "poisson30")
+FOR_RENDERS = "renders"  # path-traced ones, whose noise is like none of these
 SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts them, below the environment's folder
 # How far noise may be from the one strength that weights are for, until those for a range do better: measured on BSD300
 # (docs/predicting.md).
@@ -35,15 +36,27 @@ LOW_MEMORY = 512 << 20  # free; below it, of the networks only the one in use is
 def shipped_weights(flag="--model_path"):
     """The paths of the weights that come with this project, in its folder or installed with the package."""
     root = Path(__file__).resolve().parents[2]
-    folders = [root / "models", root / SHARE, Path(sysconfig.get_path("data")) / SHARE]
-    for folder in folders:
+    for folder in _shelves():
         found = [folder / f"{name}.pdparams" for name in SHIPPED]
         found[0] = root / found[0].name if (root / found[0].name).is_file() else found[0]
         if any(path.is_file() for path in found[1:]):
             return [path for path in found if path.is_file()]
     raise UserError(
-        f"{flag}: auto finds no weights in {folders[0]}: name a .pdparams file; the project's repository holds some"
+        f"{flag}: auto finds no weights in {_shelves()[0]}: name a .pdparams file; the project's repository holds some"
     )
+
+
+def weights_for_renders(flag="--model_path"):
+    """The path of the weights for renders that come with this project."""
+    for folder in _shelves():
+        if (path := folder / f"{FOR_RENDERS}.pdparams").is_file():
+            return path
+    raise UserError(f"{flag}: there are no weights for renders in {_shelves()[0]}: train some (docs/rendering.md)")
+
+
+def _shelves():
+    root = Path(__file__).resolve().parents[2]
+    return [root / "models", root / SHARE, Path(sysconfig.get_path("data")) / SHARE]
 
 
 @dataclass(frozen=True)

@@ -44,19 +44,19 @@ def get_parser(doc):
 def plan(options):
     """Finds the images and says where each result goes, before any slow step.
 
+    Where they are renders, `options.model_path` becomes the path of the weights that ship for these, if it is auto.
+
     Returns:
         For each image the files that it is read from (one; or the three buffers of a render) and the result's path.
     """
     root, own = Path(options.image_path), options.model_path != "auto"
     of_renders = renders.is_folder(root)
+    chosen_for_renders = not own and (of_renders or renders.is_frame(root))
     plain = (options.detail, options.chroma) == (0, 1)
     cli.refuse(
         (options.skip_existing and options.overwrite, "--skip_existing: it keeps what --overwrite replaces: give one"),
         (options.fast and own, "--fast: chooses among the weights that ship, without --model_path"),
-        (
-            of_renders and not own,
-            f"--model_path: {root} holds renders, for which none ship: train some (docs/rendering.md)",
-        ),
+        (options.fast and chosen_for_renders, "--fast: is for photographs, not for renders"),
         (of_renders and not plain, "--detail, --chroma: are for images, not for renders"),
     )
     if of_renders:
@@ -65,6 +65,8 @@ def plan(options):
         sources = [[path] for path in images.find_images("--image_path", root)]
     if own:
         cli.existing_file("--model_path", options.model_path)
+    elif chosen_for_renders:
+        options.model_path = str(auto.weights_for_renders())
     else:
         auto.shipped_weights()
     firsts, others = [files[0] for files in sources], [path for files in sources for path in files[1:]]

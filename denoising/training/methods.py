@@ -159,8 +159,8 @@ class Regression(Method):
     Args:
         loss: "l2" ends at the mean of all targets, "l1" at their median, "l0", which goes from the mean to it while
             the ramp rises, at their mode; "robust" ends at the mean of those that are near; "hdr" is L2 relative to the
-            brightness, for renders, and "tone_mapped" that of their pictures; "psnr" is L2 in decibels, so that the
-            images with little noise count as much as the others.
+            brightness, for renders; "psnr" is L2 in decibels, so that the images with little noise count as much as the
+            others; "tone_mapped" is L2 of the pictures of renders, which count equally, too.
         noise: of the input; what it has left of the clean image is put back into the output first.
     """
 
@@ -169,17 +169,24 @@ class Regression(Method):
 
     def __call__(self, network, noisy, target, known=None, ramp=0.0):
         """Pixels of the target where `known`, N x 1 x H x W, is 0 do not count."""
-        denoised = self.noise.restore_tensor(noisy, network(noisy))
+        denoised, *guesses = paddle.split(network(noisy), 1 + getattr(network, "guesses", False), axis=1)
+        denoised = self.noise.restore_tensor(noisy, denoised)
         distances = self._distance(denoised, target, ramp)
+        for guess in guesses:
+            distances = distances + self._distance(guess, target, ramp)
         if known is not None:
             # Divided by the share that is known, so that it does not matter for the size of the loss.
             distances = distances * (known / paddle.mean(known).clip(1e-6))
-        loss = paddle.mean(distances)
+        distance = loss = paddle.mean(distances)
+        # The gradient of each image is divided by how far its target is, of which most is the target's own noise.
         if self.loss == "psnr":
-            # The gradient of each image is divided by how far its target is, of which most is the target's own noise.
             each = distances.mean(axis=[1, 2, 3])
-            loss = paddle.mean((each + LEAST_MSE).log()) * 10 / np.log(10)
-        return loss, loss, paddle.zeros_like(loss), 0.0
+            distance = loss = paddle.mean((each + LEAST_MSE).log()) * 10 / np.log(10)
+        if self.loss == "tone_mapped":
+            # Not by how far a few fireflies are, or images with fireflies would count for less.
+            each = distances.detach().clip(max=1.0).mean(axis=[1, 2, 3], keepdim=True)
+            loss = paddle.mean(distances / (each + LEAST_MSE))
+        return loss, distance, paddle.zeros_like(loss), 0.0
 
     def _distance(self, denoised, target, ramp):
         diff = denoised - target

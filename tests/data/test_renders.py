@@ -4,6 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
+import predict
 from arch_unet import build_network
 from conftest import assert_user_error, run_script, scene
 from dataset import TrainingRenders
@@ -13,7 +14,7 @@ from denoising.data.validation import ValidationRenders, find_validation_sets
 from denoising.files import exr, images
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.pixels import Picture
-from denoising.inference import checkpoint
+from denoising.inference import auto, checkpoint
 from denoising.inference.denoiser import Denoiser
 from denoising.training.methods import Noise2Noise, Supervised
 
@@ -272,6 +273,31 @@ def test_the_network_that_weighs_neighbours_trains_and_needs_no_buffers(tmp_path
     assert (renders.denoise(Denoiser(model), frame) >= 0).all()
 
 
+def test_weights_for_renders_are_found_where_there_are_buffers(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(auto, "_shelves", lambda: [tmp_path])
+
+    def denoise(path, *flags):
+        predict.main(["--image_path", str(path), "--save_dir", str(tmp_path / f"{path.stem}_out"), *flags])
+
+    for flags, words in (([], "--model_path: there are no weights for renders"), (["--fast"], "--fast: ")):
+        with pytest.raises(UserError, match=words):
+            denoise(folder, *flags)
+    made = build_network("joint_bilateral", n_channel=3, n_feature=4, n_input=9)
+    checkpoint.save_network(tmp_path / "renders.pdparams", checkpoint.network_state(made), made.options)
+    denoise(folder)
+    results = sorted((tmp_path / "frames_out").iterdir())
+    assert len(results) == 3
+    # One file with layers is a render, too.
+    frame = renders.read_frame(renders.find_frames("--image_path", folder)[0])
+    layers = {f"{name}.{c}": getattr(frame, name)[..., i] for name in ("albedo", "normal") for i, c in enumerate("RGB")}
+    like = Picture([frame.render], format="EXR", exr={"layers": layers})
+    images.write_image(tmp_path / "shot.exr", frame.render, like=like)
+    denoise(tmp_path / "shot.exr")
+    (result,) = (tmp_path / "shot_out").iterdir()
+    expected = images.read_image(results[0]).pages[0]
+    np.testing.assert_allclose(images.read_image(result).pages[0], expected, rtol=1e-2, atol=1e-3)
+
+
 def test_clean_targets_that_are_absent_are_asked_for(tmp_path):
     write_frame(tmp_path, "a")
     (tmp_path / "clean" / "a.exr").unlink()
@@ -299,13 +325,32 @@ def test_the_comparison_prints_a_table(tmp_path):
     for split in ("train", "valid"):
         for i in range(2):
             write_frame(tmp_path / "data" / split, f"scene{i}", seed=i)
+    compare = ["benchmarks/render_comparison.py", "--save_dir", tmp_path / "runs", "--data_dir", tmp_path / "data"]
     result = run_script(
-        "benchmarks/render_comparison.py", "--data_dir", tmp_path / "data", "--save_dir", tmp_path / "runs",
-        "--flags", "--n_feature 4 --batchsize 1 --patchsize 32 --max_steps 2", "--picture", tmp_path / "a.png", ok=0,
+        *compare, "--flags", "--n_feature 4 --batchsize 1 --patchsize 32 --max_steps 2",
+        "--picture", tmp_path / "a.png", ok=0,
     )  # fmt: skip
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines()]
-    scores = {row[0]: float(row[1]) for row in rows[2:]}
-    assert rows[0][0] == "2 frames"
-    assert set(scores) >= {"noisy", "joint bilateral filter", "ours, noisy targets", "ours, clean targets"}
-    assert scores["joint bilateral filter"] > scores["noisy"] + 1
-    assert images.read_image(tmp_path / "a.png").pages[0].shape[1] > 5 * 48
+    (table,) = tables_of(result)
+    assert table[0][0] == "2 frames of data"
+    scores = {row[0]: [float(cell) for cell in row[1:]] for row in table[2:]}
+    assert set(scores) >= {
+        "noisy", "joint bilateral filter", "non-local means", "ours, noisy targets", "ours, clean targets"
+    }  # fmt: skip
+    assert scores["joint bilateral filter"][0] > scores["noisy"][0] + 1
+    assert scores["joint bilateral filter"][2] < scores["noisy"][2]
+    assert images.read_image(tmp_path / "a.png").pages[0].shape[1] > 6 * 48
+    # Networks that exist are compared on several folders, of which these need no training part.
+    write_frame(tmp_path / "own" / "valid", "box")
+    (model,) = (tmp_path / "runs" / "noise2noise").glob("*/best_model.pdparams")
+    result = run_script(*compare, tmp_path / "own", "--model_path", model, ok=0)
+    first, second = tables_of(result)
+    assert second[0][0] == "1 frames of own"
+    row = next(row for row in first if row[0] == "ours, best_model.pdparams")
+    assert [float(cell) for cell in row[1:4]] == scores["ours, noisy targets"][:3]
+    assert_user_error(run_script(*compare, "--model_path", tmp_path / "none.pdparams"), "--model_path")
+
+
+def tables_of(result):
+    """The cells of each Markdown table."""
+    parts = result.stdout.strip().split("\n\n")
+    return [[[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()] for part in parts]

@@ -166,18 +166,23 @@ def test_operations_in_bf16(name):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("batch", "lights", "guides", "height", "width", "radius", "dilation"),
-    [(1, 1, 1, 1, 1, 2, 1), (2, 3, 4, 5, 7, 1, 1), (3, 2, 9, 3, 16, 3, 1), (1, 6, 2, 19, 37, 2, 3)],
+    ("batch", "lights", "groups", "height", "width", "radius", "dilation"),
+    [
+        (1, 1, (1, 1), 1, 1, 2, 1),
+        (2, 3, (3, 1, 1), 5, 7, 1, 1),
+        (3, 2, (3, 3, 2, 1, 1), 3, 16, 3, 1),
+        (1, 6, (2, 1), 19, 37, 2, 3),
+    ],
 )
-def test_weighing_neighbours_equals_paddles(batch, lights, guides, height, width, radius, dilation):
+def test_weighing_neighbours_equals_paddles(batch, lights, groups, height, width, radius, dilation):
     rng = np.random.default_rng(0)
-    given = [rng.normal(size=(batch, channels, height, width)) for channels in (lights, guides, 1)]
-    given.insert(2, rng.uniform(0, 1, (batch, guides + 1, height, width)))
+    given = [rng.normal(size=(batch, channels, height, width)) for channels in (lights, sum(groups) - 1, 1)]
+    given.insert(2, rng.uniform(0, 1, (batch, len(groups), height, width)))
     weighting = paddle.to_tensor(rng.normal(size=(batch, lights, height, width)).astype("float32"))
     found = []
     for ops in (PlainOps(), choose()):
         inputs = [paddle.to_tensor(array.astype("float32"), stop_gradient=False) for array in given]
-        result = ops.weigh(*inputs, radius, dilation)
+        result = ops.weigh(*inputs, groups, radius, dilation)
         found.append([result, *paddle.grad((result * weighting).sum(), inputs)])
     for a, b in zip(*found, strict=True):
         assert a.shape == b.shape
@@ -187,10 +192,12 @@ def test_weighing_neighbours_equals_paddles(batch, lights, guides, height, width
 @needs_compiler
 def test_what_cannot_be_weighed_is_an_error():
     image = paddle.ones([1, 3, 8, 8])
-    with pytest.raises(OSError, match="A precision for each channel"):
-        choose().weigh(image, image, image, image[:, :1], 1)
+    precision = paddle.ones([1, 3, 8, 8])
+    for groups in ((3, 1), (3, 1, 1), (4, 0, 0), (1, 2, 2)):
+        with pytest.raises(OSError, match="A precision for each group"):
+            choose().weigh(image, image, precision, image[:, :1], groups, 1)
     with pytest.raises(OSError, match="one size"):
-        choose().weigh(image, image[:, :, :4], paddle.ones([1, 4, 8, 8]), image[:, :1], 1)
+        choose().weigh(image, image[:, :, :4], precision, image[:, :1], (2, 1, 1), 1)
 
 
 def test_shuffling_keeps_every_pixel_in_its_place():

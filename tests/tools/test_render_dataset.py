@@ -152,6 +152,20 @@ def test_scene_files_every_camera_is_a_scene(tmp_path):
     assert 0.9 < light[0, 0].min() <= light.max() < 1.01
 
 
+def test_the_scene_that_comes_with_mitsuba(tmp_path):
+    pytest.importorskip("mitsuba")
+    flags = ["--spp", 4, "--reference_spp", 4, "--size", 16]
+    render(tmp_path, "--valid_scenes", render_dataset.OWN_SCENE, *flags, ok=0)
+    found = tree(tmp_path)
+    assert set(found) == {
+        f"valid/{kind}/cornell_box_camera0_0.exr" for kind in ("render", "albedo", "normal", "target")
+    }
+    albedo = read(found["valid/albedo/cornell_box_camera0_0.exr"])
+    left, right = albedo[8, 1], albedo[8, -2]
+    assert left[0] > 5 * left[1]  # the red wall
+    assert right[1] > 2 * right[0]  # the green one
+
+
 def test_mistakes_are_one_line(tmp_path):
     pytest.importorskip("mitsuba")
     bad = tmp_path / "bad.xml"

@@ -6,9 +6,9 @@
 
 It needs aiohttp. The load comes from the public generator hey where that is installed (apt install hey), and else from
 threads of this script, which take more of the cores that the service computes on. Each client sends the same PNG as
-soon as it has its last answer, even when that was a 503: a real client would wait as the answer asks. Load and service
-share this machine. It prints tables in Markdown, and ends with an error if the service has counted other answers than
-the load generator has got.
+soon as it has its last answer, even when that was a 503: a real client would wait as the answer asks. The service keeps
+nothing (`--keep_mb 0`), so that it computes each image. Load and service share this machine. It prints tables in
+Markdown, and ends with an error if the service has counted other answers than the load generator has got.
 """
 
 import csv
@@ -54,7 +54,8 @@ class Served:
     """tools/serve.py on a free port, and what it counts."""
 
     def __init__(self, options, max_batch):
-        flags = [*shlex.split(options.serve), "--port", "0", "--max_connections", "1000", "--max_batch", str(max_batch)]
+        flags = ["--keep_mb", "0", *shlex.split(options.serve), "--port", "0", "--max_connections", "1000"]
+        flags += ["--max_batch", str(max_batch)]
         command = [sys.executable, str(ROOT / "tools/serve.py"), *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.url = self.process.stdout.readline().strip()

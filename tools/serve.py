@@ -62,6 +62,10 @@ def get_parser():
     add("--decode_timeout", type=number(float, 0.1, 86400), default=10, help="seconds to decode an upload")
     add("--stop_timeout", type=number(float, 0, 86400), default=30,
         help="seconds that the images in work are given when the service is told to stop")  # fmt: skip
+    add("--keep_mb", type=number(float, 0, 100000), default=1000,
+        help="megabytes of denoised images that are kept in case they are asked for with other amounts or in another "
+        "format; 12 for each megapixel, and none where memory is short")  # fmt: skip
+    add("--keep_minutes", type=number(float, 0, 1440), default=10, help="since it was last asked for")
     add("--access_log", action="store_true", help="write a line to stderr for each request")
     add = parser.add_argument_group("computing").add_argument
     add("--max_batch", type=number(int, 1, 256), default=8, help="windows of one size that are computed at once")

@@ -136,11 +136,18 @@ class Batcher:
 
 
 class BatchedDenoiser(Denoiser):
-    """A Denoiser whose windows share batches with those of others."""
+    """A Denoiser whose windows share batches with those of others.
 
-    def __init__(self, network, batcher, ticket, **options):
+    `output` may be a `kept.Output`, which is filled with what the network computes, or spares it that.
+    """
+
+    def __init__(self, network, batcher, ticket, output=None, **options):
         super().__init__(network, **options)
-        self.batcher, self.ticket = batcher, ticket
+        self.batcher, self.ticket, self.output = batcher, ticket, output
+
+    def _pieces(self, hwc, on_progress):
+        pieces = super()._pieces(hwc, on_progress)
+        return self.output.pieces(pieces, (*hwc.shape[:2], self.n_channel)) if self.output else pieces
 
     def run_stage(self, stage, *arrays):
         """One window, when its turn has come."""

@@ -6,6 +6,7 @@ What finds no thread waits as it came, undecoded.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from denoising.inference import denoiser
 from denoising.serving import formats
 from denoising.serving.batching import BatchedDenoiser, Batcher, Dropped, Ticket
 from denoising.serving.image_process import Died, Refused
+from denoising.serving.kept import Kept, key_of
 
 LARGE = 1 << 20  # pixels: after such an image, what the C library keeps of its memory is given back
 
@@ -28,7 +30,7 @@ class Answer:
 
     data: bytes
     format: str
-    pixels: int  # that the network has computed
+    pixels: int  # that the network has computed, now or before
     model: str
     why: str
 
@@ -44,6 +46,7 @@ class Pipeline:
 
     def __init__(self, options, models, processes):
         self.options, self.models, self.processes = options, models, processes
+        self.kept = Kept(int(options.keep_mb * 1e6), 60 * options.keep_minutes)
 
     def start(self, on_batch):
         """Starts the threads and runs the network once.
@@ -88,12 +91,13 @@ class Pipeline:
 
     def _denoise(self, data, asked, job):
         picture, work = self._decoded(data, job)
-        amounts = {name: getattr(asked, name) for name in ("strength", "detail", "chroma")}
+        key = key_of(data, asked)
         model, why = "none", "strength 0 leaves the image as it is"
         untouched = asked.strength == 0
         if not untouched:
             job.state = "measuring"
-            taken = self.models.take(asked.model, picture, asked.fast)
+            output = self.kept.get(key)
+            taken = output.taken if output else self.models.take(asked.model, picture, asked.fast)
             job.take(taken)
             model, why, untouched = taken.name, taken.why, taken.network is None
             if untouched and asked.format == "own":
@@ -103,10 +107,9 @@ class Pipeline:
         picture.pages = []  # only what is left beside the pixels is needed of the input
         if not untouched:
             job.state = "denoising"
-            denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, tile=self.options.tile, **amounts)
-            denoise.on_progress = job.progress
-            for number, page in enumerate(pages):
-                pages[number] = taken.noise.restore(page, denoise(page))
+            with nullcontext(output) if output else self.kept.place(key, taken, pages) as output:
+                self._run(pages, taken, output, asked, job)
+            del output  # so that it can be dropped while the result is written
         job.state = "writing"
         pages, picture = formats.converted(pages, picture, asked.format)
         if job.ticket.dropped:
@@ -116,6 +119,14 @@ class Pipeline:
         if work > LARGE:
             machine.trim_memory()
         return Answer(result, picture.format, work, model, why)
+
+    def _run(self, pages, taken, output, asked, job):
+        """Puts the denoised pages in the place of the noisy ones."""
+        amounts = {name: getattr(asked, name) for name in ("strength", "detail", "chroma")}
+        denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, output, tile=self.options.tile, **amounts)
+        denoise.on_progress = job.progress
+        for number, page in enumerate(pages):
+            pages[number] = taken.noise.restore(page, denoise(page))
 
     def analyse(self, data, asked, job):
         """What noise a file's image has, and what would be taken for it, as facts for JSON; raises as `denoise`."""

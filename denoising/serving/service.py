@@ -97,9 +97,10 @@ class Service:
             await asyncio.sleep(0.05)
 
     async def _sweep(self):
-        """Ends connections on which nothing has happened for too long, in whatever state they are."""
+        """Ends connections on which nothing has happened for too long, and drops outputs that nobody asks for."""
         while True:
             await asyncio.sleep(1)
+            self.pipeline.kept.sweep()
             now = self.loop.time()
             for connection in [connection for connection in self.connections if connection.deadline < now]:
                 connection.abort()

@@ -736,7 +736,7 @@ def test_what_waits_together_is_computed_together(weights):
 @pytest.fixture(scope="module")
 def slow_server():
     """The network that ships, and room for two."""
-    flags = ("--max_queue", 2, "--max_batch", 1, "--max_connections", 20, "--timeout", 20)
+    flags = ("--max_queue", 2, "--max_batch", 1, "--max_connections", 20, "--timeout", 20, "--keep_mb", 0)
     with serving("--model_path", ROOT / "best_model.pdparams", *flags) as server:
         yield server
 

@@ -74,7 +74,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     shipped = {path.stem for path in auto.shipped_weights()} | {auto.FOR_RENDERS}
     assert {Path(name).stem for name in weights} == shipped - {name for name in shipped if not is_tracked(name)}
     assert wheel.stat().st_size < 40e6
-    pages = {"denoising/reports/page.html", "denoising/reports/viewer/viewer.js", "denoising/serving/app/index.html"}
+    pages = {"reports/page.html", "reports/page.css", "reports/viewer/viewer.js", "serving/app/index.html"}
+    pages = {f"denoising/{page}" for page in pages}
     assert {"arch_unet.py", "denoising/engine/ops.cc", *pages} <= held
     assert "denoise = denoising.__main__:command" in entry_points
     # Each requirement of the files is one of the package, under the extra of the file's name if it is one.

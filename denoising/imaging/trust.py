@@ -17,10 +17,15 @@ from denoising.imaging.noise_analysis import SHIFTS
 from denoising.imaging.pixels import to_01
 
 FINE, COARSE = 0.8, 2.5  # pixels: between these widths lies the band in which lost structure is looked for
-AROUND = 8.0  # pixels: the width over which its energy is averaged
+AROUND = 8.0  # pixels: the width over which its energy is averaged, to be sure that it is no noise
+NEAR = 2.0  # pixels: the same where it is known that there is structure, to see where
+STRIP = 512  # rows that are looked at together, so that a large image takes no more memory
+LARGEST_DRAWN = 1024  # pixels: the side of the noise that is drawn for comparison
 SURE = 1.3  # how many times the most that noise alone has anywhere: what has more is structure
 LEAST_SHARE = 0.05  # of the image: so much must be unclipped to be looked at alone
 NOTICEABLE = 0.05  # the share of an image's structure from which on the words speak of a loss
+COLOURS = ("red", "green", "blue")
+OVERLAY, MOST_OPAQUE = (255, 45, 120), 0.8  # a colour that few images have; where structure is as strong as the noise
 PLACES = (
     ("in the upper left", "at the top", "in the upper right"),
     ("on the left", "in the middle", "on the right"),
@@ -119,6 +124,7 @@ class Comparison:
         expected: the same of the noise: 0 where it is white.
         lost: the share, 0..1, of the image's structure that went with the noise.
         structure: H x W, where it went: its deviation as a share of the noise's.
+        looks: what the image looks like there, compared with elsewhere: "where it is dark and green", or nothing.
     """
 
     strength: float
@@ -126,6 +132,18 @@ class Comparison:
     expected: float
     lost: float
     structure: np.ndarray = field(repr=False)
+    looks: str = ""
+
+    def words_of_loss(self):
+        """In words, how much structure was lost and where; None where none can be seen."""
+        if self.lost < NOTICEABLE:
+            return None
+        lost = f"loses {100 * self.lost:.0f} % of the structure"
+        share, place = float((self.structure > 0).mean()), worst_place(self.structure)
+        if share > 0.6:
+            return f"{lost}, everywhere"
+        where = "all over it" if place == "everywhere" else place
+        return f"{lost}, in {max(100 * share, 1):.0f} % of the image, {where}{self.looks and f', {self.looks}'}"
 
 
 def compare(noisy_01, denoised_01, level, where=None):
@@ -135,8 +153,9 @@ def compare(noisy_01, denoised_01, level, where=None):
     scaled = residual / np.sqrt(np.maximum(variance, 1e-8))
     strength = float(np.sqrt(mean(np.square(residual), where) / max(mean(variance, where), 1e-12)))
     expected = np.mean([level.correlation[:, SHIFTS, SHIFTS + 1], level.correlation[:, SHIFTS + 1, SHIFTS]])
-    lost, structure = _lost(denoised_01, scaled, variance, level)
-    return Comparison(strength, _neighbour(scaled), float(expected), lost, structure)
+    lost, structure = lost_structure(noisy_01, denoised_01, level)
+    looks = _looks(denoised_01, structure) if lost >= NOTICEABLE else ""
+    return Comparison(strength, _neighbour(scaled), float(expected), lost, structure, looks)
 
 
 def mean(values, where=None):
@@ -153,27 +172,64 @@ def _neighbour(scaled):
     return float((scaled[:, 1:] * scaled[:, :-1]).mean() + (scaled[1:] * scaled[:-1]).mean()) / 2 / energy
 
 
-def _lost(denoised_01, scaled, variance, level):
-    """The share of the structure that is in what was removed, and the map of it.
+def lost_structure(noisy, denoised, level):
+    """The share, 0..1, of the structure that is in what was removed, and the map of it, H x W.
 
     What was removed is noise and lost structure. In a band of middle frequencies, and in the mean of the channels,
-    structure stands out; how much energy noise alone has there is seen in noise that is drawn.
+    structure stands out; how much energy noise alone has there is seen in noise that is drawn. The images are H x W x C
+    of any type.
     """
-    drawn = level.draw(denoised_01, np.random.default_rng(0)) / np.sqrt(np.maximum(variance, 1e-8))
-    of_noise, found = (_energy(image) for image in (drawn, scaled))
-    usual = float(of_noise.mean())
-    excess = np.where(found > SURE * of_noise.max(), found - usual, 0)
-    image = _energy(denoised_01 / np.sqrt(np.maximum(variance, 1e-8)))
+    height, width, channels = noisy.shape
+    flat = np.full((min(height, LARGEST_DRAWN), min(width, LARGEST_DRAWN), channels), 0.5, np.float32)
+    drawn = level.draw(flat, np.random.default_rng(0)) / np.sqrt(np.maximum(level.variance(flat), 1e-8))
+    of_noise, near_of_noise = (_around(_energy(drawn), width) for width in (AROUND, NEAR))
+    usual, most, rare = float(of_noise.mean()), SURE * float(of_noise.max()), float(np.percentile(near_of_noise, 99))
+    structure, excess, of_image = np.zeros((height, width), np.float32), 0.0, 0.0
+    reach = int(4 * (AROUND + COARSE)) + 2  # as far as the filters look
+    for first in range(0, height, STRIP):
+        start, stop = max(first - reach, 0), min(first + STRIP + reach, height)
+        inside = slice(first - start, min(first + STRIP, height) - start)
+        clean = to_01(denoised[start:stop])
+        deviation = np.sqrt(np.maximum(level.variance(np.clip(clean, 0, 1)), 1e-8))
+        energy = _energy((to_01(noisy[start:stop]) - clean) / deviation)
+        found = _around(energy, AROUND)[inside]
+        sure = found > most
+        excess += float(np.where(sure, found - usual, 0).sum(dtype=np.float64))
+        of_image += float(_around(_energy(clean / deviation), AROUND)[inside].sum(dtype=np.float64))
+        near = _around(energy, NEAR)[inside]
+        structure[first : first + STRIP] = np.where(sure & (near > rare), np.sqrt(np.maximum(near - usual, 0)), 0)
     # Beside the image's own structure stands what the noise would hide, so that a flat image has something to lose.
-    lost = np.sqrt(excess.mean() / max(float(excess.mean() + image.mean()) + usual, 1e-12))
-    return float(lost), np.sqrt(excess)
+    pixels = height * width
+    lost = np.sqrt(excess / pixels / max((excess + of_image) / pixels + usual, 1e-12))
+    return float(lost), structure
 
 
 def _energy(image):
-    """The local energy of the mean of the channels between two widths, H x W."""
+    """The energy of the mean of the channels between two widths, H x W."""
     grey = image.mean(axis=2)
-    band = cv2.GaussianBlur(grey, (0, 0), FINE) - cv2.GaussianBlur(grey, (0, 0), COARSE)
-    return cv2.GaussianBlur(np.square(band), (0, 0), AROUND)
+    return np.square(cv2.GaussianBlur(grey, (0, 0), FINE) - cv2.GaussianBlur(grey, (0, 0), COARSE))
+
+
+def _around(energy, width):
+    return cv2.GaussianBlur(energy, (0, 0), width)
+
+
+def _looks(denoised_01, structure):
+    """Whether the image is darker, brighter or of another colour where structure was lost than it is on average."""
+    weight = np.square(structure)[..., None]
+    there = (weight * denoised_01).sum((0, 1), dtype=np.float64) / max(float(weight.sum(dtype=np.float64)), 1e-12)
+    usual = denoised_01.mean((0, 1), dtype=np.float64)
+    words = []
+    if there.mean() < 0.7 * usual.mean():
+        words.append("dark")
+    elif 1 - there.mean() < 0.7 * (1 - usual.mean()):
+        words.append("bright")
+    if len(there) == 3:
+        order = np.argsort(there)
+        least, middle, most = there[order]
+        if most - middle > 0.5 * (middle - least) and most > 1.15 * middle:
+            words.append(COLOURS[order[2]])
+    return f"where it is {' and '.join(words)}" if words else ""
 
 
 def error_of_pair(denoised_01, noisy_01, second_01):
@@ -191,5 +247,6 @@ def worst_place(structure):
 
 
 def structure_picture(structure):
-    """The map as a grey image, uint8: white is structure as strong as the noise."""
-    return np.clip(255 * structure, 0, 255).astype(np.uint8)
+    """The map as a picture to lay over the image: H x W x 3 of one colour, and how opaque it is, H x W; both uint8."""
+    opaque = np.clip(255 * MOST_OPAQUE * structure, 0, 255 * MOST_OPAQUE).astype(np.uint8)
+    return np.full((*structure.shape, 3), OVERLAY, np.uint8), opaque

@@ -52,8 +52,7 @@ def write_page(folder, title, summary, entries, overwrite=False):
         overwrite: replaces a page that is there.
     """
     path = Path(folder) / "index.html"
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    style = template[template.index("<style>") + 7 : template.index("</style>")] + STYLE
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8") + STYLE
     *lines, command = summary
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',

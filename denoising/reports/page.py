@@ -95,13 +95,8 @@ class HtmlReport:
                 _image_row(number, row, self._figures_of(number, row["name"])) for number, row in enumerate(rows)
             ),
             "settings": _settings_lists(self._settings),
-            "viewer_style": (modules.VIEWER / "viewer.css").read_text(encoding="utf-8"),
-            "viewer_script": modules.joined(modules.VIEWER / "index.js"),
         }
-        template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-        # In one pass, so that no name can pass for a placeholder.
-        page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-        cli.write_text(self._folder / "index.html", page)
+        cli.write_text(self._folder / "index.html", filled("page.html", parts))
         return str(self._folder / "index.html")
 
 
@@ -149,6 +144,18 @@ def _amplified(image, reference, gain):
 
 
 # --- HTML -----------------------------------------------------------------------------------------
+
+
+def filled(template, parts):
+    """A page of this folder, with the viewer and these parts in the places that bear their names."""
+    folder = Path(__file__).parent
+    parts = parts | {
+        "page_style": (folder / "page.css").read_text(encoding="utf-8"),
+        "viewer_style": (modules.VIEWER / "viewer.css").read_text(encoding="utf-8"),
+        "viewer_script": modules.joined(modules.VIEWER / "index.js"),
+    }
+    # In one pass, so that no name can pass for a placeholder.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], (folder / template).read_text(encoding="utf-8"))
 
 
 def as_text(value):

@@ -8,26 +8,19 @@ from denoising import cli
 from denoising.data import renders
 from denoising.files import images
 from denoising.imaging import trust
-from denoising.imaging.pixels import from_01, to_01
+from denoising.imaging.pixels import Picture, from_01, to_01
 from denoising.inference import distributed
 from denoising.inference.estimate import judge
 from denoising.reports.montage import displayable
-from denoising.reports.page import OWN_FILES, REMOVED_GAIN, as_text, file_name, refuse_report
+from denoising.reports.page import OWN_FILES, REMOVED_GAIN, as_text, file_name, filled, refuse_report
 
 PICTURES = {
     "input": "noisy",
     "output": "denoised",
     "residual": f"removed, \u00d7{REMOVED_GAIN} around grey",
-    "structure": "structure that was lost: white is as strong as the noise",
+    "structure": "structure that was lost: the more opaque, the more; fully where it was as strong as the noise",
 }
 HEAD = ("image", "noise", "removed", "strength", "shared", "expected", "lost", "error", "PSNR")
-STYLE = """
-.verdict { font-size: 1.05rem; max-width: 60rem; }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: 1rem; }
-figure { margin: 0; } figure img { display: block; width: 100%; height: auto; }
-figcaption { font-size: 0.9rem; margin-top: 0.4rem; }
-.wrap { overflow-x: auto; }
-"""
 
 
 class TrustReport:
@@ -58,10 +51,12 @@ class TrustReport:
             "output": from_01(denoised_01, np.uint8),
             "residual": residual,
         }
-        if found.level is not None:
-            pictures["structure"] = trust.structure_picture(found.found.structure)
         for kind, picture in pictures.items():
             images.write_image(str(self._folder / file_name(number, kind)), displayable(picture))
+        if found.found is not None:
+            colour, opaque = trust.structure_picture(found.found.structure)
+            like = Picture(pages=[], alpha=[opaque])
+            images.write_image(str(self._folder / file_name(number, "structure")), colour, like)
 
     def judge(self, path, noisy, denoised, denoiser):
         """Judges an image that predict.py has denoised, and takes it."""
@@ -69,33 +64,35 @@ class TrustReport:
 
     def close(self):
         """Writes the page; returns its path."""
-        template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-        style = template[template.index("<style>") + 7 : template.index("</style>")] + STYLE
-        head = "".join(f"<th>{name}</th>" for name in HEAD)
-        rows = "\n".join(f"<tr>{''.join(f'<td>{as_text(c)}</td>' for c in row)}</tr>" for row in rows_of(self._entries))
-        parts = [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f'<title>{as_text(self._title)}</title>\n<link rel="icon" href="data:,">\n<style>{style}</style>',
-            f"</head>\n<body>\n<header><h1>{as_text(self._title)}</h1></header>",
-            f'<div class="wrap"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>',
-            *(self._section(number, *entry) for number, entry in enumerate(self._entries)),
-            "</body>\n</html>\n",
-        ]
-        cli.write_text(self._folder / "index.html", "\n".join(parts))
+        rows = (f"<tr>{''.join(f'<td>{as_text(c)}</td>' for c in row)}</tr>" for row in rows_of(self._entries))
+        parts = {
+            "title": as_text(self._title),
+            "head": "".join(f"<th>{name}</th>" for name in HEAD),
+            "rows": "\n".join(rows),
+            "images": "\n".join(self._section(number, *entry) for number, entry in enumerate(self._entries)),
+        }
+        cli.write_text(self._folder / "index.html", filled("trust_page.html", parts))
         return str(self._folder / "index.html")
 
     def _section(self, number, name, found):
         """The verdict and the pictures of an image."""
-        figures = []
-        for kind, caption in PICTURES.items():
-            file = file_name(number, kind)
-            if number < self._limit and (self._folder / file).exists():
-                image = f'<img src="{file}" loading="lazy" alt="{as_text(f"{name}: {caption}")}">'
-                figures.append(f'<figure><a href="{file}">{image}</a><figcaption>{caption}</figcaption></figure>')
+        files = {kind: file_name(number, kind) for kind in PICTURES if number < self._limit}
+        files = {kind: file for kind, file in files.items() if (self._folder / file).exists()}
         heading = f'<h2>{as_text(name)}</h2>\n<p class="verdict">{as_text(found.verdict())}</p>'
-        return heading + (f'\n<div class="row">{"".join(figures)}</div>' if figures else "")
+        if not files:
+            return heading
+        data = "".join(f' data-{kind}="{file}"' for kind, file in files.items())
+        figures = "".join(_figure(kind, files, as_text(name)) for kind in files)
+        return f'{heading}\n<div class="row" data-name="{as_text(name)}"{data}>{figures}</div>'
+
+
+def _figure(kind, files, name):
+    """One picture, or the map over the denoised one, with its caption."""
+    image = f'<img src="{files[kind]}" loading="lazy" alt="{name}: {PICTURES[kind]}"'
+    if kind == "structure":
+        image = f'<img src="{files["output"]}" loading="lazy" alt="" class="under">{image} class="map"'
+    link = f'<a href="{files[kind]}" data-kind="{kind}">{image}></a>'
+    return f"<figure>{link}<figcaption>{PICTURES[kind]}</figcaption></figure>"
 
 
 def of_prediction(options):
@@ -142,7 +139,7 @@ def _cell(name, value):
         return "-"
     if name in ("removed", "lost", "strength"):
         return f"{100 * value:.0f} %"
-    return f"{value:.2f}"
+    return f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def as_dict(name, found):

@@ -1,3 +1,6 @@
+import re
+
+import cv2
 import numpy as np
 import pytest
 
@@ -46,4 +49,54 @@ def test_where_structure_was_lost():
     assert trust.worst_place(structure + 1) == "everywhere"
     structure[:20, 70:] = 1
     assert trust.worst_place(structure) == "most in the upper right"
-    assert trust.structure_picture(structure).max() == 255
+    colour, opaque = trust.structure_picture(structure)
+    assert (colour == trust.OVERLAY).all()
+    assert set(np.unique(opaque)) == {0, 204}
+
+
+def grass_lost_below():
+    """A noisy image with grass in its lower right corner, green and dark, and what a blur leaves of it."""
+    rng = np.random.default_rng(3)
+    clean = np.full((300, 400, 3), 0.6, np.float32)
+    blades = cv2.GaussianBlur(rng.standard_normal((100, 150)).astype(np.float32), (0, 0), 1.2)
+    clean[200:, 250:] = np.float32([0.15, 0.3, 0.15]) + 0.6 * blades[..., None]
+    noisy = clean + 0.06 * rng.standard_normal(clean.shape).astype(np.float32)
+    denoised = clean.copy()
+    denoised[200:, 250:] = np.float32([0.15, 0.3, 0.15])
+    return noisy, denoised, trust.known_level(parse_noise("gauss15.3"), 3)
+
+
+def test_the_words_say_how_much_was_lost_and_where():
+    found = trust.compare(*grass_lost_below())
+    assert found.lost > 0.3
+    inside = np.zeros(found.structure.shape, bool)
+    inside[200 - 12 :, 250 - 12 :] = True
+    assert (found.structure[~inside] > 0).mean() < 0.001, "no structure is seen where there is noise alone"
+    assert (found.structure[200:, 250:] > 0).mean() > 0.5
+    words = found.words_of_loss()
+    assert re.fullmatch(
+        r"loses \d\d % of the structure, in 1?\d % of the image, most in the lower right, where it is dark and green",
+        words,
+    )
+    everywhere = trust.Comparison(1, 0, 0, 0.5, np.ones((30, 30), np.float32))
+    assert everywhere.words_of_loss() == "loses 50 % of the structure, everywhere"
+    assert trust.Comparison(1, 0, 0, 0.01, np.ones((30, 30), np.float32)).words_of_loss() is None
+
+
+def test_the_map_is_as_sharp_as_the_edge_of_what_was_lost():
+    """A single line that was removed is shown as a line, and not as a cloud as wide as the search for it."""
+    rng = np.random.default_rng(4)
+    denoised = np.full((200, 200, 3), 0.5, np.float32)
+    noisy = denoised + 0.05 * rng.standard_normal(denoised.shape).astype(np.float32)
+    noisy[:, 99:102] += 0.2
+    _, structure = trust.lost_structure(noisy, denoised, trust.known_level(parse_noise("gauss12.75"), 3))
+    profile = np.square(structure).mean(axis=0)
+    assert profile[93:108].sum() > 0.85 * profile.sum()
+
+
+def test_the_map_is_the_same_however_it_is_cut(monkeypatch):
+    whole = trust.lost_structure(*grass_lost_below())
+    monkeypatch.setattr(trust, "STRIP", 64)
+    lost, structure = trust.lost_structure(*grass_lost_below())
+    assert lost == pytest.approx(whole[0], rel=1e-5)
+    np.testing.assert_allclose(structure, whole[1], atol=1e-3)

@@ -1,10 +1,10 @@
 // Two pictures of one scene, compared: zoom, pan, a split line, side by side, and what lies between the two.
 //
 //   const viewer = new Viewer(element, { keys: document });
-//   viewer.show({ left, right, removed, names: ["original", "denoised", "removed noise"] });
+//   viewer.show({ left, right, removed, overlay, names: ["original", "denoised", "removed noise", "lost structure"] });
 //
-// `left`, `right` and `removed` are anything with `width`, `height` and `paint(context, place)`, such as Bitmaps; all but
-// `left` may be null. A place says which part of the picture is seen (x0..x1, y0..y1 in its pixels), where on the canvas
+// They are anything with `width`, `height` and `paint(context, place)`, such as Bitmaps; all but `left` may be null. The
+// overlay lies over all but the original where it is wanted, and may be of fewer pixels. A place says which part of the picture is seen (x0..x1, y0..y1 in its pixels), where on the canvas
 // its corner lies (left, top) and how large its pixels are there (scale). `paint` returns false where it needs further
 // frames to finish.
 
@@ -16,12 +16,14 @@ const HELP = [
   ["S", "split line"], ["D", "side by side"], ["R", "the difference"], [", .", "move the split line"],
   ["O or Space", "hold for the original"],
 ];
+const OVERLAY_HELP = ["L", "show or hide what lies over the picture"];
 const POINTERS = "Wheel or pinch zooms, dragging moves, a double click goes to 100 % and back.";
 
 export class Viewer {
-  // `keys` is where keys are listened for, and `help` lists those of the page itself; `onMode` is called after another
+  // `keys` is where keys are listened for, `help` lists those of the page itself, and `overlays` says whether there will be
+  // any; `onMode` is called after another
   // mode was chosen.
-  constructor(root, { keys = root, help = [] } = {}) {
+  constructor(root, { keys = root, help = [], overlays = false } = {}) {
     this.pictures = null;
     this.onMode = () => {};
     this.view = { scale: 1, x: 0, y: 0 }; // screen pixels to a pixel, and the pixel in the middle
@@ -29,15 +31,16 @@ export class Viewer {
     this.mode = "split";
     this.split = 0.5; // of the stage's width
     this.holding = false;
+    this.overlaid = false;
     this.pointers = new Map();
-    this.build(root, [...HELP, ...help]);
+    this.build(root, [...HELP, ...(overlays ? [OVERLAY_HELP] : []), ...help], overlays);
     this.listen(keys);
     this.update();
   }
 
   // --- What is on the page ---
 
-  build(root, help) {
+  build(root, help, overlays) {
     root.classList.add("viewer");
     this.stage = element("div", { class: "stage", tabindex: 0, role: "group", "aria-label": "The picture. Press ? for keys." });
     this.canvas = element("canvas", { role: "img" });
@@ -59,9 +62,11 @@ export class Viewer {
     this.modes = [["split", "Split", "S"], ["side", "Side by side", "D"], ["removed", "Difference", "R"]]
       .map(([mode, text, key]) => button(text, () => this.choose(mode), { "data-mode": mode, "aria-keyshortcuts": key }));
     this.hold = button("Original", () => {}, { "aria-keyshortcuts": "O", title: "Hold to see the original (O)" });
+    this.over = button("Overlay", () => this.setOverlaid(!this.overlaid), { class: "over", "aria-keyshortcuts": "L" });
+    this.over.hidden = !overlays;
     this.bar = element("div", { class: "tools", role: "toolbar", "aria-label": "View" });
     this.extra = element("span", { class: "group" }); // for whoever uses the viewer
-    this.bar.append(group(...this.sizes, this.percent), group(...this.modes), group(this.hold), this.extra,
+    this.bar.append(group(...this.sizes, this.percent), group(...this.modes), group(this.hold, this.over), this.extra,
       group(button("?", () => this.help.showModal(), { "aria-label": "Keys", "aria-keyshortcuts": "?" })));
     root.append(this.bar, this.stage, this.help);
   }
@@ -113,6 +118,12 @@ export class Viewer {
     this.update();
   }
 
+  setOverlaid(overlaid) {
+    if (!this.pictures?.overlay) return;
+    this.overlaid = overlaid;
+    this.update();
+  }
+
   fit() {
     this.fitted = true;
     this.update();
@@ -152,6 +163,7 @@ export class Viewer {
       "+": () => this.zoomTo(this.view.scale * 1.25), "=": () => this.zoomTo(this.view.scale * 1.25),
       "-": () => this.zoomTo(this.view.scale / 1.25),
       s: () => this.choose("split"), d: () => this.choose("side"), r: () => this.choose("removed"),
+      l: () => this.setOverlaid(!this.overlaid),
       o: () => this.setHolding(true), " ": () => this.setHolding(true), "?": () => this.help.showModal(),
       ",": () => this.setSplit(this.split - 0.02), ".": () => this.setSplit(this.split + 0.02),
       ...(slides ? {} : {
@@ -270,13 +282,23 @@ export class Viewer {
       context.beginPath();
       context.rect(pane.x0, 0, pane.x1 - pane.x0, height);
       context.clip();
-      if (pane.x1 > pane.x0) finished = pane.picture.paint(context, place) && finished;
+      if (pane.x1 > pane.x0) {
+        finished = pane.picture.paint(context, place) && finished;
+        if (this.overlaid && pane.picture !== this.pictures.left) this.paintOverlay(context, place);
+      }
       context.restore();
     }
     this.percent.textContent = `${Math.round(100 * view.scale)} %`;
     const pressed = [this.fitted, !this.fitted && view.scale === 1, !this.fitted && view.scale === 2];
     this.sizes.forEach((size, n) => size.setAttribute("aria-pressed", pressed[n]));
     if (!finished) this.update();
+  }
+
+  // It may be of fewer pixels than the picture.
+  paintOverlay(context, { scale, left, top, x0, x1, y0, y1 }) {
+    const { overlay, left: { width } } = this.pictures;
+    const ratio = (overlay?.width ?? 0) / width;
+    overlay?.paint(context, { scale: scale / ratio, left, top, x0: x0 * ratio, x1: x1 * ratio, y0: y0 * ratio, y1: y1 * ratio });
   }
 
   // What the page says about the view.
@@ -292,13 +314,17 @@ export class Viewer {
     tags[0].hidden = !pictures || (both && mode === "split" && this.split < 0.1);
     tags[1].hidden = !both || Boolean(removed) || (mode === "split" && this.split > 0.9);
     const seen = removed ? names[2] : both ? `${names[0]} and ${names[1]}` : names[0];
-    this.canvas.setAttribute("aria-label", seen || "no picture");
+    const marked = this.overlaid && both && pictures.overlay ? `, with ${names[3]}` : "";
+    this.canvas.setAttribute("aria-label", `${seen || "no picture"}${marked}`);
     for (const choice of this.modes) {
       choice.setAttribute("aria-pressed", choice.dataset.mode === mode);
       choice.disabled = !pictures?.right || (choice.dataset.mode === "removed" && !pictures.removed);
     }
     for (const tool of [...this.sizes, this.hold]) tool.disabled = !pictures;
     this.hold.setAttribute("aria-pressed", this.holding);
+    this.over.disabled = !pictures?.overlay || !pictures.right;
+    this.over.setAttribute("aria-pressed", this.overlaid && !this.over.disabled);
+    this.over.textContent = names[3] ? names[3][0].toUpperCase() + names[3].slice(1) : "Overlay";
     this.hold.textContent = names[0] ? names[0][0].toUpperCase() + names[0].slice(1) : "Original";
   }
 }

@@ -1,0 +1,71 @@
+"""The page that judges denoised images, opened in a browser: the map of lost structure lies over the picture."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from denoising.files import images
+from denoising.imaging import trust
+from denoising.imaging.noise import parse_noise
+from denoising.inference.estimate import judge
+from denoising.reports.trust_page import TrustReport
+
+sys.path.insert(0, str(ROOT / "tests" / "serving"))
+from browser import chromium
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A report on two images; of the first one a textured corner was smoothed away."""
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(3)
+    report = TrustReport("--report", str(folder), "Trust")
+    for name in ("corner.png", "other.png"):
+        clean = np.full((200, 300, 3), 0.5, np.float32)
+        clean[120:, 200:] += (
+            0.5 * cv2.GaussianBlur(rng.standard_normal((80, 100, 1)).astype(np.float32), (0, 0), 1.2)[..., None]
+        )
+        noisy = (255 * np.clip(clean + 0.05 * rng.standard_normal(clean.shape), 0, 1)).round().astype(np.uint8)
+        denoised = np.full(noisy.shape, 128, np.uint8)
+        level = trust.known_level(parse_noise("gauss12.75"), 3)
+        found = judge(lambda image: np.full_like(image, 128 / 255), noisy, level, denoised=denoised)
+        report.add(name, noisy, denoised, found)
+    return report.close(), found.verdict()
+
+
+def canvas(browser_page, x, y):
+    """The colour of a place of the picture, x and y in its pixels, as a screenshot shows it."""
+    shot = images.read_image("shot", browser_page.locator("#closer canvas").screenshot()).pages[0]
+    scale = browser_page.evaluate("closerScale()")
+    return shot[round(shot.shape[0] / 2 + (y - 100) * scale), round(shot.shape[1] / 2 + (x - 150) * scale)].astype(int)
+
+
+def test_the_map_lies_over_the_picture_and_can_be_hidden(page):
+    path, verdict = page
+    with chromium() as browser, browser.new_page(viewport={"width": 1000, "height": 800}) as shown:
+        complaints = []
+        shown.on("pageerror", lambda error: complaints.append(str(error)))
+        shown.on("console", lambda message: complaints.append(message.text))
+        shown.goto(f"file://{path}")
+        assert verdict in shown.locator(".verdict").last.inner_text()
+        assert "most in the lower right" in verdict
+        shown.locator('[data-kind="structure"]').first.click()
+        shown.get_by_role("button", name="Lost structure").wait_for()
+        for key, scale in (("1", 1), ("2", 2)):
+            shown.keyboard.press(key)
+            shown.evaluate(f"globalThis.closerScale = () => {scale}")
+            shown.wait_for_timeout(200)
+            red, green, blue = np.mean([canvas(shown, x, y) for x in (230, 245, 260) for y in (150, 160, 170)], axis=0)
+            assert red > green + 40, "the map's colour"
+            assert blue > green
+            assert np.abs(canvas(shown, 60, 60) - 128).max() <= 1, "nothing lies where nothing was lost"
+        shown.keyboard.press("l")
+        shown.wait_for_timeout(200)
+        assert np.abs(canvas(shown, 245, 160) - 128).max() <= 1
+        assert shown.get_by_role("button", name="Lost structure").get_attribute("aria-pressed") == "false"
+        shown.keyboard.press("PageDown")
+        shown.get_by_role("heading", name="other.png").last.wait_for()
+        assert complaints == []

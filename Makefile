@@ -27,6 +27,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy *.py denoising tools
 	MYPYPATH=from_scratch $(BIN)/mypy from_scratch/*.py
+	$(BIN)/hadolint Dockerfile
 
 # On all cores. What is marked slow is left to test-all, and pytest says how many that are.
 test: lint

@@ -7,10 +7,16 @@ import platform
 import sys
 from pathlib import Path
 
+GROUP = Path("/sys/fs/cgroup")  # where a container's limits stand
+
 
 def cores():
-    """How many of the machine's cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many of the machine's cores this process may use, or as many as a container's share of time is worth."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or no limit ("max")
+        quota, period = map(int, (GROUP / "cpu.max").read_text().split())
+        count = min(count, max(1, -(-quota // period)))
+    return count
 
 
 def _cpu_facts():
@@ -39,10 +45,9 @@ def free_memory():
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        limit, used = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         # Files in the page cache count as used, but are dropped when memory is asked for.
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        statistics = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
         free = min(free, limit - used + int(statistics["inactive_file"]))
     except (OSError, ValueError, KeyError, StopIteration):
         pass  # not Linux, or no limit ("max"): what is known so far

@@ -3,6 +3,11 @@
 One call of the compiler, without `paddle.utils.cpp_extension`: that one takes four times as long,
 needs Python's headers, and talks to the terminal. The headers of oneDNN, which Paddle's wheel lacks,
 are not needed: `onednn.h` declares the few functions that are called.
+
+    python -m denoising.engine.build
+
+compiles them beforehand, for several generations of processors, into the folder `built` beside this file. A machine
+without a compiler, such as a container, takes from there what its processor can run.
 """
 
 import contextlib
@@ -19,10 +24,20 @@ from pathlib import Path
 
 import paddle
 
-from denoising import machine
+from denoising import cli, machine
 
 HERE = Path(__file__).resolve().parent
-FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -shared -w -D_GLIBCXX_USE_CXX11_ABI=1"
+FLAGS = "-std=c++17 -O3 -fopenmp -fPIC -shared -w -D_GLIBCXX_USE_CXX11_ABI=1"
+BUILT = HERE / "built"
+# Generations of processors, the newest first: how the compiler calls them, and the instructions of /proc/cpuinfo that
+# tell them from the one before.
+_V3 = {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+GENERATIONS = {
+    "x86-64-v4-bf16": ("-march=x86-64-v4 -mavx512bf16", _V4 | {"avx512_bf16"}),
+    "x86-64-v4": ("-march=x86-64-v4", _V4),
+    "x86-64-v3": ("-march=x86-64-v3", _V3),
+}
 
 
 class BuildError(Exception):
@@ -36,19 +51,46 @@ def load():
     # Registering the same operators twice would end the process.
     if hasattr(load, "done"):
         return
-    compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    compiler = _compiler()
     if not shutil.which(compiler[0]):
-        raise BuildError(f"there is no compiler '{compiler[0]}' (on Debian or Ubuntu: apt install g++)")
+        library = _built_before()
+        if library is None:
+            raise BuildError(f"there is no compiler '{compiler[0]}' (on Debian or Ubuntu: apt install g++)")
+        _register(library)
+        return
     with _cache_folder() as folder:
         library = _build(compiler, folder)
         try:
-            functions = ctypes.CDLL(str(library))
-            set_threads, release = functions.denoise_set_threads, functions.denoise_release
-        except (OSError, AttributeError) as error:
+            _register(library)
+        except BuildError:
             library.unlink()  # so that the next run tries again
-            raise BuildError(f"what the compiler made cannot be loaded: {error}") from error
-        paddle.base.core.load_op_meta_info_and_register_op(str(library))
-        set_threads(threads())
+            raise
+
+
+def _compiler():
+    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+
+
+def _built_before():
+    """The library in `built` for this processor, or None."""
+    able = set(machine.cpu_flags())
+    found = (_built_path(name) for name, (_, needed) in GENERATIONS.items() if needed <= able)
+    return next((path for path in found if path.exists()), None)
+
+
+def _built_path(generation):
+    return BUILT / f"{generation}-paddle-{paddle.__version__}.so"
+
+
+def _register(library):
+    """Makes Paddle know the operators in a library."""
+    try:
+        functions = ctypes.CDLL(str(library))
+        set_threads, release = functions.denoise_set_threads, functions.denoise_release
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"what the compiler made cannot be loaded: {error}") from error
+    paddle.base.core.load_op_meta_info_and_register_op(str(library))
+    set_threads(threads())
     load.done, load.release = True, release
 
 
@@ -65,14 +107,16 @@ def threads():
     return max(1, machine.cores() // processes)
 
 
-def _build(compiler, folder):
+def _command(compiler, processor="-march=native"):
+    """The compiler's call, without the file that it makes."""
     package = Path(paddle.__file__).resolve().parent
     for name in ("libs/libdnnl.so.3", "libs/libiomp5.so", "base/libpaddle.so"):
         if not (package / name).exists():
             raise BuildError(f"this build of Paddle ships no {name}")
-    command = [
+    return [
         *compiler,
         *FLAGS.split(),
+        *processor.split(),
         *(f"-I{package / folder}" for folder in ("include", "include/third_party")),
         str(HERE / "ops.cc"),
         *(f"-L{package / folder}" for folder in ("libs", "base")),
@@ -81,6 +125,10 @@ def _build(compiler, folder):
         # threads of a second one would stand in the way of the first.
         *("-l:libdnnl.so.3", "-l:libpaddle.so", "-l:libiomp5.so", "-Wl,--as-needed"),
     ]
+
+
+def _build(compiler, folder):
+    command = _command(compiler)
     version = _run([*compiler, "--version"])
     sources = [path.read_text() for path in sorted(HERE.iterdir()) if path.suffix in (".cc", ".h")]
     key = [*sources, *command, version, paddle.__version__, *machine.cpu_flags()]
@@ -90,13 +138,28 @@ def _build(compiler, folder):
     with _locked(folder / "lock"):
         if not library.exists():
             print("engine: compiling it for this machine, once (a few seconds)", file=sys.stderr)
-            # Under a name of its own until it is whole, so that a killed build leaves nothing to load.
-            partial = library.with_suffix(".partial")
-            _run([*command, "-o", str(partial)])
-            if not partial.exists():
-                raise BuildError(f"the compiler '{compiler[0]}' made nothing")
-            partial.replace(library)
+            _compile(command, library)
     return library
+
+
+def _compile(command, library):
+    # Under a name of its own until it is whole, so that a killed build leaves nothing to load.
+    partial = library.with_suffix(".partial")
+    _run([*command, "-o", str(partial)])
+    if not partial.exists():
+        raise BuildError(f"the compiler '{command[0]}' made nothing")
+    partial.replace(library)
+
+
+def main():
+    """Compiles the operators for each generation of processors."""
+    BUILT.mkdir(exist_ok=True)
+    for generation, (processor, _) in GENERATIONS.items():
+        cli.note(f"engine: compiling it for {generation}")
+        try:
+            _compile(_command(_compiler(), processor), _built_path(generation))
+        except BuildError as error:
+            raise cli.UserError(f"the engine cannot be compiled: {error}") from None
 
 
 @contextlib.contextmanager
@@ -135,3 +198,7 @@ def _run(command):
         reason = next((line for line in lines if "error" in line.lower()), lines[-1])
         raise BuildError(f"the compiler '{command[0]}' failed: {reason.strip()}")
     return done.stdout
+
+
+if __name__ == "__main__":
+    cli.run(main)

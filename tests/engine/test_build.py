@@ -6,9 +6,11 @@ import re
 import shutil
 from pathlib import Path
 
+import paddle
 import pytest
 
 import forks
+from denoising import cli, machine
 from denoising.engine import build
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the engine with")
@@ -190,6 +192,46 @@ def test_an_empty_name_of_a_compiler_is_none(monkeypatch):
         monkeypatch.setenv("CXX", name)
         with pytest.raises(build.BuildError, match=f"^there is no compiler '{expected}' "):
             build.load()
+
+
+def test_without_a_compiler_what_was_built_before_is_taken(tmp_path, monkeypatch):
+    """The newest generation that the processor can run and that is there."""
+    monkeypatch.delattr(build.load, "done", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build, "BUILT", tmp_path)
+    registered = []
+    monkeypatch.setattr(build, "_register", lambda path: registered.append(path.name))
+    for generation in ("x86-64-v4-bf16", "x86-64-v3"):
+        build._built_path(generation).write_bytes(b"")
+    for flags, expected in (
+        (build._V4 | {"avx512_bf16", "sse"}, "x86-64-v4-bf16"),
+        (build._V4, "x86-64-v3"),  # v4 itself is not there
+        (build._V3, "x86-64-v3"),
+    ):
+        monkeypatch.setattr(machine, "cpu_flags", lambda flags=flags: list(flags))
+        build.load()
+        assert registered.pop() == f"{expected}-paddle-{paddle.__version__}.so"
+    monkeypatch.setattr(machine, "cpu_flags", lambda: ["sse"])
+    with pytest.raises(build.BuildError, match="^there is no compiler"):
+        build.load()
+
+
+def test_it_is_built_for_several_generations(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command):
+        commands.append(command)
+        Path(command[-1]).write_bytes(b"")
+
+    monkeypatch.setattr(build, "BUILT", tmp_path / "built")
+    monkeypatch.setattr(build, "_run", run)
+    build.main()
+    assert len(list((tmp_path / "built").glob("*.so"))) == len(commands) == 3
+    assert all("-march=native" not in command for command in commands)
+    assert "-mavx512bf16" in commands[0]
+    monkeypatch.setattr(build, "_run", lambda command: None)
+    with pytest.raises(cli.UserError, match="made nothing"):
+        build.main()
 
 
 # --- In processes of their own ------------------------------------------------------------------------------

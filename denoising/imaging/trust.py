@@ -115,27 +115,21 @@ def known_level(noise, channels):
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What a noisy image and its denoised one tell.
+class Loss:
+    """The structure that went with the noise.
 
     Attributes:
-        strength: the deviation of what was removed, as a share of the noise's.
-        shared: the mean correlation of what was removed with the next pixel.
-        expected: the same of the noise: 0 where it is white.
-        lost: the share, 0..1, of the image's structure that went with the noise.
+        lost: its share, 0..1, of the image's structure.
         structure: H x W, where it went: its deviation as a share of the noise's.
         looks: what the image looks like there, compared with elsewhere: "where it is dark and green", or nothing.
     """
 
-    strength: float
-    shared: float
-    expected: float
     lost: float
     structure: np.ndarray = field(repr=False)
-    looks: str = ""
+    looks: str
 
-    def words_of_loss(self):
-        """In words, how much structure was lost and where; None where none can be seen."""
+    def words(self):
+        """How much structure was lost and where; None where none can be seen."""
         if self.lost < NOTICEABLE:
             return None
         lost = f"loses {100 * self.lost:.0f} % of the structure"
@@ -146,6 +140,21 @@ class Comparison:
         return f"{lost}, in {max(100 * share, 1):.0f} % of the image, {where}{self.looks and f', {self.looks}'}"
 
 
+@dataclass(frozen=True)
+class Comparison(Loss):
+    """What a noisy image and its denoised one tell.
+
+    Attributes:
+        strength: the deviation of what was removed, as a share of the noise's.
+        shared: the mean correlation of what was removed with the next pixel.
+        expected: the same of the noise: 0 where it is white.
+    """
+
+    strength: float
+    shared: float
+    expected: float
+
+
 def compare(noisy_01, denoised_01, level, where=None):
     """Looks at what was removed, for its strength at the places of `unclipped` alone; `level` is not None."""
     residual = noisy_01 - denoised_01
@@ -153,9 +162,8 @@ def compare(noisy_01, denoised_01, level, where=None):
     scaled = residual / np.sqrt(np.maximum(variance, 1e-8))
     strength = float(np.sqrt(mean(np.square(residual), where) / max(mean(variance, where), 1e-12)))
     expected = np.mean([level.correlation[:, SHIFTS, SHIFTS + 1], level.correlation[:, SHIFTS + 1, SHIFTS]])
-    lost, structure = lost_structure(noisy_01, denoised_01, level)
-    looks = _looks(denoised_01, structure) if lost >= NOTICEABLE else ""
-    return Comparison(strength, _neighbour(scaled), float(expected), lost, structure, looks)
+    loss = lost_structure(noisy_01, denoised_01, level)
+    return Comparison(**vars(loss), strength=strength, shared=_neighbour(scaled), expected=float(expected))
 
 
 def mean(values, where=None):
@@ -173,7 +181,7 @@ def _neighbour(scaled):
 
 
 def lost_structure(noisy, denoised, level):
-    """The share, 0..1, of the structure that is in what was removed, and the map of it, H x W.
+    """The structure that is in what was removed, as a Loss.
 
     What was removed is noise and lost structure. In a band of middle frequencies, and in the mean of the channels,
     structure stands out; how much energy noise alone has there is seen in noise that is drawn. The images are H x W x C
@@ -200,8 +208,8 @@ def lost_structure(noisy, denoised, level):
         structure[first : first + STRIP] = np.where(sure & (near > rare), np.sqrt(np.maximum(near - usual, 0)), 0)
     # Beside the image's own structure stands what the noise would hide, so that a flat image has something to lose.
     pixels = height * width
-    lost = np.sqrt(excess / pixels / max((excess + of_image) / pixels + usual, 1e-12))
-    return float(lost), structure
+    lost = float(np.sqrt(excess / pixels / max((excess + of_image) / pixels + usual, 1e-12)))
+    return Loss(lost, structure, _looks(denoised, structure) if lost >= NOTICEABLE else "")
 
 
 def _energy(image):
@@ -214,9 +222,10 @@ def _around(energy, width):
     return cv2.GaussianBlur(energy, (0, 0), width)
 
 
-def _looks(denoised_01, structure):
+def _looks(denoised, structure):
     """Whether the image is darker, brighter or of another colour where structure was lost than it is on average."""
-    weight = np.square(structure)[..., None]
+    every = 1 + max(structure.shape) // LARGEST_DRAWN
+    denoised_01, weight = to_01(denoised[::every, ::every]), np.square(structure[::every, ::every, None])
     there = (weight * denoised_01).sum((0, 1), dtype=np.float64) / max(float(weight.sum(dtype=np.float64)), 1e-12)
     usual = denoised_01.mean((0, 1), dtype=np.float64)
     words = []

@@ -48,7 +48,7 @@ class Trust:
         if self.level is None or self.found is None or self.kept is None:
             return f"cannot be judged: {self.why_not}"
         words = [f"removes {100 * min(max(1 - self.kept, 0), 1):.0f} % of the noise"]
-        loss = self.found.words_of_loss()
+        loss = self.found.words()
         words.append(f"{loss} (map)" if loss else "loses no structure that can be seen in what was removed")
         if self.psnr is not None:
             words.append(f"about {self.psnr:.1f} dB")

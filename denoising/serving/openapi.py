@@ -58,6 +58,12 @@ def document():
                 "post": _post("Measures an image's noise.", ANALYSE, _json("what was found"))
                 | {"operationId": "analyse"}
             },
+            "/judge": {
+                "post": _post(
+                    "Says how much structure denoising loses, and where.", ANALYSE, _json("a verdict and a map")
+                )
+                | {"operationId": "judge"}
+            },
             "/models": {"get": _get("The weights that are served.")},
             "/jobs/{id}": {
                 "parameters": [job],

@@ -5,22 +5,29 @@ encode it. There are twice as many threads as a batch has places: one batch is c
 What finds no thread waits as it came, undecoded.
 """
 
+import argparse
+import base64
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import paddle
 
 from arch_unet import DenoisingNetwork
 from denoising import cli, machine
-from denoising.imaging import pixels
+from denoising.files import images
+from denoising.imaging import pixels, trust
+from denoising.imaging.noise_analysis import analyse
 from denoising.inference import denoiser
 from denoising.serving import formats
 from denoising.serving.batching import BatchedDenoiser, Batcher, Dropped, Ticket
 from denoising.serving.image_process import Died, Refused
 from denoising.serving.kept import Kept, key_of
 
+MAP_PIXELS = 4 << 20
+PLAIN = argparse.Namespace(strength=1.0, detail=0.0, chroma=1.0)
 LARGE = 1 << 20  # pixels: after such an image, what the C library keeps of its memory is given back
 
 
@@ -147,6 +154,30 @@ class Pipeline:
             "bits": 8 * page.itemsize, "format": picture.format, "pages": len(picture.pages),
         }  # fmt: skip
 
+    def judge(self, data, asked, job):
+        """How much structure the first page loses and where, in words and as a map, for JSON; raises as `denoise`."""
+        picture, work = self._decoded(data, job)
+        key, noisy = key_of(data, asked), picture.pages[0]
+        try:
+            output = self.kept.get(key)
+            taken = output.taken if output else self.models.take(asked.model, picture, asked.fast)
+            level = trust.level_of(taken.analysis or analyse(noisy))
+            if taken.network is None or level is None:
+                return {"verdict": f"cannot be judged: {taken.why}", "lost": None, "map": None}
+            with nullcontext(output) if output else self.kept.place(key, taken, picture.pages) as output:
+                self._run(picture.pages, taken, output, PLAIN, job)
+        except ValueError as error:
+            raise Refused(422, f"image: {error}") from None
+        loss = trust.lost_structure(noisy, picture.pages[0], level)
+        colour, opaque = trust.structure_picture(smaller(loss.structure))
+        png = images.encode("map.png", colour, pixels.Picture(pages=[], alpha=[opaque]))
+        if work > LARGE:
+            machine.trim_memory()
+        return {
+            "verdict": loss.words() or "loses no structure that can be seen in what was removed",
+            "lost": round(loss.lost, 4), "map": base64.b64encode(png).decode(),
+        }  # fmt: skip
+
     def _check_holds(self, picture, asked):
         """Writes one pixel of what was asked for, to learn before all the work what that format cannot hold."""
         if asked.format == "own":
@@ -170,6 +201,14 @@ class Pipeline:
         if job.ticket.dropped:
             raise Dropped
         return decoded
+
+
+def smaller(structure):
+    """A map of at most MAP_PIXELS: it is smooth, and lies over a picture of any size."""
+    height, width = structure.shape
+    scale = min(1, (MAP_PIXELS / (height * width)) ** 0.5)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(structure, size, interpolation=cv2.INTER_AREA) if scale < 1 else structure
 
 
 class ExportedNetwork(DenoisingNetwork):

@@ -182,6 +182,7 @@ class Service:
             "/": {"GET": ("page", self.get_page), "POST": ("denoise", self.denoise)},
             "/denoise": {"POST": ("denoise", self.denoise)},
             "/analyse": {"POST": ("analyse", self.analyse)},
+            "/judge": {"POST": ("judge", self.judge)},
             "/models": {"GET": ("models", self.get_models)},
             "/jobs/{id}": {"GET": ("job", self.follow_job), "DELETE": ("job", self.cancel_job)},
             "/health": {"GET": ("health", self.get_health)},
@@ -229,6 +230,11 @@ class Service:
         """Takes an image and answers with what noise it has."""
         asked = uploads.parameters_of(request, openapi.ANALYSE)
         return web.json_response(await self._worked(request, asked, self.pipeline.analyse))
+
+    async def judge(self, request):
+        """Takes an image and answers with how much of its structure denoising loses, and where."""
+        asked = uploads.parameters_of(request, openapi.ANALYSE)
+        return web.json_response(await self._worked(request, asked, self.pipeline.judge))
 
     async def _worked(self, request, asked, work):
         """What a method of the pipeline makes of the image in a request, if there is room and time for it."""

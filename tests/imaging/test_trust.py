@@ -73,14 +73,13 @@ def test_the_words_say_how_much_was_lost_and_where():
     inside[200 - 12 :, 250 - 12 :] = True
     assert (found.structure[~inside] > 0).mean() < 0.001, "no structure is seen where there is noise alone"
     assert (found.structure[200:, 250:] > 0).mean() > 0.5
-    words = found.words_of_loss()
+    words = found.words()
     assert re.fullmatch(
         r"loses \d\d % of the structure, in 1?\d % of the image, most in the lower right, where it is dark and green",
         words,
     )
-    everywhere = trust.Comparison(1, 0, 0, 0.5, np.ones((30, 30), np.float32))
-    assert everywhere.words_of_loss() == "loses 50 % of the structure, everywhere"
-    assert trust.Comparison(1, 0, 0, 0.01, np.ones((30, 30), np.float32)).words_of_loss() is None
+    assert trust.Loss(0.5, np.ones((30, 30), np.float32), "").words() == "loses 50 % of the structure, everywhere"
+    assert trust.Loss(0.01, np.ones((30, 30), np.float32), "").words() is None
 
 
 def test_the_map_is_as_sharp_as_the_edge_of_what_was_lost():
@@ -89,7 +88,7 @@ def test_the_map_is_as_sharp_as_the_edge_of_what_was_lost():
     denoised = np.full((200, 200, 3), 0.5, np.float32)
     noisy = denoised + 0.05 * rng.standard_normal(denoised.shape).astype(np.float32)
     noisy[:, 99:102] += 0.2
-    _, structure = trust.lost_structure(noisy, denoised, trust.known_level(parse_noise("gauss12.75"), 3))
+    structure = trust.lost_structure(noisy, denoised, trust.known_level(parse_noise("gauss12.75"), 3)).structure
     profile = np.square(structure).mean(axis=0)
     assert profile[93:108].sum() > 0.85 * profile.sum()
 
@@ -97,6 +96,6 @@ def test_the_map_is_as_sharp_as_the_edge_of_what_was_lost():
 def test_the_map_is_the_same_however_it_is_cut(monkeypatch):
     whole = trust.lost_structure(*grass_lost_below())
     monkeypatch.setattr(trust, "STRIP", 64)
-    lost, structure = trust.lost_structure(*grass_lost_below())
-    assert lost == pytest.approx(whole[0], rel=1e-5)
-    np.testing.assert_allclose(structure, whole[1], atol=1e-3)
+    cut = trust.lost_structure(*grass_lost_below())
+    assert cut.lost == pytest.approx(whole.lost, rel=1e-5)
+    np.testing.assert_allclose(cut.structure, whole.structure, atol=1e-3)

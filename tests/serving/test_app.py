@@ -14,9 +14,11 @@ from browser import chromium, drop, evaluate
 from PIL import Image
 
 import predict
+from arch_unet import build_network
 from conftest import ROOT, noisy_scene
 from denoising.files import images
 from denoising.imaging import detail
+from denoising.inference import checkpoint
 
 pytest.importorskip("aiohttp")
 
@@ -221,6 +223,41 @@ def canvas(page):
     }""")
     height, width, text = pixels
     return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 3).astype(int)
+
+
+def test_what_was_lost_is_said_and_shown(browser, tmp_path):
+    """A network that smooths everything away: the words say so, and the map lies over the denoised picture."""
+    network = build_network(n_feature=4)
+    for parameter in network.parameters():
+        parameter.set_value(parameter * 0)
+    network.parameters()[-1].set_value(network.parameters()[-1] + 0.5)
+    path = tmp_path / "smooth.pdparams"
+    options = {**network.options, "noisetype": "gauss25"}
+    checkpoint.save_network(path, checkpoint.network_state(network), options)
+    rng = np.random.default_rng(0)
+    clean = np.full((300, 400, 3), 128.0)
+    clean[150:, :200] += 60 * cv2.GaussianBlur(rng.standard_normal((150, 200, 1)), (0, 0), 1.2)[..., None]
+    noisy = (clean + 12 * rng.standard_normal(clean.shape)).clip(0, 255).round().astype(np.uint8)
+    with serving("--model_path", path) as server, opened(browser, server) as page:
+        drop(page, {"a.png": images.encode("a.png", noisy)})
+        expect(page.locator("#strip .done")).to_have_count(1)
+        page.locator(".stage").focus()
+        for key in "1,,,,,,,,,,,,,,,,,,,,,,,,,":  # the split line goes to the left edge
+            page.keyboard.press(key)
+        plain = canvas(page)
+        page.get_by_role("button", name="Lost structure").click()
+        words = "At full strength it loses \\d+ % of the structure, in \\d+ % of the image, most in the lower left"
+        expect(page.locator("#lost")).to_contain_text(re.compile(words))
+        expect(page.get_by_role("button", name="Lost structure")).to_have_attribute("aria-pressed", "true")
+        page.wait_for_timeout(300)
+        over = canvas(page)
+        top, left = (over.shape[0] - 300) // 2, (over.shape[1] - 400) // 2
+        changed = np.abs(over - plain).max(axis=2)[top : top + 300, left : left + 400] > 10
+        assert changed[170:, 20:180].mean() > 0.3
+        assert changed[:120].sum() == 0
+        page.keyboard.press("l")
+        page.wait_for_timeout(300)
+        assert (canvas(page) == plain).all()
 
 
 def test_saved_in_other_formats(page):

@@ -1,6 +1,7 @@
 """The service spoken to over sockets: whatever is sent, it goes on serving."""
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import io
@@ -41,7 +42,9 @@ from conftest import (
 from denoising import cli, machine
 from denoising.engine import operators
 from denoising.files import images
+from denoising.imaging import trust
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.noise_analysis import analyse
 from denoising.inference import auto, checkpoint
 from denoising.inference.denoiser import Denoiser
 from denoising.serving.image_process import ImageProcesses
@@ -375,6 +378,33 @@ def events(server, job, begun=None):
         assert (answer.status, answer.headers["Content-Type"]) == (200, "text/event-stream")
         lines = answer.read().decode().split("\n\n")
         return [json.loads(line.removeprefix("data: ")) for line in lines if line]
+
+
+def test_lost_structure_is_told_from_what_is_kept(server, weights):
+    noisy = noisy_scene(150, 200, sigma=12)
+    data = as_bytes(noisy, "PNG")
+    first = server.post(data, "/judge")
+    hits = server.metrics()["denoise_kept_hits_total"]
+    assert server.post(data)[0] == 200  # the network need not run for it
+    status, headers, body = server.post(data, "/judge")
+    assert (status, headers["Content-Type"]) == (200, "application/json; charset=utf-8")
+    assert body == first[2]
+    assert server.metrics()["denoise_kept_hits_total"] == hits + 2
+    found = json.loads(body)
+    level = trust.level_of(analyse(noisy))
+    loss = trust.lost_structure(noisy, Denoiser(str(weights))(noisy), level)
+    assert found["lost"] == pytest.approx(loss.lost, abs=1e-3)
+    assert found["verdict"] == (loss.words() or "loses no structure that can be seen in what was removed")
+    shown = images.read_image("map", base64.b64decode(found["map"]))
+    assert (shown.pages[0] == trust.OVERLAY).all()
+    assert (shown.alpha[0] == trust.structure_picture(loss.structure)[1]).all()
+    flat = as_bytes(np.full((100, 100, 3), 90, np.uint8), "PNG")
+    found = json.loads(server.post(flat, "/judge")[2])
+    assert (found["lost"], found["map"]) == (None, None)
+    assert found["verdict"].startswith("cannot be judged")
+    server.refuses(400, data, "/judge?strength=0.5")
+    server.refuses(415, b"no image", "/judge")
+    assert pipeline.smaller(np.ones((5000, 4000), np.float32)).size <= pipeline.MAP_PIXELS * 1.001
 
 
 def test_progress_is_told_by_windows(weights, monkeypatch):

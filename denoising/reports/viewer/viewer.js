@@ -21,11 +21,12 @@ const POINTERS = "Wheel or pinch zooms, dragging moves, a double click goes to 1
 
 export class Viewer {
   // `keys` is where keys are listened for, `help` lists those of the page itself, and `overlays` says whether there will be
-  // any; `onMode` is called after another
+  // any; `askOverlay`, where it is set, is called when one is wanted that there is not; `onMode` is called after another
   // mode was chosen.
   constructor(root, { keys = root, help = [], overlays = false } = {}) {
     this.pictures = null;
     this.onMode = () => {};
+    this.askOverlay = null;
     this.view = { scale: 1, x: 0, y: 0 }; // screen pixels to a pixel, and the pixel in the middle
     this.fitted = true;
     this.mode = "split";
@@ -119,8 +120,9 @@ export class Viewer {
   }
 
   setOverlaid(overlaid) {
-    if (!this.pictures?.overlay) return;
+    if (!this.pictures?.overlay && !(this.askOverlay && this.pictures?.right)) return;
     this.overlaid = overlaid;
+    if (overlaid && !this.pictures.overlay) this.askOverlay();
     this.update();
   }
 
@@ -322,7 +324,7 @@ export class Viewer {
     }
     for (const tool of [...this.sizes, this.hold]) tool.disabled = !pictures;
     this.hold.setAttribute("aria-pressed", this.holding);
-    this.over.disabled = !pictures?.overlay || !pictures.right;
+    this.over.disabled = !pictures?.right || !(pictures.overlay || this.askOverlay);
     this.over.setAttribute("aria-pressed", this.overlaid && !this.over.disabled);
     this.over.textContent = names[3] ? names[3][0].toUpperCase() + names[3].slice(1) : "Overlay";
     this.hold.textContent = names[0] ? names[0][0].toUpperCase() + names[0].slice(1) : "Original";

@@ -12,6 +12,13 @@ export async function analyse(file, { model, fast }, signal) {
   return (await asked(`analyse?${new URLSearchParams({ model, fast })}`, post(file, signal))).json();
 }
 
+// How much structure denoising loses and where: { verdict, lost, map }, the map a Blob or null.
+export async function judge(file, { model, fast }, signal) {
+  const found = await (await asked(`judge?${new URLSearchParams({ model, fast })}`, post(file, signal))).json();
+  const bytes = found.map && Uint8Array.from(atob(found.map), (letter) => letter.charCodeAt(0));
+  return { ...found, map: bytes && new Blob([bytes], { type: "image/png" }) };
+}
+
 // A denoised image: { blob, model, why }.
 export async function denoise(file, options, signal) {
   const answer = await asked(`denoise?${new URLSearchParams(options)}`, post(file, signal));

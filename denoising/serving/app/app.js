@@ -15,11 +15,12 @@ const MODELS = {
 };
 const SUFFIXES = { own: undefined, png: ".png", tiff: ".tif", jpeg: ".jpg" };
 const MIXING = ["strength", "detail", "chroma"];
+const KINDS = ["noisy", "denoised", "map"]; // of pictures
 const GAINS = [1, 2, 4, 8, 16];
 const $ = (id) => document.getElementById(id);
 
 const items = new Items(changed);
-const viewer = new Viewer($("viewer"), { keys: document, help: [["Page up, down", "previous, next image"]] });
+const viewer = new Viewer($("viewer"), { keys: document, help: [["Page up, down", "previous, next image"]], overlays: true });
 let current = null; // the item that is shown
 let pictures = {}; // its bitmaps, and what they were made of
 let settings = { model: "", fast: 0 }; // of the next images
@@ -177,29 +178,32 @@ function duration(seconds) {
 // Decodes what is new of an item, and shows it.
 async function showPictures(item) {
   if (pictures.item !== item) {
-    for (const picture of [pictures.noisy, pictures.denoised]) picture?.close();
+    for (const kind of KINDS) pictures[kind]?.close();
     pictures = { item };
     render();
   }
   const mine = pictures;
-  for (const kind of ["noisy", "denoised"]) {
-    const source = `${kind}Blob`;
-    if (mine[source] === item[kind]) continue;
-    mine[source] = item[kind];
-    const bitmaps = item[kind] ? await Bitmaps.of(item[kind]) : null;
-    if (pictures !== mine || mine[source] !== item[kind]) return bitmaps?.close();
+  for (const kind of KINDS) {
+    const source = `${kind}Blob`, blob = (kind === "map" ? item.judged?.map : item[kind]) ?? undefined;
+    if (mine[source] === blob) continue;
+    mine[source] = blob;
+    const bitmaps = blob ? await Bitmaps.of(blob) : null;
+    if (pictures !== mine || mine[source] !== blob) return bitmaps?.close();
+    mine[kind]?.close();
     mine[kind] = bitmaps;
-    mine.mixture = mine.denoised && mine.noisy ? new Mixture(mine.noisy, mine.denoised, item.mixing, Number(gain.value), () => viewer.update()) : null;
+    if (kind !== "map") mine.mixture = mine.denoised && mine.noisy ? new Mixture(mine.noisy, mine.denoised, item.mixing, Number(gain.value), () => viewer.update()) : null;
     render();
   }
 }
 
 function render() {
-  const { noisy, mixture } = pictures;
+  const { noisy, mixture, map } = pictures;
   gain.hidden = viewer.mode !== "removed" || !mixture;
-  viewer.show(!noisy ? null : { left: noisy, right: mixture?.shown ?? null, removed: mixture?.removed ?? null,
-    names: ["original", "denoised", "removed noise"] });
+  viewer.show(!noisy ? null : { left: noisy, right: mixture?.shown ?? null, removed: mixture?.removed ?? null, overlay: map ?? null,
+    names: ["original", "denoised", "removed noise", "lost structure"] });
 }
+
+viewer.askOverlay = () => items.judge(current);
 
 $("cancel").addEventListener("click", () => items.stop(current));
 $("retry").addEventListener("click", () => items.again(current));
@@ -228,10 +232,17 @@ function showPanel(item) {
   $("chroma-row").hidden = analysis?.channels === 1;
   $("to-all").hidden = items.all.length < 2;
   showNoise(analysis);
+  showLoss(item.judged);
   showSaving();
 }
 
 let shownAnalysis = null;
+
+function showLoss(judged) {
+  const { asked, error, lost, verdict } = judged ?? {};
+  const found = lost === null ? verdict && sentence(verdict) : verdict && `At full strength it ${verdict}.`;
+  $("lost").textContent = asked ? "Looking for structure that was lost" : error ? sentence(error) : (found ?? "");
+}
 
 function showNoise(analysis) {
   $("noise").hidden = !analysis;

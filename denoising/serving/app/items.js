@@ -1,5 +1,5 @@
 // The images and their way: each is shown, measured, and denoised; some at a time, in the order in which they came.
-import { analyse, cancel, denoise, follow, randomName } from "./api.js";
+import { analyse, cancel, denoise, follow, judge, randomName } from "./api.js";
 import { PLAIN } from "./mix.js";
 
 const AT_ONCE = 2; // the service batches the windows of several images
@@ -35,7 +35,7 @@ export class Items {
   // Denoises an item anew, before those that wait.
   again(item, settings = item.settings) {
     this.stop(item);
-    this.set(item, { settings: { ...settings }, state: "waiting", denoised: null, model: null, why: null, error: null, urgent: true });
+    this.set(item, { settings: { ...settings }, state: "waiting", denoised: null, judged: null, model: null, why: null, error: null, urgent: true });
     this.start();
   }
 
@@ -90,6 +90,19 @@ export class Items {
       this.set(item, { analysis: await analyse(item.file, item.settings, signal) });
     } catch (error) {
       if (error.name !== "AbortError") this.set(item, { analysis: { description: error.message } });
+    }
+  }
+
+  // What structure was lost, when somebody wants to know; again after an error.
+  async judge(item) {
+    if (item.judged?.lost !== undefined || item.judged?.asked) return;
+    const { denoised } = item, isMine = () => item.denoised === denoised;
+    this.set(item, { judged: { asked: true } });
+    try {
+      const judged = await judge(item.file, item.settings);
+      if (isMine()) this.set(item, { judged });
+    } catch (error) {
+      if (isMine()) this.set(item, { judged: { error: error.message } });
     }
   }
 }

@@ -21,12 +21,14 @@ const POINTERS = "Wheel or pinch zooms, dragging moves, a double click goes to 1
 
 export class Viewer {
   // `keys` is where keys are listened for, `help` lists those of the page itself, and `overlays` says whether there will be
-  // any; `askOverlay`, where it is set, is called when one is wanted that there is not; `onMode` is called after another
+  // any; `askOverlay`, where it is set, is called when one is wanted that there is not,
+  // with whether somebody has just asked for it; `onMode` is called after another
   // mode was chosen.
   constructor(root, { keys = root, help = [], overlays = false } = {}) {
     this.pictures = null;
     this.onMode = () => {};
     this.askOverlay = null;
+    this.names = ["original", "denoised", "difference", "overlay"];
     this.view = { scale: 1, x: 0, y: 0 }; // screen pixels to a pixel, and the pixel in the middle
     this.fitted = true;
     this.mode = "split";
@@ -97,6 +99,7 @@ export class Viewer {
   show(pictures) {
     const before = this.pictures?.left;
     this.pictures = pictures;
+    if (this.overlaid && pictures?.right && !pictures.overlay) this.askOverlay?.(false);
     if (before?.width !== pictures?.left.width || before?.height !== pictures?.left.height) this.fitted = true;
     this.update();
   }
@@ -122,7 +125,7 @@ export class Viewer {
   setOverlaid(overlaid) {
     if (!this.pictures?.overlay && !(this.askOverlay && this.pictures?.right)) return;
     this.overlaid = overlaid;
-    if (overlaid && !this.pictures.overlay) this.askOverlay();
+    if (overlaid && !this.pictures.overlay) this.askOverlay(true);
     this.update();
   }
 
@@ -306,7 +309,8 @@ export class Viewer {
   // What the page says about the view.
   describe() {
     const { pictures, mode, tags } = this;
-    const names = pictures?.names ?? ["", "", ""], both = pictures?.right && !this.holding;
+    this.names = pictures?.names ?? this.names;
+    const { names } = this, both = pictures?.right && !this.holding;
     const removed = both && mode === "removed" && pictures.removed;
     this.line.hidden = this.range.hidden = !both || mode !== "split";
     this.line.style.left = `${100 * this.split}%`;
@@ -315,7 +319,8 @@ export class Viewer {
     tags[1].textContent = names[1];
     tags[0].hidden = !pictures || (both && mode === "split" && this.split < 0.1);
     tags[1].hidden = !both || Boolean(removed) || (mode === "split" && this.split > 0.9);
-    const seen = removed ? names[2] : both ? `${names[0]} and ${names[1]}` : names[0];
+    if (!pictures) this.percent.textContent = "";
+    const seen = !pictures ? "" : removed ? names[2] : both ? `${names[0]} and ${names[1]}` : names[0];
     const marked = this.overlaid && both && pictures.overlay ? `, with ${names[3]}` : "";
     this.canvas.setAttribute("aria-label", `${seen || "no picture"}${marked}`);
     for (const choice of this.modes) {
@@ -326,8 +331,8 @@ export class Viewer {
     this.hold.setAttribute("aria-pressed", this.holding);
     this.over.disabled = !pictures?.right || !(pictures.overlay || this.askOverlay);
     this.over.setAttribute("aria-pressed", this.overlaid && !this.over.disabled);
-    this.over.textContent = names[3] ? names[3][0].toUpperCase() + names[3].slice(1) : "Overlay";
-    this.hold.textContent = names[0] ? names[0][0].toUpperCase() + names[0].slice(1) : "Original";
+    this.over.textContent = capital(names[3] ?? "overlay");
+    this.hold.textContent = capital(names[0]);
   }
 }
 
@@ -344,6 +349,10 @@ export function button(text, act, attributes = {}) {
   const made = element("button", { type: "button", ...attributes }, text);
   made.addEventListener("click", act);
   return made;
+}
+
+function capital(text) {
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 function group(...members) {

@@ -61,7 +61,7 @@ addEventListener("beforeunload", (event) => { if (items.all.some((item) => items
 // The service says "image: too large" where it means the file that was sent.
 function sentence(text) {
   const words = text.replace(/^image: /, "");
-  return words[0].toUpperCase() + words.slice(1) + (words.endsWith(".") ? "" : ".");
+  return words[0].toUpperCase() + words.slice(1) + (/[.?!]$/.test(words) ? "" : ".");
 }
 
 function say(text) {
@@ -203,7 +203,7 @@ function render() {
     names: ["original", "denoised", "removed noise", "lost structure"] });
 }
 
-viewer.askOverlay = () => items.judge(current);
+viewer.askOverlay = (anew) => items.judge(current, anew);
 
 $("cancel").addEventListener("click", () => items.stop(current));
 $("retry").addEventListener("click", () => items.again(current));

@@ -93,9 +93,9 @@ export class Items {
     }
   }
 
-  // What structure was lost, when somebody wants to know; again after an error.
-  async judge(item) {
-    if (item.judged?.lost !== undefined || item.judged?.asked) return;
+  // What structure was lost, when somebody wants to know; after an error only `anew`.
+  async judge(item, anew) {
+    if (item.judged && !(anew && item.judged.error)) return;
     const { denoised } = item, isMine = () => item.denoised === denoised;
     this.set(item, { judged: { asked: true } });
     try {

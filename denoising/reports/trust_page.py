@@ -83,7 +83,8 @@ class TrustReport:
             return heading
         data = "".join(f' data-{kind}="{file}"' for kind, file in files.items())
         figures = "".join(_figure(kind, files, as_text(name)) for kind in files)
-        return f'{heading}\n<div class="row" data-name="{as_text(name)}"{data}>{figures}</div>'
+        data += f' data-name="{as_text(name)}" data-verdict="{as_text(found.verdict())}"'
+        return f'{heading}\n<div class="row"{data}>{figures}</div>'
 
 
 def _figure(kind, files, name):

@@ -4,7 +4,8 @@
 //   viewer.show({ left, right, removed, overlay, names: ["original", "denoised", "removed noise", "lost structure"] });
 //
 // They are anything with `width`, `height` and `paint(context, place)`, such as Bitmaps; all but `left` may be null. The
-// overlay lies over all but the original where it is wanted, and may be of fewer pixels. A place says which part of the picture is seen (x0..x1, y0..y1 in its pixels), where on the canvas
+// overlay lies over all but the original where it is wanted, and may be of fewer pixels; `said` are words about it, which
+// others read out. A place says which part of the picture is seen (x0..x1, y0..y1 in its pixels), where on the canvas
 // its corner lies (left, top) and how large its pixels are there (scale). `paint` returns false where it needs further
 // frames to finish.
 
@@ -51,7 +52,8 @@ export class Viewer {
     this.line = element("div", { class: "line" });
     this.range = element("input", { type: "range", min: 0, max: 100, step: 0.5, "aria-label": "Split line, in percent" });
     this.tags = ["left", "right"].map((side) => element("span", { class: `tag ${side}`, "aria-hidden": "true" }));
-    this.stage.append(this.canvas, this.range, this.line, ...this.tags);
+    this.said = element("span", { class: "tag said", "aria-hidden": "true" });
+    this.stage.append(this.canvas, this.range, this.line, ...this.tags, this.said);
 
     this.help = element("dialog", { class: "help", "aria-label": "Keys" });
     const list = element("dl");
@@ -321,6 +323,8 @@ export class Viewer {
     tags[1].hidden = !both || Boolean(removed) || (mode === "split" && this.split > 0.9);
     if (!pictures) this.percent.textContent = "";
     const seen = !pictures ? "" : removed ? names[2] : both ? `${names[0]} and ${names[1]}` : names[0];
+    this.said.textContent = pictures?.said ?? "";
+    this.said.hidden = !pictures?.said || !this.overlaid || !both;
     const marked = this.overlaid && both && pictures.overlay ? `, with ${names[3]}` : "";
     this.canvas.setAttribute("aria-label", `${seen || "no picture"}${marked}`);
     for (const choice of this.modes) {

@@ -148,6 +148,7 @@ function showItem() {
   showState(item);
   showPanel(item);
   showPictures(item);
+  if (viewer.overlaid) render(); // words about the overlay come before it does
 }
 
 function showState(item) {
@@ -200,6 +201,7 @@ function render() {
   const { noisy, mixture, map } = pictures;
   gain.hidden = viewer.mode !== "removed" || !mixture;
   viewer.show(!noisy ? null : { left: noisy, right: mixture?.shown ?? null, removed: mixture?.removed ?? null, overlay: map ?? null,
+    said: wordsOfLoss(pictures.item?.judged),
     names: ["original", "denoised", "removed noise", "lost structure"] });
 }
 
@@ -232,16 +234,17 @@ function showPanel(item) {
   $("chroma-row").hidden = analysis?.channels === 1;
   $("to-all").hidden = items.all.length < 2;
   showNoise(analysis);
-  showLoss(item.judged);
+  $("lost").textContent = wordsOfLoss(item.judged);
   showSaving();
 }
 
 let shownAnalysis = null;
 
-function showLoss(judged) {
-  const { asked, error, lost, verdict } = judged ?? {};
-  const found = lost === null ? verdict && sentence(verdict) : verdict && `At full strength it ${verdict}.`;
-  $("lost").textContent = asked ? "Looking for structure that was lost" : error ? sentence(error) : (found ?? "");
+function wordsOfLoss(judged) {
+  if (!judged) return "";
+  const { asked, error, lost, verdict } = judged;
+  if (asked) return "Looking for structure that was lost";
+  return error ? sentence(error) : lost === null ? sentence(verdict) : `At full strength it ${verdict}.`;
 }
 
 function showNoise(analysis) {

@@ -10,6 +10,7 @@ are means of many frames. What fails its bar ranks nothing in any other script.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
@@ -29,7 +30,7 @@ from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import analyse
 from denoising.inference.denoiser import Denoiser
-from denoising.inference.estimate import estimate_error
+from denoising.inference.estimate import estimate_error, removed_of_drawn
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 101
@@ -147,7 +148,7 @@ def measured(kind, denoise, clean, noisy, second):
         found["error"] = estimate_error(denoise, noisy, denoised, known)[0]
     if level:
         found["measured"] = estimate_error(denoise, noisy, denoised, level)[0]
-        told = trust.compare(noisy, denoised, level)
+        told = trust.compare(noisy, denoised, level, partial(removed_of_drawn, denoise, level))
         found |= {"strength": abs(1 - told.strength), "shared": abs(told.shared - told.expected), "lost": told.lost}
     if second is not None:
         found["pair"] = trust.error_of_pair(denoised, noisy, second)

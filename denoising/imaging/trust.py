@@ -1,7 +1,7 @@
 """How far a denoised image is to be trusted, where there is no clean one: what was removed, against the noise it had.
 
 >>> level = level_of(analyse(noisy))  # or known_level("gauss25", channels)
->>> found = compare(noisy, denoised, level)
+>>> found = compare(noisy, denoised, level, probe)
 >>> found.strength, found.shared, found.lost, found.structure
 
 Images are H x W x C, float32 with 0..1 as display range. What needs the network itself is in `inference/estimate.py`.
@@ -17,11 +17,12 @@ from denoising.imaging.noise_analysis import SHIFTS
 from denoising.imaging.pixels import to_01
 
 FINE, COARSE = 0.8, 2.5  # pixels: between these widths lies the band in which lost structure is looked for
-AROUND = 8.0  # pixels: the width over which its energy is averaged, to be sure that it is no noise
+AROUND = 16.0  # pixels: the width over which its energy is averaged, to be sure that it is no noise
 NEAR = 2.0  # pixels: the same where it is known that there is structure, to see where
+SURE = 1.5  # how many times the energy that was removed of drawn noise at the same place: what has more is structure
+LEAST_ENERGY = 0.02  # of the noise: less is the rounding of 8 bits
 STRIP = 512  # rows that are looked at together, so that a large image takes no more memory
-LARGEST_DRAWN = 1024  # pixels: the side of the noise that is drawn for comparison
-SURE = 1.3  # how many times the most that noise alone has anywhere: what has more is structure
+DRAWN = 256  # pixels: the side of the noise that tells how much energy noise has
 LEAST_SHARE = 0.05  # of the image: so much must be unclipped to be looked at alone
 NOTICEABLE = 0.05  # the share of an image's structure from which on the words speak of a loss
 COLOURS = ("red", "green", "blue")
@@ -155,14 +156,14 @@ class Comparison(Loss):
     expected: float
 
 
-def compare(noisy_01, denoised_01, level, where=None):
-    """Looks at what was removed, for its strength at the places of `unclipped` alone; `level` is not None."""
+def compare(noisy_01, denoised_01, level, probe, where=None):
+    """Looks at what was removed, for its strength at the places of `unclipped` alone; `probe`: see `lost_structure`."""
     residual = noisy_01 - denoised_01
     variance = level.variance(np.clip(denoised_01, 0, 1))
     scaled = residual / np.sqrt(np.maximum(variance, 1e-8))
     strength = float(np.sqrt(mean(np.square(residual), where) / max(mean(variance, where), 1e-12)))
     expected = np.mean([level.correlation[:, SHIFTS, SHIFTS + 1], level.correlation[:, SHIFTS + 1, SHIFTS]])
-    loss = lost_structure(noisy_01, denoised_01, level)
+    loss = lost_structure(noisy_01, denoised_01, level, probe)
     return Comparison(**vars(loss), strength=strength, shared=_neighbour(scaled), expected=float(expected))
 
 
@@ -180,36 +181,48 @@ def _neighbour(scaled):
     return float((scaled[:, 1:] * scaled[:, :-1]).mean() + (scaled[1:] * scaled[:-1]).mean()) / 2 / energy
 
 
-def lost_structure(noisy, denoised, level):
+def lost_structure(noisy, denoised, level, probe):
     """The structure that is in what was removed, as a Loss.
 
     What was removed is noise and lost structure. In a band of middle frequencies, and in the mean of the channels,
-    structure stands out; how much energy noise alone has there is seen in noise that is drawn. The images are H x W x C
-    of any type.
+    structure stands out. How much energy noise alone would have is seen place by place in noise that is drawn, put into
+    the image, and removed again: where there is texture a network leaves some of the noise.
+
+    Args:
+        noisy: H x W x C of any type.
+        denoised: the same.
+        level: the noise, not None.
+        probe: called with some rows of both in 0..1, returns what would be removed there of noise that is drawn.
     """
     height, width, channels = noisy.shape
-    flat = np.full((min(height, LARGEST_DRAWN), min(width, LARGEST_DRAWN), channels), 0.5, np.float32)
-    drawn = level.draw(flat, np.random.default_rng(0)) / np.sqrt(np.maximum(level.variance(flat), 1e-8))
-    of_noise, near_of_noise = (_around(_energy(drawn), width) for width in (AROUND, NEAR))
-    usual, most, rare = float(of_noise.mean()), SURE * float(of_noise.max()), float(np.percentile(near_of_noise, 99))
+    flat = np.full((DRAWN, DRAWN, channels), 0.5, np.float32)
+    unit = _energy(level.draw(flat, np.random.default_rng(0)) / _deviation(flat, level))
+    usual = float(unit.mean())
+    rare = float(np.percentile(_around(unit, NEAR), 99)) / usual
     structure, excess, of_image = np.zeros((height, width), np.float32), 0.0, 0.0
     reach = int(4 * (AROUND + COARSE)) + 2  # as far as the filters look
     for first in range(0, height, STRIP):
         start, stop = max(first - reach, 0), min(first + STRIP + reach, height)
         inside = slice(first - start, min(first + STRIP, height) - start)
-        clean = to_01(denoised[start:stop])
-        deviation = np.sqrt(np.maximum(level.variance(np.clip(clean, 0, 1)), 1e-8))
-        energy = _energy((to_01(noisy[start:stop]) - clean) / deviation)
+        rows, clean = to_01(noisy[start:stop]), np.clip(to_01(denoised[start:stop]), 0, 1)
+        deviation = _deviation(clean, level)
+        energy = _energy((rows - clean) / deviation)
         found = _around(energy, AROUND)[inside]
-        sure = found > most
-        excess += float(np.where(sure, found - usual, 0).sum(dtype=np.float64))
+        expected = _around(_energy(probe(rows, clean) / deviation), AROUND)[inside]
+        sure = found > SURE * expected + LEAST_ENERGY * usual
+        excess += float(np.where(sure, found - expected, 0).sum(dtype=np.float64))
         of_image += float(_around(_energy(clean / deviation), AROUND)[inside].sum(dtype=np.float64))
         near = _around(energy, NEAR)[inside]
-        structure[first : first + STRIP] = np.where(sure & (near > rare), np.sqrt(np.maximum(near - usual, 0)), 0)
+        sharp = np.sqrt(np.maximum(near - expected, 0))
+        structure[first : first + STRIP] = np.where(sure & (near > rare * expected), sharp, 0)
     # Beside the image's own structure stands what the noise would hide, so that a flat image has something to lose.
     pixels = height * width
     lost = float(np.sqrt(excess / pixels / max((excess + of_image) / pixels + usual, 1e-12)))
     return Loss(lost, structure, _looks(denoised, structure) if lost >= NOTICEABLE else "")
+
+
+def _deviation(image_01, level):
+    return np.sqrt(np.maximum(level.variance(image_01), 1e-8))
 
 
 def _energy(image):
@@ -224,7 +237,7 @@ def _around(energy, width):
 
 def _looks(denoised, structure):
     """Whether the image is darker, brighter or of another colour where structure was lost than it is on average."""
-    every = 1 + max(structure.shape) // LARGEST_DRAWN
+    every = 1 + max(structure.shape) // 1024  # so many pixels tell a colour
     denoised_01, weight = to_01(denoised[::every, ::every]), np.square(structure[::every, ::every, None])
     there = (weight * denoised_01).sum((0, 1), dtype=np.float64) / max(float(weight.sum(dtype=np.float64)), 1e-12)
     usual = denoised_01.mean((0, 1), dtype=np.float64)

@@ -9,6 +9,7 @@ out. Where a second frame of the scene exists, the frame itself tells the error,
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from denoising.imaging.noise_analysis import analyse
 from denoising.imaging.pixels import to_01
 
 STEP = 0.03  # the noise that is put in, as a share of the image's
+PROBED = 0.3  # the same to see what is removed of noise; of less, bfloat16 would round too much away
 THINNED = 0.05  # the share of the values from which a photon is taken: of more, the network would see another image
 
 
@@ -79,7 +81,7 @@ def judge(denoise, noisy, level=None, second=None, denoised=None):
         error = trust.error_of_pair(denoised_01, noisy_01, to_01(second))
     told = second is not None or (level.known and level.kind != "correlated")
     psnr = float(-10 * np.log10(error)) if told and error > 0 else None
-    found = trust.compare(noisy_01, denoised_01, level, where)
+    found = trust.compare(noisy_01, denoised_01, level, partial(removed_of_drawn, denoise, level), where)
     return Trust(level, "", level.sigma_255(noisy_01), error, psnr, kept, found)
 
 
@@ -97,6 +99,13 @@ def estimate_error(denoise, noisy_01, denoised_01, level, where=None):
     followed = trust.mean(products, where)
     removed = trust.mean(np.square(denoised_01 - noisy_01), where)
     return removed - noise + 2 * followed, followed / max(noise, 1e-12)
+
+
+def removed_of_drawn(denoise, level, noisy_01, denoised_01):
+    """What a denoiser removes of noise like the image's that is drawn and put into the image beside its own."""
+    drawn = level.draw(denoised_01, np.random.default_rng(1))
+    more = np.clip(denoise(noisy_01 + np.float32(PROBED) * drawn), 0, 1)
+    return drawn - (more - denoised_01) / np.float32(PROBED)
 
 
 def _of_noise(denoise, noisy_01, denoised_01, level, rng):

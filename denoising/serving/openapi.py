@@ -27,6 +27,7 @@ QUERY = {
 }
 DENOISE = tuple(QUERY)  # the parameters of each request with an image
 ANALYSE = ("model", "fast")
+JUDGE = (*ANALYSE, "job")
 REFUSALS = {
     "400": "a parameter, or the request itself, is malformed", "408": "the upload did not end in time",
     "409": "the job was cancelled, or its name is in use", "413": "the upload or the image is too large",
@@ -60,7 +61,7 @@ def document():
             },
             "/judge": {
                 "post": _post(
-                    "Says how much structure denoising loses, and where.", ANALYSE, _json("a verdict and a map")
+                    "Says how much structure denoising loses, and where.", JUDGE, _json("a verdict and a map")
                 )
                 | {"operationId": "judge"}
             },

@@ -21,6 +21,7 @@ from denoising.files import images
 from denoising.imaging import pixels, trust
 from denoising.imaging.noise_analysis import analyse
 from denoising.inference import denoiser
+from denoising.inference.estimate import removed_of_drawn
 from denoising.serving import formats
 from denoising.serving.batching import BatchedDenoiser, Batcher, Dropped, Ticket
 from denoising.serving.image_process import Died, Refused
@@ -168,7 +169,8 @@ class Pipeline:
                 self._run(picture.pages, taken, output, PLAIN, job)
         except ValueError as error:
             raise Refused(422, f"image: {error}") from None
-        loss = trust.lost_structure(noisy, picture.pages[0], level)
+        job.state = "denoising"
+        loss = trust.lost_structure(noisy, picture.pages[0], level, self._probe(taken, level, noisy, job))
         colour, opaque = trust.structure_picture(smaller(loss.structure))
         png = images.encode("map.png", colour, pixels.Picture(pages=[], alpha=[opaque]))
         if work > LARGE:
@@ -177,6 +179,21 @@ class Pipeline:
             "verdict": loss.words() or "loses no structure that can be seen in what was removed",
             "lost": round(loss.lost, 4), "map": base64.b64encode(png).decode(),
         }  # fmt: skip
+
+    def _probe(self, taken, level, noisy, job):
+        """Finds what the network removes of drawn noise in some rows after the other, and tells how far it is."""
+        denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, tile=self.options.tile)
+        rows_done, (height, width, _) = 0, noisy.shape
+
+        def probe(rows, clean):
+            nonlocal rows_done
+            job.progress(rows_done * width, height * width)
+            removed = removed_of_drawn(denoise, level, rows, clean)
+            rows_done = min(rows_done + trust.STRIP, height)
+            job.progress(rows_done * width, height * width)
+            return removed
+
+        return probe
 
     def _check_holds(self, picture, asked):
         """Writes one pixel of what was asked for, to learn before all the work what that format cannot hold."""

@@ -233,7 +233,7 @@ class Service:
 
     async def judge(self, request):
         """Takes an image and answers with how much of its structure denoising loses, and where."""
-        asked = uploads.parameters_of(request, openapi.ANALYSE)
+        asked = uploads.parameters_of(request, openapi.JUDGE)
         return web.json_response(await self._worked(request, asked, self.pipeline.judge))
 
     async def _worked(self, request, asked, work):

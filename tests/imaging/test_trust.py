@@ -23,15 +23,23 @@ def test_noise_is_drawn_as_it_was_measured():
     assert (noise[..., 0] * noise[..., 1]).mean() / 0.01 == pytest.approx(0.4, abs=0.04)
 
 
+def removing(level, share=1.0):
+    """What `removed_of_drawn` sees of a denoiser that removes this share of any noise."""
+    rng = np.random.default_rng(9)
+    return lambda noisy, denoised: share * level.draw(denoised, rng)
+
+
 def test_what_was_removed_is_compared_with_the_noise():
     level, rng = correlated(), np.random.default_rng(1)
     clean = np.full((128, 128, 3), 0.5, np.float32)
     noise = level.draw(clean, rng)
-    whole, half = (trust.compare(clean + noise, clean + (1 - share) * noise, level) for share in (1.0, 0.5))
+    whole, half = (
+        trust.compare(clean + noise, clean + (1 - share) * noise, level, removing(level, share)) for share in (1.0, 0.5)
+    )
     assert (whole.strength, half.strength) == (pytest.approx(1, abs=0.05), pytest.approx(0.5, abs=0.03))
     assert whole.shared == pytest.approx(whole.expected, abs=0.03)
-    assert whole.lost < 0.1
-    untouched = trust.compare(clean, clean, level)
+    assert whole.lost == half.lost == 0
+    untouched = trust.compare(clean, clean, level, removing(level, 0))
     assert (untouched.strength, untouched.shared, untouched.lost) == (0, 0, 0)
 
 
@@ -54,23 +62,24 @@ def test_where_structure_was_lost():
     assert set(np.unique(opaque)) == {0, 204}
 
 
-def grass_lost_below():
+def grass_lost_below(strength=0.6):
     """A noisy image with grass in its lower right corner, green and dark, and what a blur leaves of it."""
     rng = np.random.default_rng(3)
     clean = np.full((300, 400, 3), 0.6, np.float32)
     blades = cv2.GaussianBlur(rng.standard_normal((100, 150)).astype(np.float32), (0, 0), 1.2)
-    clean[200:, 250:] = np.float32([0.15, 0.3, 0.15]) + 0.6 * blades[..., None]
+    clean[200:, 250:] = np.float32([0.15, 0.3, 0.15]) + strength * blades[..., None]
     noisy = clean + 0.06 * rng.standard_normal(clean.shape).astype(np.float32)
     denoised = clean.copy()
     denoised[200:, 250:] = np.float32([0.15, 0.3, 0.15])
-    return noisy, denoised, trust.known_level(parse_noise("gauss15.3"), 3)
+    level = trust.known_level(parse_noise("gauss15.3"), 3)
+    return noisy, denoised, level, removing(level)
 
 
 def test_the_words_say_how_much_was_lost_and_where():
     found = trust.compare(*grass_lost_below())
     assert found.lost > 0.3
     inside = np.zeros(found.structure.shape, bool)
-    inside[200 - 12 :, 250 - 12 :] = True
+    inside[200 - 16 :, 250 - 16 :] = True
     assert (found.structure[~inside] > 0).mean() < 0.001, "no structure is seen where there is noise alone"
     assert (found.structure[200:, 250:] > 0).mean() > 0.5
     words = found.words()
@@ -88,7 +97,8 @@ def test_the_map_is_as_sharp_as_the_edge_of_what_was_lost():
     denoised = np.full((200, 200, 3), 0.5, np.float32)
     noisy = denoised + 0.05 * rng.standard_normal(denoised.shape).astype(np.float32)
     noisy[:, 99:102] += 0.2
-    structure = trust.lost_structure(noisy, denoised, trust.known_level(parse_noise("gauss12.75"), 3)).structure
+    level = trust.known_level(parse_noise("gauss12.75"), 3)
+    structure = trust.lost_structure(noisy, denoised, level, removing(level)).structure
     profile = np.square(structure).mean(axis=0)
     assert profile[93:108].sum() > 0.85 * profile.sum()
 
@@ -97,5 +107,16 @@ def test_the_map_is_the_same_however_it_is_cut(monkeypatch):
     whole = trust.lost_structure(*grass_lost_below())
     monkeypatch.setattr(trust, "STRIP", 64)
     cut = trust.lost_structure(*grass_lost_below())
-    assert cut.lost == pytest.approx(whole.lost, rel=1e-5)
-    np.testing.assert_allclose(cut.structure, whole.structure, atol=1e-3)
+    assert cut.lost == pytest.approx(whole.lost, rel=0.02)  # other noise is drawn
+    assert ((cut.structure > 0) == (whole.structure > 0)).mean() > 0.99
+
+
+def test_texture_is_missed_where_a_network_leaves_noise():
+    """What is removed has less energy than noise alone: only beside drawn noise does the lost texture show."""
+    noisy, denoised, level, _ = grass_lost_below(0.13)
+    denoised = denoised + 0.5 * (noisy - denoised)
+    whole = trust.lost_structure(noisy, denoised, level, removing(level))
+    local = trust.lost_structure(noisy, denoised, level, removing(level, 0.5))
+    assert whole.lost == 0
+    assert local.lost > trust.NOTICEABLE
+    assert (local.structure[:150] > 0).mean() < 0.001

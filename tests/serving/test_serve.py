@@ -17,6 +17,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -47,6 +48,7 @@ from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import analyse
 from denoising.inference import auto, checkpoint
 from denoising.inference.denoiser import Denoiser
+from denoising.inference.estimate import removed_of_drawn
 from denoising.serving.image_process import ImageProcesses
 
 pytest.importorskip("aiohttp")
@@ -392,7 +394,8 @@ def test_lost_structure_is_told_from_what_is_kept(server, weights):
     assert server.metrics()["denoise_kept_hits_total"] == hits + 2
     found = json.loads(body)
     level = trust.level_of(analyse(noisy))
-    loss = trust.lost_structure(noisy, Denoiser(str(weights))(noisy), level)
+    denoise = Denoiser(str(weights))
+    loss = trust.lost_structure(noisy, denoise(noisy), level, partial(removed_of_drawn, denoise, level))
     assert found["lost"] == pytest.approx(loss.lost, abs=1e-3)
     assert found["verdict"] == (loss.words() or "loses no structure that can be seen in what was removed")
     shown = images.read_image("map", base64.b64decode(found["map"]))
@@ -402,6 +405,9 @@ def test_lost_structure_is_told_from_what_is_kept(server, weights):
     found = json.loads(server.post(flat, "/judge")[2])
     assert (found["lost"], found["map"]) == (None, None)
     assert found["verdict"].startswith("cannot be judged")
+    assert server.post(data, "/judge?job=judged")[2] == body
+    told = events(server, "judged")[-1]
+    assert (told["state"], told["done"]) == ("done", told["total"])
     server.refuses(400, data, "/judge?strength=0.5")
     server.refuses(415, b"no image", "/judge")
     assert pipeline.smaller(np.ones((5000, 4000), np.float32)).size <= pipeline.MAP_PIXELS * 1.001

@@ -13,8 +13,8 @@ export async function analyse(file, { model, fast }, signal) {
 }
 
 // How much structure denoising loses and where: { verdict, lost, map }, the map a Blob or null.
-export async function judge(file, { model, fast }, signal) {
-  const found = await (await asked(`judge?${new URLSearchParams({ model, fast })}`, post(file, signal))).json();
+export async function judge(file, { model, fast, job }, signal) {
+  const found = await (await asked(`judge?${new URLSearchParams({ model, fast, job })}`, post(file, signal))).json();
   const bytes = found.map && Uint8Array.from(atob(found.map), (letter) => letter.charCodeAt(0));
   return { ...found, map: bytes && new Blob([bytes], { type: "image/png" }) };
 }

@@ -242,8 +242,9 @@ let shownAnalysis = null;
 
 function wordsOfLoss(judged) {
   if (!judged) return "";
-  const { asked, error, lost, verdict } = judged;
-  if (asked) return "Looking for structure that was lost";
+  const { asked, error, lost, verdict, progress } = judged;
+  const share = progress?.done ? `, ${Math.floor((100 * progress.done) / progress.total)} %` : "";
+  if (asked) return `Looking for structure that was lost${share}`;
   return error ? sentence(error) : lost === null ? sentence(verdict) : `At full strength it ${verdict}.`;
 }
 

@@ -26,6 +26,7 @@ export class Items {
 
   // Ends the work on an item, here and at the service.
   stop(item) {
+    item.judging?.abort();
     if (!this.isBusy(item)) return;
     item.abort?.abort();
     if (item.job) cancel(item.job);
@@ -96,13 +97,17 @@ export class Items {
   // What structure was lost, when somebody wants to know; after an error only `anew`.
   async judge(item, anew) {
     if (item.judged && !(anew && item.judged.error)) return;
-    const { denoised } = item, isMine = () => item.denoised === denoised;
+    const { denoised } = item, isMine = () => item.denoised === denoised, job = randomName();
+    item.judging = new AbortController();
     this.set(item, { judged: { asked: true } });
+    const unfollow = follow(job, (progress) => { if (isMine()) this.set(item, { judged: { asked: true, progress } }); });
     try {
-      const judged = await judge(item.file, item.settings);
+      const judged = await judge(item.file, { ...item.settings, job }, item.judging.signal);
       if (isMine()) this.set(item, { judged });
     } catch (error) {
       if (isMine()) this.set(item, { judged: { error: error.message } });
+    } finally {
+      unfollow();
     }
   }
 }

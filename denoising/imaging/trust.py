@@ -18,7 +18,7 @@ from denoising.imaging.pixels import to_01
 
 FINE, COARSE = 0.8, 2.5  # pixels: between these widths lies the band in which lost structure is looked for
 AROUND = 16.0  # pixels: the width over which its energy is averaged, to be sure that it is no noise
-NEAR = 2.0  # pixels: the same where it is known that there is structure, to see where
+NEAR = 3.0  # pixels: the same where it is known that there is structure, to see where
 SURE = 1.5  # how many times the energy that was removed of drawn noise at the same place: what has more is structure
 LEAST_ENERGY = 0.02  # of the noise: less is the rounding of 8 bits
 STRIP = 512  # rows that are looked at together, so that a large image takes no more memory

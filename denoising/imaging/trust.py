@@ -26,7 +26,7 @@ DRAWN = 256  # pixels: the side of the noise that tells how much energy noise ha
 LEAST_SHARE = 0.05  # of the image: so much must be unclipped to be looked at alone
 NOTICEABLE = 0.05  # the share of an image's structure from which on the words speak of a loss
 COLOURS = ("red", "green", "blue")
-OVERLAY, MOST_OPAQUE = (255, 45, 120), 0.8  # a colour that few images have; where structure is as strong as the noise
+OVERLAY, MOST_OPAQUE = (255, 45, 120), 0.8  # a colour that few images have; from half of the noise's strength on
 PLACES = (
     ("in the upper left", "at the top", "in the upper right"),
     ("on the left", "in the middle", "on the right"),
@@ -235,6 +235,14 @@ def _around(energy, width):
     return cv2.GaussianBlur(energy, (0, 0), width)
 
 
+def _colour(mean):
+    """The name of a colour that stands out, or None."""
+    if len(mean) != 3:
+        return None
+    least, middle, most = np.sort(mean)
+    return COLOURS[mean.argmax()] if most - middle > 0.5 * (middle - least) and most > 1.15 * middle else None
+
+
 def _looks(denoised, structure):
     """Whether the image is darker, brighter or of another colour where structure was lost than it is on average."""
     every = 1 + max(structure.shape) // 1024  # so many pixels tell a colour
@@ -246,11 +254,9 @@ def _looks(denoised, structure):
         words.append("dark")
     elif 1 - there.mean() < 0.7 * (1 - usual.mean()):
         words.append("bright")
-    if len(there) == 3:
-        order = np.argsort(there)
-        least, middle, most = there[order]
-        if most - middle > 0.5 * (middle - least) and most > 1.15 * middle:
-            words.append(COLOURS[order[2]])
+    colour = _colour(there)
+    if colour and colour != _colour(usual):
+        words.append(colour)
     return f"where it is {' and '.join(words)}" if words else ""
 
 
@@ -270,5 +276,5 @@ def worst_place(structure):
 
 def structure_picture(structure):
     """The map as a picture to lay over the image: H x W x 3 of one colour, and how opaque it is, H x W; both uint8."""
-    opaque = np.clip(255 * MOST_OPAQUE * structure, 0, 255 * MOST_OPAQUE).astype(np.uint8)
+    opaque = (255 * MOST_OPAQUE * np.minimum(2 * structure, 1)).astype(np.uint8)
     return np.full((*structure.shape, 3), OVERLAY, np.uint8), opaque

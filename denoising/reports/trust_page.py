@@ -18,7 +18,7 @@ PICTURES = {
     "input": "noisy",
     "output": "denoised",
     "residual": f"removed, \u00d7{REMOVED_GAIN} around grey",
-    "structure": "structure that was lost: the more opaque, the more; fully where it was as strong as the noise",
+    "structure": "structure that was lost: the more opaque, the more; fully from half of the noise's strength on",
 }
 HEAD = ("image", "noise", "removed", "strength", "shared", "expected", "lost", "error", "PSNR")
 

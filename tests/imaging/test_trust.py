@@ -91,6 +91,20 @@ def test_the_words_say_how_much_was_lost_and_where():
     assert trust.Loss(0.01, np.ones((30, 30), np.float32), "").words() is None
 
 
+def test_a_colour_is_named_where_it_differs_from_elsewhere():
+    image = np.full((60, 60, 3), 0.5, np.float32)
+    image[:20] = 0.4, 0.6, 0.4
+    there = np.zeros((60, 60), np.float32)
+    there[:20] = 1
+    assert trust._looks(image, there) == "where it is green"
+    assert trust._looks(image[:20], there[:20]) == ""
+    image[:20] = 0.1
+    assert trust._looks(image, there) == "where it is dark"
+    assert trust._looks(image[..., :1], there) == "where it is dark"
+    image[:20] = 0.9
+    assert trust._looks(image, there) == "where it is bright"
+
+
 def test_the_map_is_as_sharp_as_the_edge_of_what_was_lost():
     """A single line that was removed is shown as a line, and not as a cloud as wide as the search for it."""
     rng = np.random.default_rng(4)

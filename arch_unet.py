@@ -349,7 +349,7 @@ def _same_for_each_channel(channels, kernel, bias):
 
 
 class HalfSizeUNet(DenoisingNetwork):
-    """What `UNetLite` and `JointBilateral` share: a U-Net of three levels on an image of half the size.
+    """What `UNetLite`, `UNetRaw` and `JointBilateral` share: a U-Net of three levels on an image of half the size.
 
     The image is taken apart into one of half the size and four times the channels, where all that is learnt happens.
     """
@@ -407,6 +407,50 @@ class UNetLite(HalfSizeUNet):
         x = self.ops.conv(x, self.centre, slope=1.0)
         blurred = self.ops.conv(x, self.blur, slope=1.0)
         return self.ops.add(self.at_half_size(x), blurred)
+
+
+class UNetRaw(HalfSizeUNet):
+    """A U-Net for the mosaic of a sensor, which is told how strong the noise is (docs/models/raw.md).
+
+    Two channels go in: the mosaic, whose first row begins with red, and the standard deviation of the noise at each of
+    its pixels. What comes out is the mosaic without its noise. At half the size each colour of the mosaic is a channel
+    of its own.
+
+    The network sees detail in units of the noise and says in the same units what is to be taken away. So one network
+    fits all sensitivities, what it can spoil is never more than a few deviations, and a smaller deviation than the true
+    one removes less.
+    """
+
+    margin = 40
+    paints = False  # the mosaic itself does not go through the layers
+
+    def __init__(self, in_nc=2, out_nc=1, n_feature=48):
+        super().__init__(arch="unet_raw", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
+        self.memory = 0.25 * n_feature / 48
+        if (in_nc, out_nc) != (2, 1):
+            raise ValueError(f"unet_raw takes 2 channels and gives 1, not {in_nc} and {out_nc}")
+        self.add_layers(4, 1, 3, n_feature)
+        self.last.weight.set_value(self.last.weight * 0.1)
+
+    def body(self, x):
+        return self.at_half_size(x)
+
+    def forward(self, x):
+        mosaic, deviation = x[:, :1], x[:, 1:].clip(1e-5)
+        near = same_colour_mean(mosaic, 2)
+        far = same_colour_mean(near, 4)
+        # Beyond a few deviations it hardly matters how far something is above the noise: the arsinh is half logarithm.
+        detail = [paddle.asinh(0.5 * (finer - coarser) / deviation) for finer, coarser in ((mosaic, near), (near, far))]
+        seen = paddle.concat([*detail, far.clip(0.0).sqrt(), 0.25 * paddle.log(deviation / 0.02)], axis=1)
+        return mosaic - deviation * super().forward(seen)
+
+
+def same_colour_mean(mosaic, step):
+    """The mean of the nine pixels that lie so many apart, the nearer the more; at the border, of those that exist."""
+    binomial = paddle.to_tensor([0.25, 0.5, 0.25])
+    kernel = paddle.outer(binomial, binomial)[None, None]
+    total, share = (F.conv2d(x, kernel, padding=step, dilation=step) for x in (mosaic, paddle.ones_like(mosaic)))
+    return total / share
 
 
 class JointBilateral(HalfSizeUNet):
@@ -539,13 +583,19 @@ def blur(image, deviation=1.5, radius=6):
     return image[:, :channels] / image[:, channels:]
 
 
-NETWORKS = {"unet": UNet, "unet_n2n": UNetN2N, "unet_lite": UNetLite, "joint_bilateral": JointBilateral}
+NETWORKS = {
+    "unet": UNet,
+    "unet_n2n": UNetN2N,
+    "unet_lite": UNetLite,
+    "unet_raw": UNetRaw,
+    "joint_bilateral": JointBilateral,
+}
 
 
 def build_network(arch="unet", n_channel=3, n_feature=48, n_input=None, **more):
     """Builds one of NETWORKS with freshly initialised weights.
 
     What goes in has as many channels as what comes out, unless `n_input` says otherwise: 9 for a render with albedo and
-    normals. In `more` are what only one network has: `n_head` (unet), `norm` (unet_n2n).
+    normals, 2 for a mosaic with the deviation of its noise. In `more` are what only one network has: `n_head` (unet), `norm` (unet_n2n).
     """
     return NETWORKS[arch](in_nc=n_input or n_channel, out_nc=n_channel, n_feature=n_feature, **more)

@@ -18,6 +18,7 @@ from denoising.cli import UserError
 from denoising.data import pairs, renders
 from denoising.data.streams import CROP, ORDER, generator, streams
 from denoising.files import images, pair_files
+from denoising.imaging.noise import Sensor
 from denoising.imaging.pixels import as_channels
 from denoising.machine import free_memory
 
@@ -164,6 +165,16 @@ class TrainingRenders(TrainingImages):
     def _make_layers(self, index):
         frame, target = renders.read_with_target(self.groups[index])
         return [frame.network_input(), target]
+
+
+class TrainingMosaics(TrainingImages):
+    """A folder of RGB images as the sensor of a simulated camera reads them: mosaic and deviation, another mosaic."""
+
+    n_input = 2
+
+    def __init__(self, data_dir, method, noise, n_channel, *options, **more):
+        sensor = Sensor(noise.name, noise.low, noise.high)
+        super().__init__(data_dir, method, sensor, 3, *options, **more)
 
 
 class TrainingPairs(TrainingImages):

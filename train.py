@@ -100,6 +100,8 @@ def training_images(options, method):
     if renders.is_folder(options.data_dir):
         relight = options.augment and options.arch == "joint_bilateral"
         return dataset.TrainingRenders(options.data_dir, relight=relight, colour_only=options.colour_only, **common)
+    if options.arch == "unet_raw":
+        return dataset.TrainingMosaics(options.data_dir, **common)
     return dataset.TrainingImages(options.data_dir, **common)
 
 

@@ -122,10 +122,25 @@ def shoot(scene, settings, rng):
 
 def sense(light, settings, rng):
     """What the sensor's pixels read: with noise, and clipped at white, in 14 bits."""
-    deviation = np.sqrt(settings.shot * np.maximum(light, 0) + np.float32(settings.read))
-    noisy = light + deviation * rng.standard_normal(light.shape, dtype=np.float32)
+    noisy = light + deviation_at(light, settings.shot, settings.read) * rng.standard_normal(light.shape, np.float32)
     noisy = np.rint(noisy * 16383) / np.float32(16383)
     return np.clip(noisy, -1 if settings.signed else 0, 1)
+
+
+def deviation_at(light, shot, read):
+    """The standard deviation of the sensor's noise at each pixel."""
+    return np.sqrt(np.float32(shot) * np.maximum(light, 0) + np.float32(read))
+
+
+def on_mosaic(scene, settings):
+    """The light of a scene, H x W x 3 in 0..1, that falls onto the pixels of the sensor: H x W, 1 is where they clip.
+
+    H and W are even; the first row begins with red.
+    """
+    light = through(np.asarray(scene, np.float32), curves(settings.contrast)[1])
+    if settings.blur:
+        light = cv2.GaussianBlur(light, (0, 0), settings.blur)
+    return np.clip(behind_filters(light, settings), 0, 1)
 
 
 def sense_colours(light, settings, rng):
@@ -133,16 +148,22 @@ def sense_colours(light, settings, rng):
     height, width = light.shape[:2]
     odd = [(0, height % 2), (0, width % 2), (0, 0)]
     light = np.pad(light, odd, "edge")
-    gains = np.array(settings.gains, np.float32)
-    colours = settings.colours
-    sensor = cv2.transform(light, np.linalg.inv(colours).astype(np.float32) * (settings.exposure / gains)[:, None])
+    gains = settings.gains
+    noisy = sense(behind_filters(light, settings), settings, rng)
     red, green, blue = mosaic_masks(*light.shape[:2])
-    mosaic = sensor[..., 0] * red + sensor[..., 1] * green + sensor[..., 2] * blue
-    noisy = sense(mosaic, settings, rng)
     # White is where the first of the colours clips, or highlights would turn pink.
     balanced = noisy * (gains[0] * red + gains[1] * green + gains[2] * blue) / np.float32(settings.exposure)
     rgb = DEMOSAICKINGS[settings.demosaicking](balanced, red, green, blue)
-    return cv2.transform(rgb, colours)[:height, :width]
+    return cv2.transform(rgb, settings.colours)[:height, :width]
+
+
+def behind_filters(light, settings):
+    """Linear light, H x W x 3, as the sensor's pixels get it, each through the filter of its own colour: H x W."""
+    gains = np.array(settings.gains, np.float32)
+    to_sensor = np.linalg.inv(settings.colours).astype(np.float32) * (settings.exposure / gains)[:, None]
+    sensor = cv2.transform(light, to_sensor)
+    red, green, blue = mosaic_masks(*light.shape[:2])
+    return sensor[..., 0] * red + sensor[..., 1] * green + sensor[..., 2] * blue
 
 
 @functools.lru_cache(32)

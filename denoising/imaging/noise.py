@@ -7,6 +7,7 @@ Images are float32 in 0..1, H x W x C with any number of channels, or H x W; val
 are float32 and not clipped. Fresh strength is drawn at each call for ranges. docs/noise.md shows them all.
 """
 
+import dataclasses
 import functools
 import re
 import string
@@ -378,6 +379,26 @@ class Camera(NoiseModel):
         # Each of any other number of channels is a sensor without colours.
         planes = [camera.shoot(plane, settings, rng) for plane in image_01.transpose(2, 0, 1)]
         return np.stack(planes, axis=-1)
+
+
+class Sensor(Camera):
+    """What the sensor of such a camera reads, before its software: shots of an RGB image are mosaics (`unet_raw`).
+
+    The light is drawn too, because raw files are dark where they are not exposed to their end, and clip where they are
+    exposed beyond it.
+    """
+
+    LIGHT: ClassVar[tuple] = (0.1, 1.5)  # what falls onto the sensor, of what a camera would let in
+
+    def shots(self, image_01, rng, second):
+        """The mosaic of one shot with the deviation of its noise as that shot tells it, H x W x 2, and another shot."""
+        settings = self._settings(rng)
+        light = float(np.exp(rng.uniform(*np.log(self.LIGHT))))
+        settings = dataclasses.replace(settings, signed=True, exposure=light * settings.exposure)
+        mosaic = camera.on_mosaic(image_01, settings)
+        first, other = (camera.sense(mosaic, settings, generator) for generator in (rng, second))
+        deviation = camera.deviation_at(first, settings.shot, settings.read)
+        return np.stack([first, deviation], axis=-1), other[..., None]
 
 
 # --- Names --------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from denoising import cli
 from denoising.cli import refuse
 from denoising.data import renders
 from denoising.files import pair_files
-from denoising.imaging.noise import noise_of_flag
+from denoising.imaging.noise import Camera, noise_of_flag
 from denoising.inference import distributed
 from denoising.training.methods import SINGLE, default_loss
 
@@ -41,6 +41,7 @@ def checked(options):
         (options.colour_only and options.arch != "joint_bilateral",
          "--colour_only: it is for renders with --arch joint_bilateral"),
         (buffers and options.n_channel != 3, "--n_channel: renders have 3"),
+        *mosaics(options),
         # The method and its noise.
         (options.loss and single, f"--loss: {method} has its own"),
         (options.shrink != 1
@@ -66,9 +67,27 @@ def checked(options):
     check_noise(options, noisetype)
     if options.parallel and distributed.WORLD_SIZE == 1:
         cli.note("--parallel: one process; python -m paddle.distributed.launch --nproc_per_node N train.py starts N")
-    for_renders = "tone_mapped" if options.arch == "joint_bilateral" else "hdr"
-    loss = None if single else options.loss or (for_renders if buffers else default_loss(method, noisetype))
+    usual = default_loss(method, noisetype)
+    if buffers or options.arch == "unet_raw":
+        usual = {"joint_bilateral": "tone_mapped", "unet_raw": "sigma"}.get(options.arch, "hdr")
+    loss = None if single else options.loss or usual
     return options.but(noisetype=noisetype, loss=loss, engine="paddle" if options.to_static else options.engine)
+
+
+def mosaics(options):
+    """What --arch unet_raw refuses, which learns from the mosaics of simulated sensors alone; for `cli.refuse`."""
+    if options.arch != "unet_raw":
+        return [(options.loss == "sigma", "--loss: sigma is for --arch unet_raw, which is told the deviation")]
+    noise = noise_of_flag("--noisetype", options.noisetype)
+    return [
+        (not isinstance(noise, Camera) or options.method != "noise2noise" or options.noise_protocol == "frozen",
+         "--arch: unet_raw learns from two shots of a simulated sensor: --method noise2noise --noisetype camera0.4_20"),
+        (options.n_channel != 1, "--n_channel: the mosaic that unet_raw denoises has 1"),
+        (options.patchsize % 2, f"--patchsize: {options.patchsize} is odd, and a mosaic repeats every two pixels"),
+        (options.translate, "--translate: is not for mosaics"),
+        (options.val_dirs != "none",
+         "--val_dirs: none is needed for unet_raw, which benchmarks/raw_comparison.py scores"),
+    ]  # fmt: skip
 
 
 def check_noise(options, noisetype):

@@ -160,7 +160,8 @@ class Regression(Method):
         loss: "l2" ends at the mean of all targets, "l1" at their median, "l0", which goes from the mean to it while
             the ramp rises, at their mode; "robust" ends at the mean of those that are near; "hdr" is L2 relative to the
             brightness, for renders; "psnr" is L2 in decibels, so that the images with little noise count as much as the
-            others; "tone_mapped" is L2 of the pictures of renders, which count equally, too.
+            others; "tone_mapped" is L2 of the pictures of renders, which count equally, too; "sigma" is L2 in units of
+            the deviation of the noise, which is told to the network as the last channel of its input.
         noise: of the input; what it has left of the clean image is put back into the output first.
     """
 
@@ -171,6 +172,10 @@ class Regression(Method):
         """Pixels of the target where `known`, N x 1 x H x W, is 0 do not count."""
         denoised, *guesses = paddle.split(network(noisy), 1 + getattr(network, "guesses", False), axis=1)
         denoised = self.noise.restore_tensor(noisy, denoised)
+        if self.loss == "sigma":
+            # The deviation is told to the network, and hangs on nothing in the target: the optimum is still the mean.
+            deviation = noisy[:, -1:].clip(1e-5)
+            denoised, target = denoised / deviation, target / deviation
         distances = self._distance(denoised, target, ramp)
         for guess in guesses:
             distances = distances + self._distance(guess, target, ramp)
@@ -260,7 +265,7 @@ def intact(diff):
 
 EM_ROUNDS = 8
 LEAST_MSE = (5 / 255) ** 2  # below about this, --loss psnr takes images for equally good, and is L2
-LOSSES = ("l2", "l1", "l0", "robust", "hdr", "tone_mapped", "psnr")
+LOSSES = ("l2", "l1", "l0", "robust", "hdr", "tone_mapped", "psnr", "sigma")
 METHODS = ("neighbor2neighbor", "recorrupted2recorrupted", "noise2noise", "supervised")
 SINGLE = METHODS[:2]  # learn from single noisy images
 

@@ -38,10 +38,10 @@ MAX_NPY_CHANNELS = 16
 # --- Finding --------------------------------------------------------------------------------------
 
 
-def find_images(flag, path):
+def find_images(flag, path, suffixes=IMAGE_SUFFIXES):
     """Lists the images that a path stands for: itself, those of a folder tree, or a glob's matches.
 
-    Hidden files are left out, links are followed.
+    Hidden files are left out, links are followed. In folders and globs the suffix tells what an image is.
 
     Returns:
         A sorted list of Path.
@@ -58,9 +58,9 @@ def find_images(flag, path):
         found = list(_matches(path))
     else:
         raise UserError(f"{flag}: {path} does not exist")
-    found = sorted(file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES) and file.is_file())
+    found = sorted(file for file in found if file.name.lower().endswith(suffixes) and file.is_file())
     if not found:
-        raise UserError(f"{flag}: no image in {path} ({' '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{flag}: no image in {path} ({' '.join(suffixes)})")
     return found
 
 

@@ -132,12 +132,25 @@ def _tag(page, code, default=None):
     return default if tag is None else tag.value
 
 
-def _metadata(first, descriptions):
+def texts(data):
+    """Who made the first page of a file and with what, as EXIF; of what is no TIFF, nothing."""
+    if data[:4] not in MAGIC:
+        return b""
+    with tifffile.TiffFile(io.BytesIO(data), is_ome=False) as tif:
+        return _texts(tif.pages.first).tobytes()
+
+
+def _texts(page):
     exif = Image.Exif()
     for code in TEXT:
-        value = _tag(first, code)
+        value = _tag(page, code)
         if isinstance(value, str) and value.strip():
             exif[code] = value
+    return exif
+
+
+def _metadata(first, descriptions):
+    exif = _texts(first)
     unit = int(_tag(first, 296, 2))
     ratios = [value for value in (_tag(first, 282), _tag(first, 283)) if isinstance(value, tuple) and value[1]]
     resolution = tuple(value[0] / value[1] for value in ratios)

@@ -104,6 +104,34 @@ def _nothing(channels, certainty, reason, clipped=0.0):
     )  # fmt: skip
 
 
+def sensor_curve(planes):
+    """The noise of a sensor, (a, b) for all of its colours: the variance in 0..1 is a * brightness + b.
+
+    It is known to be white, and to grow with brightness along a line, which all colours share: so few places without
+    texture are enough, of whatever colours.
+
+    Args:
+        planes: H x W x 4, of `pack_bayer`, float32: black is 0, and noise goes below.
+
+    Returns:
+        None where there are too few places without texture.
+    """
+    if min(planes.shape[:2]) < 2 * SIZE:
+        return None
+    blocks = noise_blocks.cut(planes)
+    if len(blocks) < 20:
+        return None
+    levels, energies = noise_blocks.by_brightness(blocks, HIGH, 0.03)
+    halves = noise_blocks.band(blocks, HIGH)
+    curve = noise_curve.lower_line(levels.ravel() / 255, energies.ravel() / 255**2)
+    for _ in range(2):
+        expected = noise_curve.variance_of((curve,) * planes.shape[2], blocks.means_255)
+        _, orders = noise_blocks.profile(blocks, 1 / expected)
+        levels, energies = _chosen_points(blocks, halves, orders, SHARES[4])
+        curve = noise_curve.lower_line(levels.ravel() / 255, energies.ravel() / 255**2)
+    return curve
+
+
 # --- White noise --------------------------------------------------------------------------------------------
 
 

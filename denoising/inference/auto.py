@@ -25,6 +25,7 @@ from denoising.inference.checkpoint import load_network
 # In the order in which they are taken where two are for the same noise.
 SHIPPED = ("best_model", "gauss5_50", "grey_gauss25", "photo", "photo_fast", "poisson30")
 FOR_RENDERS = "renders"  # path-traced ones, whose noise is like none of these
+FOR_MOSAICS = "raw"  # the sensors' of cameras, before they are developed
 SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts them, below the environment's folder
 # How far noise may be from the one strength that weights are for, until those for a range do better: measured on BSD300
 # (docs/predicting.md).
@@ -48,10 +49,19 @@ def shipped_weights(flag="--model_path"):
 
 def weights_for_renders(flag="--model_path"):
     """The path of the weights for renders that come with this project."""
+    return _only(FOR_RENDERS, flag, "renders", "docs/rendering.md")
+
+
+def weights_for_mosaics(flag="--model_path"):
+    """The path of those for raw files."""
+    return _only(FOR_MOSAICS, flag, "raw files", "docs/models/raw.md")
+
+
+def _only(name, flag, what, document):
     for folder in _shelves():
-        if (path := folder / f"{FOR_RENDERS}.pdparams").is_file():
+        if (path := folder / f"{name}.pdparams").is_file():
             return path
-    raise UserError(f"{flag}: there are no weights for renders in {_shelves()[0]}: train some (docs/rendering.md)")
+    raise UserError(f"{flag}: there are no weights for {what} in {_shelves()[0]}: train some ({document})")
 
 
 def _shelves():

@@ -49,7 +49,7 @@ class Denoiser:
         self.n_channel = network.options["n_channel"]
         self.n_input = network.options.get("n_input") or self.n_channel
         if self.n_input != self.n_channel and not self.amount.is_plain:
-            raise ValueError("detail and chroma are for images, not for renders with their buffers")
+            raise ValueError("detail and chroma are for images, not for mosaics or renders with their buffers")
         self.on_progress = lambda done, total: None
 
     def __call__(self, image):
@@ -71,7 +71,7 @@ class Denoiser:
         if channels == self.n_input:
             result = self._denoised(hwc)
         elif self.n_input != self.n_channel:
-            wanted = "a render with its albedo and normals"
+            wanted = "a mosaic and the deviation of its noise" if self.n_input == 2 else "a render with its albedo and normals"
             raise ValueError(f"the image has {channels} channels, the network takes {self.n_input}: {wanted}")
         elif self.n_channel == 1:
             # A grey network takes each channel as an image of its own.

@@ -8,9 +8,9 @@ from pathlib import Path
 from denoising import cli, machine
 from denoising.cli import UserError, number
 from denoising.data import renders
-from denoising.files import images, results
+from denoising.files import images, raw, results
 from denoising.imaging.noise import NoiseModel, noise_of_flag
-from denoising.inference import auto, devices, distributed
+from denoising.inference import auto, devices, distributed, raw_prediction
 from denoising.inference.checkpoint import load_network
 from denoising.inference.denoiser import Denoiser, finite, needs_fp32
 
@@ -20,12 +20,13 @@ def get_parser(doc):
     # fmt: off
     parser = cli.Parser(doc)
     add = parser.add_argument
-    add("--image_path", required=True, help="an image, a folder (searched recursively), or a glob")
+    add("--image_path", required=True,
+        help="an image, a raw file (docs/predicting.md), a folder (searched recursively), or a glob")
     add("--model_path", default="auto",
         help="the .pdparams weights; auto measures the noise of each image and takes those that ship for it")
     add("--fast", action="store_true", help="with auto, for photographs: the light weights, several times as fast")
     add("--save_dir", default="./output/", help="where results go; created if needed")
-    add("--keep_format", action="store_true", help="write each image in its own format, not PNG")
+    add("--keep_format", action="store_true", help="write each image in its own format, not PNG; raw files as DNG, not TIFF")
     add("--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect")
     add("--detail", type=number(float, 0, 1), default=0.0,
         help="how much of the fine texture that went with the noise is given back")
@@ -62,7 +63,8 @@ def plan(options):
     if of_renders:
         sources, root = renders.find_frames("--image_path", root), root / "render"
     else:
-        sources = [[path] for path in images.find_images("--image_path", root)]
+        sources = [[path] for path in images.find_images("--image_path", root, images.IMAGE_SUFFIXES + raw.SUFFIXES)]
+        raw_prediction.check(options, [path for (path,) in sources])
     if own:
         cli.existing_file("--model_path", options.model_path)
     elif chosen_for_renders:
@@ -97,6 +99,7 @@ class OneForAll:
     def __init__(self, options):
         flag = f"--model_path: {options.model_path}"
         network, saved = load_network(options.model_path)
+        self.network = network
         noise = noise_of_flag(flag, saved.get("noisetype", "none"))
         self.of_renders = network.options.get("n_input") == renders.N_INPUT
         self.needs_buffers = network.needs_buffers
@@ -111,6 +114,10 @@ class OneForAll:
         """The same as ever."""
         return self.taken
 
+    def of_mosaics(self):
+        """The same, if they are for raw files."""
+        return self.taken.denoiser if self.network.options["arch"] == raw_prediction.ARCH else None
+
 
 class ByNoise:
     """The weights that ship, for each image those that are for its noise."""
@@ -121,6 +128,7 @@ class ByNoise:
         ops = devices.prepare(options)
         self.shelf = auto.Shelf(auto.shipped_weights(), ops)
         self.fast, self.amounts, self.spread = options.fast, _amounts(options), auto.Spread()
+        self.mosaics = None  # loaded with the first raw file
 
     def take(self, picture):
         """Measures the noise of the first page.
@@ -135,6 +143,14 @@ class ByNoise:
             return Taken(None, why=choice.why)
         weights = self.shelf.weights[choice.name]
         return Taken(Denoiser(self.shelf.network(choice.name), **self.amounts), weights.noise, choice.why)
+
+    def of_mosaics(self):
+        """Those for raw files."""
+        if not self.mosaics:
+            network, _ = load_network(auto.shipped_weights(names=(auto.FOR_MOSAICS,))[0])
+            network.ops = self.shelf.ops
+            self.mosaics = Denoiser(network, **self.amounts)
+        return self.mosaics
 
 
 def _amounts(options):
@@ -159,6 +175,9 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
         note: what says which weights were taken, and why.
         on_image: is called with the path, the first page noisy and denoised, and the Denoiser, where there is one.
     """
+    if raw.is_raw(files[0]) and not weights.of_renders:
+        raw_prediction.denoise_file(weights, files[0], target, note)
+        return
     frame = renders.read_frame(files, weights.needs_buffers) if weights.of_renders else None
     data = None if frame else images.read_bytes(files[0])
     picture = frame.picture if frame else images.read_image(files[0], data)

@@ -24,6 +24,7 @@ SUFFIXES = (
 )  # fmt: skip
 BYTES_PER_PIXEL = 8  # that LibRaw takes of an image of four colours
 CLIPS = 0.75  # of white; a sensor that reaches this and not white clips earlier than its file says, as LibRaw has it
+SRGB = (2.4, 12.92)  # its curve, as LibRaw takes it
 TURNS = {0: 1, 3: 3, 5: 8, 6: 6}  # LibRaw's number for how the camera was held, and that of TIFF
 
 
@@ -101,14 +102,13 @@ class RawFile:
     def _colour(self, row, column):
         return _colour(self.libraw, row, column)
 
-    def develop(self, mosaic=None):
+    def develop(self, mosaic=None, **more):
         """The picture that LibRaw makes of the file, or of a mosaic in its place: H x W x 3 uint16, upright, in sRGB.
 
-        The camera's white balance is taken. A mosaic comes from `mosaic` and has its size.
+        The camera's white balance is taken. A mosaic comes from `mosaic` and has its size. In `more` are further
+        options of rawpy's `postprocess`.
         """
-        import rawpy
-
-        options = {"use_camera_wb": True, "output_bps": 16, "gamma": (2.4, 12.92), "output_color": rawpy.ColorSpace.sRGB}
+        options = {"use_camera_wb": True, "output_bps": 16, "gamma": SRGB, **more}
         if mosaic is not None:
             # In finer steps than the camera's: without noise, those would show.
             span = dng.WHITE - dng.BLACK

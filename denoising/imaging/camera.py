@@ -82,15 +82,17 @@ def draw_settings(rng, deviation):
 
 
 def sensor_noise(variance, deviation_of_read=0.0):
-    """Shot and read noise that together have this variance at middle grey, in the proportion of real sensors.
-
-    Brooks et al. found log(read) = 2.18 log(shot) + 1.20, give or take 0.26.
-    """
+    """Shot and read noise that together have this variance at middle grey, in the proportion of real sensors."""
     shot = variance / GREY
     for _ in range(30):
-        read = np.exp(2.18 * np.log(shot) + 1.20 + deviation_of_read)
+        read = read_noise(shot, deviation_of_read)
         shot = variance / (GREY + read / shot)
     return float(shot), float(variance - GREY * shot)
+
+
+def read_noise(shot, deviation=0.0):
+    """The read noise of real sensors with such shot noise, which Brooks et al. found so, give or take 0.26."""
+    return np.exp(2.18 * np.log(shot) + 1.20 + deviation)
 
 
 def shoot(scene, settings, rng):
@@ -130,6 +132,15 @@ def sense(light, settings, rng):
 def deviation_at(light, shot, read):
     """The standard deviation of the sensor's noise at each pixel."""
     return np.sqrt(np.float32(shot) * np.maximum(light, 0) + np.float32(read))
+
+
+def told_deviation(mosaic, shot, read):
+    """The standard deviation of the noise as far as a noisy mosaic tells it, H x W.
+
+    The light at a pixel is taken to be the mean of the nine nearest ones of its colour: by itself, a pixel that is dark
+    by chance would pass for one without noise.
+    """
+    return deviation_at(cv2.filter2D(mosaic, -1, SAME_COLOUR, borderType=cv2.BORDER_REFLECT_101), shot, read)
 
 
 def on_mosaic(scene, settings):
@@ -179,6 +190,8 @@ def mosaic_masks(height, width):
 
 CROSS = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 4  # fills in green
 SQUARE = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 4  # fills in red and blue
+SAME_COLOUR = np.zeros((5, 5), np.float32)  # weights of the nine nearest pixels of one colour
+SAME_COLOUR[::2, ::2] = SQUARE / 4
 # Malvar, He and Cutler: High-quality linear interpolation for demosaicing of Bayer-patterned color images, 2004.
 # fmt: off
 GREEN_AT_OTHERS = np.array([

@@ -397,7 +397,7 @@ class Sensor(Camera):
         settings = dataclasses.replace(settings, signed=True, exposure=light * settings.exposure)
         mosaic = camera.on_mosaic(image_01, settings)
         first, other = (camera.sense(mosaic, settings, generator) for generator in (rng, second))
-        deviation = camera.deviation_at(first, settings.shot, settings.read)
+        deviation = camera.told_deviation(first, settings.shot, settings.read)
         return np.stack([first, deviation], axis=-1), other[..., None]
 
 

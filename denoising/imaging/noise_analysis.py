@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from denoising.imaging import noise_blocks, noise_curve, noise_traces
+from denoising.imaging import camera, noise_blocks, noise_curve, noise_traces
 from denoising.imaging.noise_blocks import HIGH, MIDDLE, ORDER, SHARES, SIZE, USED
 from denoising.imaging.pixels import pack_bayer
 
@@ -19,6 +19,7 @@ SHIFTS = 3  # of the autocorrelation, in each direction
 KINDS = ("none", "gauss", "poisson", "correlated")
 GRAIN = 2.0  # of 255: weaker noise that neighbours hardly share is the grain of a scanned film, a part of the picture
 WHITE = 1.25  # how much more of white noise may seem to lie at high frequencies than at the highest ones
+LEAST_READ = 0.5  # of what sensors with such shot noise usually have in the dark
 _CORNER, _NEXT = ORDER >= 22, (ORDER >= 15) & (ORDER < 20)
 
 
@@ -129,7 +130,9 @@ def sensor_curve(planes):
         _, orders = noise_blocks.profile(blocks, 1 / expected)
         levels, energies = _chosen_points(blocks, halves, orders, SHARES[4])
         curve = noise_curve.lower_line(levels.ravel() / 255, energies.ravel() / 255**2)
-    return curve
+    a, b = curve
+    # Where nothing is quite dark, the line says little about the dark.
+    return (a, max(b, LEAST_READ * float(camera.read_noise(a)))) if a > 0 else (a, b)
 
 
 # --- White noise --------------------------------------------------------------------------------------------

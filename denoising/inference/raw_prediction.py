@@ -9,7 +9,7 @@ import numpy as np
 from denoising import cli
 from denoising.cli import UserError
 from denoising.files import images, raw
-from denoising.imaging.camera import deviation_at
+from denoising.imaging.camera import deviation_at, told_deviation
 from denoising.imaging.noise_analysis import sensor_curve
 from denoising.imaging.pixels import pack_bayer
 from denoising.inference.denoiser import finite
@@ -94,7 +94,7 @@ def denoise(denoiser, mosaic, red, curve):
     """
     height, width = mosaic.shape
     whole = from_red(mosaic, red)
-    denoised = denoiser(np.stack([whole, deviation_at(whole, *curve)], axis=-1))[..., 0]
+    denoised = denoiser(np.stack([whole, told_deviation(whole, *curve)], axis=-1))[..., 0]
     denoised = denoised[red[0] : red[0] + height, red[1] : red[1] + width]
     return mosaic + np.float32(denoiser.amount.strength) * (denoised - mosaic)
 

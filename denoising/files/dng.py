@@ -13,7 +13,7 @@ from PIL import Image
 
 from denoising.files.tiff import MAGIC, TEXT
 
-BLACK, WHITE = 1024, 65535  # of the files that are written: noise has room below black
+BLACK, WHITE = 4096, 65535  # of the files that are written: noise has room below black
 CAMERA, MAKE, MODEL = 50708, 271, 272  # tags
 VERSION, MATRICES, ILLUMINANTS, NOISE_PROFILE = 50706, (50721, 50722), (50778, 50779), 51041
 READ = (*MATRICES, *ILLUMINANTS, NOISE_PROFILE)

@@ -200,3 +200,29 @@ def test_both_of_numpys_generators():
         shots = [noise.add(SCENE, new(seed)) for seed in (1, 1, 2)]
         assert (shots[0] == shots[1]).all()
         assert (shots[0] != shots[2]).any()
+
+
+# --- The mosaic by itself -----------------------------------------------------------------------------------
+
+
+def test_the_mosaic_is_what_the_sensor_sees_of_the_scene():
+    settings = replace(PLAIN, exposure=0.5, contrast=0.0, colours=np.eye(3, dtype=np.float32), gains=(2.0, 1.0, 4.0))
+    mosaic = camera.on_mosaic(np.ones((6, 8, 3), np.float32), settings)
+    assert mosaic.shape == (6, 8)
+    np.testing.assert_allclose(mosaic[:2, :2], [[0.25, 0.5], [0.5, 0.125]], atol=1e-6)
+    bright = camera.on_mosaic(np.ones((6, 8, 3), np.float32), replace(settings, exposure=4.0))
+    assert bright.max() == 1  # where it clips
+
+
+def test_the_deviation_that_a_shot_tells():
+    """It is that of the light, and not that of what a pixel happens to read."""
+    settings = replace(PLAIN, shot=0.01, read=1e-4, signed=True)
+    light = np.tile(np.float32([[0.2, 0.6], [0.6, 0.05]]), (64, 64))
+    noisy = camera.sense(light, settings, np.random.default_rng(0))
+    told = camera.told_deviation(noisy, settings.shot, settings.read)
+    true = camera.deviation_at(light, settings.shot, settings.read)
+    for row, column in ((0, 0), (0, 1), (1, 1)):
+        phase = np.s_[row::2, column::2]
+        assert abs(told[phase].mean() / true[phase].mean() - 1) < 0.02
+        assert (np.abs(told[phase] / true[phase] - 1) < 0.4).all()
+    assert ((noisy - light)[1::2, 1::2].std() / true[1, 1]) == pytest.approx(1, abs=0.03)

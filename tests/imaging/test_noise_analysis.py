@@ -8,8 +8,9 @@ import pytest
 
 from conftest import ROOT
 from denoising.files.images import write_image
-from denoising.imaging.noise_analysis import analyse
-from denoising.imaging.pixels import from_01
+from denoising.imaging import camera
+from denoising.imaging.noise_analysis import analyse, sensor_curve
+from denoising.imaging.pixels import from_01, pack_bayer
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -38,6 +39,23 @@ def test_white_noise(sigma, channels):
     assert found.sigma == pytest.approx(sigma, rel=0.05)
     assert len(found.curve) == len(found.correlation) == channels
     assert found.neighbour == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.parametrize("deviation", [2, 8, 20])
+def test_the_noise_of_a_sensor(deviation):
+    """One line for all four planes, also where it is dark and noise goes below black."""
+    shot, read = camera.sensor_noise((deviation / 255) ** 2)
+    light = pack_bayer(np.float32([[0.4, 1.0], [1.0, 0.2]])[np.ix_(np.arange(512) % 2, np.arange(640) % 2)][..., None])
+    light = light * np.linspace(0.02, 0.9, 320, dtype=np.float32)[:, None]
+    noise = np.random.default_rng(0).standard_normal(light.shape, np.float32)
+    a, b = sensor_curve(light + camera.deviation_at(light, shot, read) * noise)
+    for level in (0.02, 0.18, 0.8):
+        assert np.sqrt(a * level + b) == pytest.approx(np.sqrt(shot * level + read), rel=0.12 if level < 0.1 else 0.06)
+
+
+def test_too_few_places_for_the_noise_of_a_sensor():
+    assert sensor_curve(np.zeros((20, 200, 4), np.float32)) is None
+    assert sensor_curve(np.full((64, 64, 4), 0.3, np.float32)) is None
 
 
 def test_shot_noise_grows_with_brightness():

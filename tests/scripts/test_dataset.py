@@ -154,6 +154,23 @@ def test_raw_mosaics_train_four_channels(tmp_path):
     assert patches.sample(0, 0)[0].shape == (4, 64, 64)
 
 
+def test_mosaics_of_two_shots(folders):
+    """What goes in are a mosaic and the deviation of its noise; the target is another mosaic of the scene."""
+    options = Noise2Noise("sigma"), parse_noise("camera6"), 1, 64, 5
+    patches = dataset.TrainingMosaics(str(folders / "data"), *options, augment=True)
+    given, target = patches.batch([(epoch, index) for epoch in range(3) for index in range(8)])
+    assert given.shape == (24, 2, 64, 64)
+    assert target.shape == (24, 1, 64, 64)
+    again = patches.batch([(0, 0)])
+    assert np.array_equal(again[0], given[:1])
+    noise = (given[:, :1] - target) / np.sqrt(2)
+    # The greens are at the same places in all patches, whichever way these were turned.
+    light = target[:, 0]
+    assert light[:, 0::2, 1::2].mean() > 1.2 * max(light[:, 0::2, 0::2].mean(), light[:, 1::2, 1::2].mean())
+    intact = (target < 0.95) & (given[:, :1] < 0.95)
+    assert (noise / given[:, 1:])[intact].std() == pytest.approx(1, abs=0.06)
+
+
 def test_a_broken_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG nothing more")
     with pytest.raises(UserError, match=r"a\.png"):

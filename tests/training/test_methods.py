@@ -190,6 +190,18 @@ def test_the_loss_in_decibels_is_minus_the_mean_psnr():
     assert Noise2Noise("psnr")(lambda x: x, same, same)[0].item() == pytest.approx(-34.15, abs=0.01)
 
 
+def test_the_loss_in_units_of_the_noise():
+    """Each brightness counts alike: a residual that is the noise alone costs one, and its target's noise one more."""
+    rng = np.random.default_rng(0)
+    clean = np.zeros((2, 1, 64, 64), np.float32)
+    deviation = np.float32([0.001, 0.1])[:, None, None, None] * np.ones_like(clean)
+    shots = [clean + deviation * rng.standard_normal(clean.shape, np.float32) for _ in range(2)]
+    given, target = paddle.to_tensor(np.concatenate([shots[0], deviation], axis=1)), paddle.to_tensor(shots[1])
+    loss = Noise2Noise("sigma")(lambda x: x[:, :1], given, target)[0].item()
+    assert loss == pytest.approx(2, abs=0.1)
+    assert Noise2Noise("sigma")(lambda x: 0 * x[:, :1], given, target)[0].item() == pytest.approx(1, abs=0.05)
+
+
 def test_two_shots_of_a_camera_are_input_and_target():
     scene = np.random.default_rng(0).random((24, 24, 3), np.float32)
     noisy, target = Noise2Noise().corrupt(scene, parse_noise("camera5"), streams(3, 0, 0))

@@ -139,6 +139,7 @@ def options_from(sources, line):
 
 
 R2R, N2N = "--method recorrupted2recorrupted", "--method noise2noise"
+RAW = f"--arch unet_raw --n_channel 1 {N2N} --val_dirs none"
 ALLOWED = {
     "": ("gauss25", None, "auto"),
     "--data_dir P --method noise2noise": ("none", "l2", "auto"),
@@ -150,6 +151,7 @@ ALLOWED = {
     "--data_dir R --method supervised --arch joint_bilateral --loss hdr": ("none", "hdr", "auto"),
     "--data_dir R --method supervised --arch unet_n2n --loss l2 --noisetype none": ("none", "l2", "auto"),
     "--noisetype camera --method noise2noise --shrink 2": ("camera", "l2", "auto"),
+    "--arch unet_raw --n_channel 1 --method noise2noise --noisetype camera --val_dirs none": ("camera", "sigma", "auto"),
     "--noisetype none": ("none", None, "auto"),
     f"{N2N} --noisetype mri0.1": ("mri0.1", "l2", "auto"),
     f"{N2N} --noisetype text0.2 --patchsize 33": ("text0.2", "l1", "auto"),
@@ -176,6 +178,15 @@ REFUSED = {
     "--arch joint_bilateral": "--arch: joint_bilateral is for renders",
     f"--data_dir R {N2N} --arch unet_lite": "--arch: .*joint_bilateral and unet_n2n take them",
     f"--data_dir R {N2N} --arch unet_n2n --colour_only 0.5": "--colour_only: ",
+    f"{RAW} --noisetype gauss25": "--arch: unet_raw learns from two shots",
+    f"{RAW} --noisetype camera --method neighbor2neighbor": "--arch: unet_raw learns from two shots",
+    f"{RAW} --noisetype camera --method supervised": "--arch: unet_raw learns from two shots",
+    f"{RAW} --noisetype camera --noise_protocol frozen": "--arch: unet_raw learns from two shots",
+    f"{RAW} --noisetype camera --n_channel 3": "--n_channel: the mosaic",
+    f"{RAW} --noisetype camera --patchsize 33": "--patchsize: 33 is odd",
+    f"{RAW} --noisetype camera --translate 2": "--translate: ",
+    f"{RAW} --noisetype camera --val_dirs D": "--val_dirs: none is needed",
+    f"{N2N} --loss sigma": "--loss: sigma is for --arch unet_raw",
     "--data_dir P": "--method: a pair file",
     f"--data_dir P {R2R}": "--method: a pair file",
     f"--data_dir P --pair_dir D {N2N}": "--pair_dir: a pair file has both",

@@ -178,7 +178,9 @@ def judge_files(options, files):
     """Judges noisy images by what was removed from them, prints a table, and writes what was asked for."""
     refuse_existing(options)
     noise, denoiser = noise_of_files(options), load(options)
-    cli.refuse((denoiser.n_input != denoiser.n_channel, f"--no_clean: {options.model_path} is for renders"))
+    cli.refuse(
+        (denoiser.n_input != denoiser.n_channel, f"--no_clean: {options.model_path} is for renders or raw files")
+    )
     title = f"{os.path.basename(options.model_path)}, judged without clean images"
     more = options.report_images, options.overwrite
     report = trust_page.TrustReport("--report", options.report, title, *more) if options.report else None

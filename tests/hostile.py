@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -168,11 +169,29 @@ def odd_images(folder, canary):
         "magic.exr": b"v/1\x01\x02\0\0\0",
         "half.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0\1", "tiny.gif": b"GIF89a\1\0\1\0", "zero.bmp": b"BM" + b"\0" * 52,
         "slip.zip": zipped.getvalue(), "x" * 245 + ".png": good, "new\nline.png": good[:70], "-h.png": good[:70],
-        os.fsdecode(b"\xff\xfe.png"): good,
+        os.fsdecode(b"\xff\xfe.png"): good, **raw_files(),
     }  # fmt: skip
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     special_files(folder, ".png")
+
+
+def raw_files():
+    """Raw files that are cut short, claim to be huge, or are none."""
+    from denoising.files import dng
+
+    whole = dng.encode(np.full((40, 60), 0.3), (0, 0), (2.0, 1.0, 1.5))
+    sides = [struct.pack("<HHI", code, kind, 1) for code in (256, 257) for kind in (3, 4)]
+    huge = whole
+    for side in sides:
+        if side in whole:
+            at = huge.index(side)
+            huge = huge[:at] + side[:2] + struct.pack("<HII", 4, 1, 60_000) + huge[at + 12 :]
+    assert huge != whole
+    return {
+        "cut.dng": whole[:-9], "header.dng": whole[:300], "huge.dng": huge, "text.nef": b"no raw file\n" * 99,
+        "empty.arw": b"", "fuji.raf": b"FUJIFILMCCD-RAW " + b"\xff" * 400, "canon.cr3": b"\0\0\0\x18ftypcrx " + b"\xff" * 99,
+    }  # fmt: skip
 
 
 def broken_weights(folder, canary, tiny):
@@ -338,7 +357,7 @@ def zoo(folder):
 NO_NUMBERS = ("", "x", "nan", "1e999", "-1e99", "0x10", "1,5", "1" * 5000)
 ODD_IMAGES = """empty.png one_byte.png truncated.png half.png text.png checksum.png huge.png trap.npy bomb.npy
     negative.npy nan.npy code.npy nothing.npy empty.tif loop.tif empty.exr magic.exr half.jpg tiny.gif zero.bmp
-    slip.zip -h.png folder.png fifo.png device.png dangling.png ring.png""".split()
+    cut.dng header.dng huge.dng text.nef empty.arw fuji.raf canon.cr3 slip.zip -h.png folder.png fifo.png device.png dangling.png ring.png""".split()
 ODD_IMAGES += ["x" * 245 + ".png", "new\nline.png", os.fsdecode(b"\xff\xfe.png")]
 WEIGHTS = """empty truncated half text trap trap_inside list nan shape text_inside no_options other_name claims deep
     loops memory folder fifo device dangling ring""".split()

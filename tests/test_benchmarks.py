@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 import train
+from arch_unet import build_network
 from conftest import ROOT, run_script
 from denoising import cli
-from denoising.files import images
+from denoising.files import images, raw
+from denoising.inference import checkpoint
 
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 
@@ -32,6 +34,7 @@ import bench_serve
 import bench_train_step
 import measures
 import mri_comparison
+import raw_comparison
 import recipes
 import run
 import tables
@@ -256,6 +259,21 @@ def test_trust_without_clean_images(folders, weights, tmp_path, capsys, monkeypa
     assert abs(float(named[3].removesuffix(" dB"))) < 0.5
     (order,) = [row for row in rows if row[0] == trust.MEASURES["error"]]
     assert order[1:] == ["1.000", "1.000", "-"]
+
+
+@pytest.mark.skipif(not raw.is_installed(), reason="raw files need rawpy (requirements-raw.txt)")
+def test_raw_files_before_and_after_they_are_developed(folders, weights, tmp_path, capsys):
+    """Networks of four features, and images too small for much to be measured."""
+    network = build_network("unet_raw", n_channel=1, n_input=2, n_feature=4)
+    checkpoint.save_network(tmp_path / "raw.pdparams", checkpoint.network_state(network), network.options)
+    flags = {"--model_path": tmp_path / "raw.pdparams", "--photo_path": weights, "--picture": tmp_path / "a.png"}
+    words = [str(word) for pair in flags.items() for word in pair]
+    raw_comparison.main(["--image_dir", str(folders / "data"), "--images", "2", "--strengths", "2", "12", *words])
+    rows = cells(capsys.readouterr().out)
+    assert len(rows) == 2 * 6
+    noisy = {row[0]: float(row[2]) for row in rows if row[1] == "nothing is done"}
+    assert noisy["2"] > noisy["12"] + 12
+    assert images.read_image(tmp_path / "a.png").pages[0].shape[1] > 7 * 96
 
 
 def test_the_picture_of_noise(tmp_path, capsys):

@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     weights = {name for name in held if name.endswith(".pdparams")}
     assert held - weights == set(tracked.stdout.split())
     assert {Path(name).parent.name for name in weights} == {"models"}
-    shipped = {path.stem for path in auto.shipped_weights()} | {auto.FOR_RENDERS}
+    shipped = {path.stem for path in auto.shipped_weights()} | {auto.FOR_MOSAICS, auto.FOR_RENDERS}
     assert {Path(name).stem for name in weights} == shipped - {name for name in shipped if not is_tracked(name)}
     assert wheel.stat().st_size < 40e6
     pages = {"reports/page.html", "reports/page.css", "reports/viewer/viewer.js", "serving/app/index.html"}
@@ -79,7 +79,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     assert {"arch_unet.py", "denoising/engine/ops.cc", *pages} <= held
     assert "denoise = denoising.__main__:command" in entry_points
     # Each requirement of the files is one of the package, under the extra of the file's name if it is one.
-    for extra in ("common", "cpu", "serve", "deploy", "render"):
+    for extra in ("common", "cpu", "serve", "deploy", "render", "raw"):
         for line in (ROOT / f"requirements-{extra}.txt").read_text().splitlines():
             if line and not line.startswith("#"):
                 name = re.match(r"[\w-]+", line)[0]

@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 
 from denoising import cli
 from denoising.cli import number
-from denoising.files import images, pillow
+from denoising.files import images, pillow, raw
 from denoising.imaging import noise_traces
 from denoising.imaging.noise_analysis import Analysis, analyse
+from denoising.imaging.pixels import pack_bayer
 from denoising.reports import noise_page
 
 NAMES = {"gauss": "white noise", "poisson": "white noise that grows with brightness", "correlated": "correlated noise"}
@@ -61,13 +62,22 @@ def get_parser():
     return parser
 
 
+def read(path, data=None):
+    """The first page of an image; of a raw file the four colours of its mosaic, whose noise no software has touched."""
+    if not raw.is_raw(path):
+        return images.read_image(path, data).pages[0]
+    with raw.opened(path, data) as photo:
+        cli.refuse((photo.red is None, f"{path}: {photo.kind}: only Bayer mosaics are measured"))
+        return pack_bayer(raw.from_red(photo.mosaic(), photo.red)[..., None])
+
+
 def inspect(path, second=None):
     """Reads a file and measures it; returns the image too."""
     data = images.read_bytes(path)
-    image = images.read_image(path, data).pages[0]
+    image = read(path, data)
     other = None
     if second:
-        other = images.read_image(second).pages[0]
+        other = read(second)
         if (other.shape, other.dtype) != (image.shape, image.dtype):
             sizes = " and ".join(f"{array.shape} of {array.dtype}" for array in (image, other))
             raise cli.UserError(f"--second: two frames of one scene have the same size and type, these are {sizes}")
@@ -213,6 +223,8 @@ def advice(results, where):
     sigma = float(np.median([found.sigma for found in alike]))
     channels = len(alike[0].curve)
     predict = f"python predict.py --image_path {where} --save_dir denoised"
+    if all(raw.is_raw(result.path) for result in results):
+        return predict
     if kind == "correlated" and channels in (1, 3):
         return predict
     known = f"gauss{sigma:.3g}" if kind != "poisson" else f"poisson{np.median([found.peak for found in alike]):.3g}"
@@ -260,7 +272,7 @@ def as_dict(result):
 def main(argv=None):
     """Measures, prints five lines, and writes what was asked for."""
     options = get_parser().parse_args(argv)
-    paths = images.find_images("--image_path", options.image_path)
+    paths = images.find_images("--image_path", options.image_path, images.IMAGE_SUFFIXES + raw.SUFFIXES)
     cli.refuse(
         (options.second and len(paths) > 1, "--second: needs a single image as --image_path"),
         (options.json and options.json != "-" and os.path.exists(options.json) and not options.overwrite,

@@ -28,7 +28,7 @@ SIZES = ((1, 37, 53), (2, 67, 45))  # batch, height, width: odd, and larger than
 
 
 def load_exportable(path):
-    """Loads a network to export; networks for renders are refused, whose results are not yet images."""
+    """Loads a network to export; those for renders and for raw files are refused, which take more than an image."""
     import paddle
 
     from denoising.inference.checkpoint import load_network
@@ -36,7 +36,7 @@ def load_exportable(path):
     paddle.set_device("cpu")
     network, options = load_network(path)
     if network.options.get("n_input") not in (None, network.options["n_channel"]):
-        raise UserError(f"--model_path: {path} takes renders with buffers; images alone are exported")
+        raise UserError(f"--model_path: {path} takes renders with buffers or raw files; what is exported takes images")
     return network, options
 
 

@@ -67,9 +67,7 @@ def encode(mosaic_01, red, white_balance, matrix=XYZ_TO_SRGB, orientation=1, exi
     ]
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
-        writer.write(
-            values, photometric="cfa", metadata=None, software=False, extratags=[(*tag, True) for tag in tags]
-        )
+        writer.write(values, photometric="cfa", metadata=None, software=False, extratags=[(*tag, True) for tag in tags])
     return file.getvalue()
 
 

@@ -156,3 +156,9 @@ def _colour(libraw, row, column):
     """The number of the colour at a place of the visible part."""
     sizes = libraw.sizes
     return libraw.raw_color(sizes.top_margin + row, sizes.left_margin + column)
+
+
+def from_red(mosaic, red):
+    """The mosaic, continued by reflection so that its first pixel is red and both sides are even."""
+    ends = [(first, (first + side) % 2) for first, side in zip(red, mosaic.shape, strict=True)]
+    return np.pad(mosaic, ends, "reflect") if np.any(ends) else mosaic

@@ -71,7 +71,11 @@ class Denoiser:
         if channels == self.n_input:
             result = self._denoised(hwc)
         elif self.n_input != self.n_channel:
-            wanted = "a mosaic and the deviation of its noise" if self.n_input == 2 else "a render with its albedo and normals"
+            wanted = (
+                "a mosaic and the deviation of its noise"
+                if self.n_input == 2
+                else "a render with its albedo and normals"
+            )
             raise ValueError(f"the image has {channels} channels, the network takes {self.n_input}: {wanted}")
         elif self.n_channel == 1:
             # A grey network takes each channel as an image of its own.

@@ -70,7 +70,7 @@ def _denoise_developed(weights, path, photo, note):
 
 def _denoise_mosaic(denoiser, path, photo, note):
     mosaic = photo.mosaic()
-    curve = photo.noise or sensor_curve(pack_bayer(from_red(mosaic, photo.red)[..., None]))
+    curve = photo.noise or sensor_curve(pack_bayer(raw.from_red(mosaic, photo.red)[..., None]))
     if curve is None:
         note(f"{path}: the noise cannot be measured: it is developed as it is")
         return mosaic
@@ -93,13 +93,7 @@ def denoise(denoiser, mosaic, red, curve):
         curve: (a, b) of the noise, whose variance is a * brightness + b.
     """
     height, width = mosaic.shape
-    whole = from_red(mosaic, red)
+    whole = raw.from_red(mosaic, red)
     denoised = denoiser(np.stack([whole, told_deviation(whole, *curve)], axis=-1))[..., 0]
     denoised = denoised[red[0] : red[0] + height, red[1] : red[1] + width]
     return mosaic + np.float32(denoiser.amount.strength) * (denoised - mosaic)
-
-
-def from_red(mosaic, red):
-    """The mosaic, continued by reflection so that its first pixel is red and both sides are even."""
-    ends = [(first, (first + side) % 2) for first, side in zip(red, mosaic.shape, strict=True)]
-    return np.pad(mosaic, ends, "reflect") if np.any(ends) else mosaic

@@ -13,6 +13,8 @@ from conftest import noisy_scene, refusal, save, scene
 from denoising.cli import UserError
 from denoising.files import dng, images, raw
 from denoising.imaging import camera
+from denoising.imaging.noise_analysis import sensor_curve
+from denoising.imaging.pixels import pack_bayer
 from denoising.inference import auto, checkpoint, raw_prediction
 from denoising.inference.denoiser import Denoiser
 
@@ -123,7 +125,7 @@ def test_a_raw_file_becomes_a_picture(tmp_path, for_mosaics, capsys):
     measured = float(line.split("noise is ")[1].split()[0])
     assert abs(measured - 8) < 0.8
     with raw.opened(tmp_path / "a.dng") as photo:
-        curve = raw_prediction.sensor_curve(raw_prediction.pack_bayer(raw_prediction.from_red(noisy, (1, 0))[..., None]))
+        curve = sensor_curve(pack_bayer(raw.from_red(noisy, (1, 0))[..., None]))
         mosaic = raw_prediction.denoise(Denoiser(str(for_mosaics)), photo.mosaic(), (1, 0), curve)
         assert np.abs(photo.develop(mosaic).astype(int) - picture).mean() < 100
 
@@ -200,7 +202,11 @@ def test_too_small_to_measure(tmp_path, for_mosaics, capsys):
 def test_flags_that_are_for_pictures(tmp_path, for_mosaics, capsys):
     (tmp_path / "a.nef").write_bytes(b"never read")
     flags = ["--image_path", tmp_path / "a.nef", "--model_path", for_mosaics, "--save_dir", tmp_path / "o"]
-    for more, words in {("--report", "r"): "--report: ", ("--tta",): "--tta: ", ("--detail", "1"): "--detail, "}.items():
+    for more, words in {
+        ("--report", "r"): "--report: ",
+        ("--tta",): "--tta: ",
+        ("--detail", "1"): "--detail, ",
+    }.items():
         line = refusal(predict.main, [*flags, *more], capsys)
         assert line.startswith(words)
         assert "a.nef" in line

@@ -8,7 +8,7 @@ import pytest
 
 import inspect_noise
 from conftest import refusal, save
-from denoising.files import images
+from denoising.files import dng, images, raw
 from denoising.imaging import noise_traces
 
 
@@ -162,3 +162,18 @@ def test_of_several_kinds_the_commonest_is_described(tmp_path, capsys):
     assert lines[2].removeprefix("neighbours: share ").lstrip("-").startswith("0.0")
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<polyline") == 6  # the curve of shared noise is no line
+
+
+@pytest.mark.skipif(not raw.is_installed(), reason="raw files need rawpy (requirements-raw.txt)")
+def test_the_mosaic_of_a_raw_file(tmp_path, capsys):
+    """Its four colours are measured, and what is to be done is to denoise the raw file itself."""
+    light = np.repeat(np.linspace(0.1, 0.9, 320, dtype=np.float32)[None], 200, 0)
+    noisy = light + 0.03 * np.random.default_rng(0).standard_normal(light.shape, np.float32)
+    (tmp_path / "a.dng").write_bytes(dng.encode(noisy, (1, 0), (2.0, 1.0, 1.5)))
+    assert inspect_noise.main(["--image_path", str(tmp_path / "a.dng"), "--json", str(tmp_path / "a.json")]) == 0
+    found = json.loads((tmp_path / "a.json").read_text())["images"][0]
+    assert found["shape"] == [100, 160, 4]
+    assert found["sigma"] == pytest.approx(0.03 * 255, rel=0.06)
+    assert f"next: python predict.py --image_path {tmp_path / 'a.dng'}" in capsys.readouterr().out
+    (tmp_path / "b.nef").write_bytes(b"no raw file " * 50)
+    assert "LibRaw cannot read it" in refusal(inspect_noise.main, ["--image_path", tmp_path / "b.nef"], capsys)

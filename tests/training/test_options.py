@@ -151,7 +151,11 @@ ALLOWED = {
     "--data_dir R --method supervised --arch joint_bilateral --loss hdr": ("none", "hdr", "auto"),
     "--data_dir R --method supervised --arch unet_n2n --loss l2 --noisetype none": ("none", "l2", "auto"),
     "--noisetype camera --method noise2noise --shrink 2": ("camera", "l2", "auto"),
-    "--arch unet_raw --n_channel 1 --method noise2noise --noisetype camera --val_dirs none": ("camera", "sigma", "auto"),
+    "--arch unet_raw --n_channel 1 --method noise2noise --noisetype camera --val_dirs none": (
+        "camera",
+        "sigma",
+        "auto",
+    ),
     "--noisetype none": ("none", None, "auto"),
     f"{N2N} --noisetype mri0.1": ("mri0.1", "l2", "auto"),
     f"{N2N} --noisetype text0.2 --patchsize 33": ("text0.2", "l1", "auto"),

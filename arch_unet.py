@@ -596,6 +596,7 @@ def build_network(arch="unet", n_channel=3, n_feature=48, n_input=None, **more):
     """Builds one of NETWORKS with freshly initialised weights.
 
     What goes in has as many channels as what comes out, unless `n_input` says otherwise: 9 for a render with albedo and
-    normals, 2 for a mosaic with the deviation of its noise. In `more` are what only one network has: `n_head` (unet), `norm` (unet_n2n).
+    normals, 2 for a mosaic with the deviation of its noise. In `more` are what only one network has: `n_head` (unet),
+    `norm` (unet_n2n).
     """
     return NETWORKS[arch](in_nc=n_input or n_channel, out_nc=n_channel, n_feature=n_feature, **more)

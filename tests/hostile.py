@@ -190,7 +190,9 @@ def raw_files():
     assert huge != whole
     return {
         "cut.dng": whole[:-9], "header.dng": whole[:300], "huge.dng": huge, "text.nef": b"no raw file\n" * 99,
-        "empty.arw": b"", "fuji.raf": b"FUJIFILMCCD-RAW " + b"\xff" * 400, "canon.cr3": b"\0\0\0\x18ftypcrx " + b"\xff" * 99,
+        "empty.arw": b"",
+        "fuji.raf": b"FUJIFILMCCD-RAW " + b"\xff" * 400,
+        "canon.cr3": b"\0\0\0\x18ftypcrx " + b"\xff" * 99,
     }  # fmt: skip
 
 
@@ -357,7 +359,8 @@ def zoo(folder):
 NO_NUMBERS = ("", "x", "nan", "1e999", "-1e99", "0x10", "1,5", "1" * 5000)
 ODD_IMAGES = """empty.png one_byte.png truncated.png half.png text.png checksum.png huge.png trap.npy bomb.npy
     negative.npy nan.npy code.npy nothing.npy empty.tif loop.tif empty.exr magic.exr half.jpg tiny.gif zero.bmp
-    cut.dng header.dng huge.dng text.nef empty.arw fuji.raf canon.cr3 slip.zip -h.png folder.png fifo.png device.png dangling.png ring.png""".split()
+    cut.dng header.dng huge.dng text.nef empty.arw fuji.raf canon.cr3
+    slip.zip -h.png folder.png fifo.png device.png dangling.png ring.png""".split()
 ODD_IMAGES += ["x" * 245 + ".png", "new\nline.png", os.fsdecode(b"\xff\xfe.png")]
 WEIGHTS = """empty truncated half text trap trap_inside list nan shape text_inside no_options other_name claims deep
     loops memory folder fifo device dangling ring""".split()

@@ -103,9 +103,9 @@ def tags(data):
 
 
 def noise_profile(found):
-    """The noise that a DNG says its camera has, (a, b): the variance in 0..1 is a * brightness + b; None if it does not.
+    """The noise that a DNG says its camera has, (a, b): the variance in 0..1 is a * brightness + b.
 
-    Of several colours it is the mean.
+    Of several colours it is the mean. None if the file does not tell.
     """
     try:
         a, b = np.reshape(np.array(found[NOISE_PROFILE], float), (-1, 2)).mean(0)

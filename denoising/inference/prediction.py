@@ -26,7 +26,8 @@ def get_parser(doc):
         help="the .pdparams weights; auto measures the noise of each image and takes those that ship for it")
     add("--fast", action="store_true", help="with auto, for photographs: the light weights, several times as fast")
     add("--save_dir", default="./output/", help="where results go; created if needed")
-    add("--keep_format", action="store_true", help="write each image in its own format, not PNG; raw files as DNG, not TIFF")
+    add("--keep_format", action="store_true",
+        help="write each image in its own format, not PNG; raw files as DNG, not TIFF")
     add("--strength", type=number(float, 0, 1), default=1.0, help="0 keeps the input, 1 the full effect")
     add("--detail", type=number(float, 0, 1), default=0.0,
         help="how much of the fine texture that went with the noise is given back")

@@ -172,7 +172,7 @@ def test_the_mosaic_of_a_raw_file(tmp_path, capsys):
     (tmp_path / "a.dng").write_bytes(dng.encode(noisy, (1, 0), (2.0, 1.0, 1.5)))
     assert inspect_noise.main(["--image_path", str(tmp_path / "a.dng"), "--json", str(tmp_path / "a.json")]) == 0
     found = json.loads((tmp_path / "a.json").read_text())["images"][0]
-    assert found["shape"] == [100, 160, 4]
+    assert found["shape"] == [101, 160, 4]  # from the first red pixel on, a row earlier
     assert found["sigma"] == pytest.approx(0.03 * 255, rel=0.06)
     assert f"next: python predict.py --image_path {tmp_path / 'a.dng'}" in capsys.readouterr().out
     (tmp_path / "b.nef").write_bytes(b"no raw file " * 50)

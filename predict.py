@@ -7,6 +7,7 @@ Examples:
   python predict.py --image_path demo/astronaut_noise.png --model_path best_model.pdparams --save_dir ./demo/
   python predict.py --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --precision fp32
   python predict.py --image_path photos/ --save_dir denoised/ --report report     # what was removed: docs/trust.md
+  python predict.py --image_path shots/ --save_dir denoised/ --keep_format        # raw files: DNG; without it TIFF
   python predict.py --image_path renders/valid --model_path renders.pdparams --save_dir denoised/   # docs/rendering.md
 """
 

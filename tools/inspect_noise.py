@@ -53,7 +53,11 @@ def get_parser():
     """The flags."""
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--image_path", required=True, help="an image, a raw file, a folder of them, or a pattern such as 'photos/*.jpg'")
+    add(
+        "--image_path",
+        required=True,
+        help="an image, a raw file, a folder of them, or a pattern such as 'photos/*.jpg'",
+    )
     add("--second", metavar="FILE", help="another frame of the same scene: the difference of the two is measured")
     add("--json", nargs="?", const="-", metavar="FILE", help="all that was found as JSON, to stdout or a file")
     add("--report", metavar="DIR", help="a folder for a page with curves, pictures and the advice")

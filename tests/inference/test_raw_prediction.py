@@ -11,6 +11,7 @@ import predict
 from arch_unet import build_network
 from conftest import noisy_scene, refusal, save, scene
 from denoising.cli import UserError
+from denoising.engine import operators
 from denoising.files import dng, images, raw
 from denoising.imaging import camera
 from denoising.imaging.noise_analysis import sensor_curve
@@ -103,6 +104,22 @@ def test_windows_give_what_the_whole_gives():
     whole = raw_prediction.denoise(Denoiser(network), noisy, (0, 0), CURVE)
     windowed = raw_prediction.denoise(Denoiser(network, tile=128), noisy, (0, 0), CURVE)
     np.testing.assert_allclose(windowed, whole, atol=2e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_engine_computes_the_same(precision):
+    """In bfloat16 too: what is subtracted is rounded, and not the mosaic."""
+    network = build_network("unet_raw", n_channel=1, n_input=2, n_feature=8)
+    network.eval()
+    _, noisy = shot()
+    plain = raw_prediction.denoise(Denoiser(network), noisy, (0, 0), CURVE)
+    try:
+        network.ops = operators.choose("onednn", precision)[0]
+    except UserError as error:
+        pytest.skip(str(error))
+    found = raw_prediction.denoise(Denoiser(network), noisy, (0, 0), CURVE)
+    assert np.abs(plain - noisy).max() > 1e-3
+    np.testing.assert_allclose(found, plain, atol=1e-5 if precision == "fp32" else 2e-3)
 
 
 def test_a_picture_is_not_taken_for_a_mosaic(for_mosaics, tmp_path):

@@ -89,6 +89,7 @@ class RawFile:
         self.path, self.libraw = path, libraw
         self.red, self.kind = _place_of_red(libraw)
         self.noise, self._matrix = dng.noise_profile(told), dng.matrix(told)
+        self._brightest = 1.0
         self.exif = b""
         with contextlib.suppress(Exception):  # hostile bytes; texts are no more than an extra
             self.exif = tiff.texts(data)
@@ -96,17 +97,13 @@ class RawFile:
     def mosaic(self):
         """The visible part of the sensor, H x W float32: black is 0, white 1, and noise goes below black."""
         black = np.array(self.libraw.black_level_per_channel, np.float32)
-        self.span = float(max(self.libraw.white_level - black.min(), 1))
         mosaic = self.libraw.raw_image_visible.astype(np.float32)
         for row in (0, 1):
             for column in (0, 1):
-                mosaic[row::2, column::2] -= black[self._colour(row, column)]
-        mosaic /= np.float32(self.span)
-        self.top = float(mosaic.max())
+                mosaic[row::2, column::2] -= black[_colour(self.libraw, row, column)]
+        mosaic /= max(self.libraw.white_level - black.min(), np.float32(1))
+        self._brightest = float(mosaic.max())
         return mosaic
-
-    def _colour(self, row, column):
-        return _colour(self.libraw, row, column)
 
     def develop(self, mosaic=None, **more):
         """The picture that LibRaw makes of the file, or of a mosaic in its place: H x W x 3 uint16, upright, in sRGB.
@@ -120,7 +117,7 @@ class RawFile:
             span = dng.WHITE - dng.BLACK
             values = np.rint(dng.BLACK + mosaic * np.float32(span))
             self.libraw.raw_image_visible[:] = np.clip(values, 0, dng.WHITE)
-            white = self.top if CLIPS < self.top < 1 else 1
+            white = self._brightest if CLIPS < self._brightest < 1 else 1
             options |= {"user_black": dng.BLACK, "user_cblack": [0] * 4, "user_sat": round(span * white)}
         with refusing(self.path):
             return self.libraw.postprocess(**options)

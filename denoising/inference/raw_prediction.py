@@ -14,8 +14,7 @@ from denoising.imaging.noise_analysis import sensor_curve
 from denoising.imaging.pixels import pack_bayer
 from denoising.inference.denoiser import finite
 
-ARCH = "unet_raw"
-N_INPUT = 2  # the mosaic, and the deviation of its noise at each pixel
+ARCH = "unet_raw"  # of the networks for mosaics
 
 
 def check(options, paths):

@@ -148,7 +148,7 @@ class ByNoise:
     def of_mosaics(self):
         """Those for raw files."""
         if not self.mosaics:
-            network, _ = load_network(auto.shipped_weights(names=(auto.FOR_MOSAICS,))[0])
+            network, _ = load_network(auto.weights_for_mosaics())
             network.ops = self.shelf.ops
             self.mosaics = Denoiser(network, **self.amounts)
         return self.mosaics

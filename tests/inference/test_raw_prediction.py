@@ -176,8 +176,7 @@ def test_a_folder_of_raw_files_and_pictures(tmp_path, weights, for_mosaics, monk
     write(tmp_path / "in" / "deep" / "b.DNG")
     save(tmp_path / "in" / "c.png", noisy_scene(90, 100))
     (tmp_path / "in" / "d.nef").write_bytes(b"no raw file " * 50)
-    shipped = auto.shipped_weights
-    monkeypatch.setattr(auto, "shipped_weights", lambda flag="", names=None: [for_mosaics] if names else shipped())
+    monkeypatch.setattr(auto, "weights_for_mosaics", lambda: for_mosaics)
     run("--image_path", tmp_path / "in", "--save_dir", tmp_path / "o", code=1)
     found = sorted(str(path.relative_to(tmp_path / "o")) for path in (tmp_path / "o").rglob("*.*"))
     assert found == ["a_denoise.tif", "c_denoise.png", "deep/b_denoise.tif"]

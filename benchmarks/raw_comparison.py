@@ -5,7 +5,7 @@
 
 Each image is taken apart into what a sensor sees of it, noise is added, and the result becomes a DNG. It prints a table
 in Markdown: the PSNR of the mosaic, and that of the picture in 8 bits that LibRaw develops of it, in dB, against the
-mosaic without noise and the picture developed of that. LibRaw's other noise reduction, by wavelets (noise_thr), crashes
+mosaic without noise and the picture developed of that; a column for each strength of the noise. LibRaw's other noise reduction, by wavelets (noise_thr), crashes
 in rawpy 0.28 and is left out.
 """
 
@@ -103,8 +103,7 @@ def main(argv=None):
     paths = paths[:: max(1, len(paths) // (options.images or len(paths)))][: options.images]
     ops = operators.choose()[0]
     denoisers = [Denoiser(path, ops) for path in (options.model_path, options.photo_path)]
-    print(f"| {len(paths)} images, noise at middle grey, of 255 | | PSNR of the mosaic | of the picture |")
-    print("|---|---|---|---|")
+    means = {}
     for strength in options.strengths:
         found = []
         for seed, path in enumerate(cli.progress(paths, unit="image", label=f"{strength:g}")):
@@ -113,14 +112,22 @@ def main(argv=None):
             found.append(scores)
             if seed == 0:
                 shown = pictures, scores
-        means = {name: np.mean([scores[name] for scores in found], axis=0) for name in found[0]}
-        for name, (of_mosaic, of_picture) in means.items():
-            cell = "" if np.isnan(of_mosaic) else f"{of_mosaic:.2f}"
-            print(f"| {strength:g} | {name} | {cell} | {of_picture:.2f} |", flush=True)
+        means[strength] = {name: np.mean([scores[name] for scores in found], axis=0) for name in found[0]}
+    print_table(means, len(paths))
     if options.picture:
         pictures, scores = shown
         row = [((picture >> 8).astype(np.uint8), _caption(name, scores)) for name, picture in pictures.items()]
         images.write_image(options.picture, montage.grid([row]))
+
+
+def print_table(means, count):
+    """A row for each way, a column for each strength: PSNR of mosaic / picture."""
+    print(f"| {count} images | " + " | ".join(f"{strength:g}" for strength in means) + " |")
+    print("|---|" + "---|" * len(means))
+    for name in next(iter(means.values())):
+        pairs = [of_strength[name] for of_strength in means.values()]
+        cells = [f"{'' if np.isnan(mosaic) else f'{mosaic:.2f} / '}{picture:.2f}" for mosaic, picture in pairs]
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 def _caption(name, scores):

@@ -5,8 +5,8 @@
 
 Each image is taken apart into what a sensor sees of it, noise is added, and the result becomes a DNG. It prints a table
 in Markdown: the PSNR of the mosaic, and that of the picture in 8 bits that LibRaw develops of it, in dB, against the
-mosaic without noise and the picture developed of that; a column for each strength of the noise. LibRaw's other noise reduction, by wavelets (noise_thr), crashes
-in rawpy 0.28 and is left out.
+mosaic without noise and the picture developed of that; a column for each strength of the noise. LibRaw's other noise
+reduction, by wavelets (noise_thr), crashes in rawpy 0.28 and is left out.
 """
 
 import dataclasses

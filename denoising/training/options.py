@@ -10,6 +10,7 @@ from denoising import cli
 from denoising.cli import UserError, number
 from denoising.imaging.noise import list_of_noise
 from denoising.inference import checkpoint, devices
+from denoising.training import recipe
 from denoising.training.checks import checked
 from denoising.training.methods import LOSSES, METHODS
 from denoising.training.optimizers import KINDS as OPTIMIZERS
@@ -30,6 +31,10 @@ PRESETS = {
         "arch": "unet_lite", "n_feature": 48, "method": "noise2noise", "augment": True, "batchsize": 32,
         "optimizer": "muon", "lr": 4e-3, "lr_schedule": "cosine", "warmup_steps": 10, "ema": 0.998,
         "log_name": "lite",
+    },
+    # Noisy images of one's own; recipe.py adds what depends on them: docs/own_data.md.
+    "auto": {
+        "noisetype": "none", "augment": True, "optimizer": "muon", "lr_schedule": "cosine", "log_name": "own_images",
     },
 }  # fmt: skip
 
@@ -65,7 +70,9 @@ def get_parser(description=None):
     parser = cli.Parser(description)
     add = parser.add_argument
     add("--preset", choices=PRESETS,
-        help="a set of flags for one purpose (docs/lite.md); any of them may still be given")
+        help="a set of flags for one purpose, any of which may still be given: lite (docs/lite.md), or auto, which "
+        "measures noisy images of one's own and chooses what fits them (docs/own_data.md); auto is meant where "
+        "--noisetype none is given and no flag of the schedule")
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", help="folder of training images, searched recursively; or a pair file (.npz, .pkl)")
     add("--pair_dir",
@@ -177,8 +184,12 @@ def parse_options(parser, argv):
         Options, and for --resume the Stopped run, else None.
     """
     given = given_flags(parser, argv)
-    resume, preset = given.pop("resume", None), given.get("preset")
-    options = defaults(parser) | PRESETS.get(preset, {}) | given
+    resume = given.pop("resume", None)
+    if resume is None and recipe.is_meant(given, names_of(parser, "schedule")):
+        given["preset"] = "auto"
+    options = defaults(parser) | PRESETS.get(given.get("preset"), {}) | given
+    if resume is None and options["preset"] == "auto":
+        return recipe.with_recipe(Options(**options), given), None
     if resume is None:
         return with_known_noise(checked(Options(**options))), None
     folder = find_run(resume, options["save_model_path"], options["log_name"])
@@ -203,6 +214,12 @@ def defaults(parser):
     """Each option with its default; --help and --resume are no options of a training."""
     names = {action.dest for action in parser._actions} - {"help", "resume"}
     return {name: parser.get_default(name) for name in names}
+
+
+def names_of(parser, group):
+    """The names of the options in a group of --help."""
+    actions = next(found for found in parser._action_groups if found.title == group)._group_actions
+    return {action.dest for action in actions}
 
 
 def saved_options(parser, stopped):

@@ -40,6 +40,7 @@ class OwnNoise:
         known_noise: its name for `parse_noise`, where it is white; else None.
         analyses: what was measured in each image of the sample that has this kind of noise.
         measured: how many images were measured in all.
+        smallest_side: of the images that were measured, in pixels.
         step: between two values of the files, in 0..1; 0 where they are floats.
         reason: why there is none.
     """
@@ -50,6 +51,7 @@ class OwnNoise:
     known_noise: str | None
     analyses: tuple[Analysis, ...]
     measured: int
+    smallest_side: int
     step: float = 0.0
     reason: str = ""
 
@@ -93,26 +95,28 @@ def measure_folder(flag, folder, n_channel, size=None):
 
 def measure(images):
     """Measures images, H x W x C each: uint8, uint16, or float32 in 0..1."""
-    analyses, values = [], []
+    analyses, values, sides = [], [], []
     for image in images:
+        sides.append(min(image.shape[:2]))
         analyses.append(analyse(np.ascontiguousarray(image)))
         values.append(_some_values(image))
+    cli.refuse((not analyses, "no image can be read"))
     kinds = Counter(kind for kind in map(_wide_kind, analyses) if kind)
     kind = kinds.most_common(1)[0][0] if kinds else "none"
     alike = tuple(analysis for analysis in analyses if _wide_kind(analysis) == kind)
     if kind == "none":
-        reason = Counter(analysis.reason for analysis in analyses).most_common(1)
-        return OwnNoise("none", 0.0, 1.0, None, (), len(analyses), reason[0][0] if reason else "there is no image")
+        reason = Counter(analysis.reason for analysis in analyses).most_common(1)[0][0]
+        return OwnNoise("none", 0.0, 1.0, None, (), len(analyses), min(sides), reason=reason)
     sigmas = [analysis.sigma for analysis in alike]
     low, high = np.quantile(sigmas, (0.1, 0.9))
     sigma, spread = float(np.median(sigmas)), float(high / low)
     if kind == "correlated":
-        return OwnNoise(kind, sigma, spread, None, alike, len(analyses))
+        return OwnNoise(kind, sigma, spread, None, alike, len(analyses), min(sides))
     a, b = pooled_curve(alike)
     step = max([1 / np.iinfo(part.dtype).max for part in values if part.dtype.kind == "u"], default=0.0)
     name = name_of_curve(a, b, step, np.concatenate([to_01(part) for part in values]))
     kind, spread = "poisson" if "poisson" in name else "gauss", _spread_about((a, b), alike)
-    return OwnNoise(kind, sigma, spread, name, alike, len(analyses), step)
+    return OwnNoise(kind, sigma, spread, name, alike, len(analyses), min(sides), step)
 
 
 def method_for(found):
@@ -122,11 +126,11 @@ def method_for(found):
     return Neighbor2Neighbor()
 
 
-def with_known_noise(options):
-    """The options with the measured noise in place of --known_noise auto."""
+def with_known_noise(options, found=None):
+    """The options with the noise that was measured, or is measured now, in place of --known_noise auto."""
     if options.known_noise != "auto":
         return options
-    found = measure_folder("--data_dir", options.data_dir, options.n_channel, options.train_size)
+    found = found or measure_folder("--data_dir", options.data_dir, options.n_channel, options.train_size)
     cli.refuse(
         (found.kind == "none", f"--known_noise: {found.describe()}; name it, if you know it: --known_noise gauss2"),
         (not found.is_white,

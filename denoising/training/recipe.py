@@ -1,0 +1,92 @@
+"""What `train.py --data_dir my_images --noisetype none` does without any other flag: the recipe of --preset auto.
+
+The noise is measured, and from it follow the method, the weights to start from, the patches and the minutes. A run
+that starts near its goal takes minutes; one that starts from nothing takes an hour.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import paddle
+
+from denoising import cli
+from denoising.cli import UserError
+from denoising.data import renders
+from denoising.files import pair_files
+from denoising.imaging.noise import parse_noise
+from denoising.inference import auto, devices, distributed
+from denoising.training.checks import checked
+from denoising.training.methods import SINGLE
+from denoising.training.own_noise import measure_folder, with_known_noise
+
+PATCH = 192  # pixels a side: smaller patches leave too few at the deepest level (docs/training.md)
+FROM_WEIGHTS = {"max_minutes": 6.0, "lr": 5e-4, "warmup_steps": 50, "ema": 0.99}
+FROM_NOTHING = {"max_minutes": 60.0, "lr": 1e-3, "warmup_steps": 200}
+INSIST = "a flag beside --preset auto changes that one; --n_epoch 100 instead of it trains as published"
+
+
+def is_meant(given, schedule):
+    """Whether a command line means --preset auto: noisy images of one's own, and no flag of the schedule."""
+    if "preset" in given or given.get("noisetype") != "none" or not given.get("data_dir") or given.get("pair_dir"):
+        return False
+    if given.get("method", SINGLE[0]) not in SINGLE or schedule & set(given):
+        return False
+    return not (pair_files.is_pair_file(given["data_dir"]) or renders.is_folder(given["data_dir"]))
+
+
+def with_recipe(options, given):
+    """The options of --preset auto with what follows from the images; what has been given stays."""
+    cli.refuse(
+        (options.noisetype != "none", "--preset: auto is for images that are noisy already (--noisetype none)"),
+        (options.method not in SINGLE or options.pair_dir, "--preset: auto learns from single images, without pairs"),
+    )
+    options = checked(options)
+    found = measure_folder("--data_dir", options.data_dir, options.n_channel, options.train_size)
+    options = with_known_noise(options, found)
+    nothing = found.kind == "none" and "method" not in given
+    cli.refuse((nothing, f"--data_dir: {found.describe()}; --method neighbor2neighbor trains all the same"))
+    recipe = {"method": "neighbor2neighbor", "batchsize": 4, "reg_start": 0.3}
+    if found.can_be_told:
+        recipe = {"method": "recorrupted2recorrupted", "known_noise": found.known_noise, "batchsize": 2}
+    if "method" in given:
+        recipe.pop("known_noise", None)
+    recipe["patchsize"] = min(PATCH, max(found.smallest_side // 32 * 32, 32))
+    start = options.pretrained or nearest_weights(found, options)
+    recipe |= {"pretrained": start, **(FROM_WEIGHTS if start else FROM_NOTHING)}
+    if given.get("engine") != "paddle" and not options.to_static and not paddle.device.is_compiled_with_cuda():
+        recipe["precision"] = devices.fastest_precision()
+    options = options.but(**{name: value for name, value in recipe.items() if name not in given})
+    if distributed.IS_MAIN:
+        cli.note(f"--preset auto: {found.describe()}")
+        cli.note(f"--preset auto: {in_words(options)}; {INSIST}")
+    return options
+
+
+def in_words(options):
+    """What the recipe chose, in one line."""
+    start = f"from {Path(options.pretrained).name}" if options.pretrained else "from nothing"
+    length = f"{options.max_minutes:g} minutes" if options.max_minutes else "as long as given"
+    return (
+        f"{options.method}, {start}, {length}, patches of {options.patchsize}, {options.precision}, {options.optimizer}"
+    )
+
+
+def nearest_weights(found, options):
+    """The path of the weights that ship and are for noise that comes nearest; None where none fit the network."""
+    try:
+        shelf = auto.Shelf(auto.shipped_weights("--pretrained"))
+    except UserError:
+        return None
+    able = []
+    for weights in shelf.weights.values():
+        own = shelf.network(weights.name).options
+        same = own["arch"] == options.arch and own["n_feature"] == options.n_feature and own.get("n_head") in (None, 96)
+        # Weights for colours are a start for grey images too.
+        if same and (weights.n_channel == options.n_channel or (weights.n_channel, options.n_channel) == (3, 1)):
+            able.append(weights)
+    if not found.analyses:
+        return next((str(weights.path) for weights in able if weights.noise.low < weights.noise.high), None)
+    counted = parse_noise(found.known_noise or "none").low if found.kind == "poisson" else 0.0
+    usual = dataclasses.replace(found.analyses[0], kind=found.kind, sigma=found.sigma, peak=counted)
+    taken = auto.fitting(able, usual, options.n_channel)
+    return str(taken.path) if taken else None

@@ -100,13 +100,13 @@ def measure(images):
         sides.append(min(image.shape[:2]))
         analyses.append(analyse(np.ascontiguousarray(image)))
         values.append(_some_values(image))
-    cli.refuse((not analyses, "no image can be read"))
     kinds = Counter(kind for kind in map(_wide_kind, analyses) if kind)
     kind = kinds.most_common(1)[0][0] if kinds else "none"
     alike = tuple(analysis for analysis in analyses if _wide_kind(analysis) == kind)
     if kind == "none":
-        reason = Counter(analysis.reason for analysis in analyses).most_common(1)[0][0]
-        return OwnNoise("none", 0.0, 1.0, None, (), len(analyses), min(sides), reason=reason)
+        reasons = Counter(analysis.reason for analysis in analyses) or Counter(["no image can be read"])
+        smallest, reason = min(sides, default=0), reasons.most_common(1)[0][0]
+        return OwnNoise("none", 0.0, 1.0, None, (), len(analyses), smallest, reason=reason)
     sigmas = [analysis.sigma for analysis in alike]
     low, high = np.quantile(sigmas, (0.1, 0.9))
     sigma, spread = float(np.median(sigmas)), float(high / low)

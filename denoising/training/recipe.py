@@ -45,11 +45,10 @@ def with_recipe(options, given):
     options = with_known_noise(options, found)
     nothing = found.kind == "none" and "method" not in given
     cli.refuse((nothing, f"--data_dir: {found.describe()}; --method neighbor2neighbor trains all the same"))
-    recipe = {"method": "neighbor2neighbor", "batchsize": 4, "reg_start": 0.3}
-    if found.can_be_told:
-        recipe = {"method": "recorrupted2recorrupted", "known_noise": found.known_noise, "batchsize": 2}
-    if "method" in given:
-        recipe.pop("known_noise", None)
+    method = given.get("method") or best_method(found)
+    recipe = {"method": method, "batchsize": 4, "reg_start": 0.3}
+    if method == "recorrupted2recorrupted":
+        recipe |= {"known_noise": options.known_noise or found.known_noise, "batchsize": 2}  # two whole patches a step
     recipe["patchsize"] = min(PATCH, max(found.smallest_side // 32 * 32, 32))
     start = options.pretrained or nearest_weights(found, options)
     recipe |= {"pretrained": start, **(FROM_WEIGHTS if start else FROM_NOTHING)}
@@ -60,6 +59,11 @@ def with_recipe(options, given):
         cli.note(f"--preset auto: {found.describe()}")
         cli.note(f"--preset auto: {in_words(options)}; {INSIST}")
     return options
+
+
+def best_method(found):
+    """The method that learns best from images of this noise."""
+    return "recorrupted2recorrupted" if found.can_be_told else "neighbor2neighbor"
 
 
 def in_words(options):

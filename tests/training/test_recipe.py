@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+
+from conftest import noisy_scene, save, scene
+from denoising.cli import UserError
+from denoising.imaging.noise import parse_noise
+from denoising.inference import devices
+from denoising.training import recipe
+from denoising.training.options import defaults, get_parser, parse_options
+from test_own_noise import smoothed
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Weights to start from without a look at those that ship, on a CPU that computes in bf16."""
+    monkeypatch.setattr(recipe, "nearest_weights", lambda found, options: "w.pdparams")
+    monkeypatch.setattr(devices, "fastest_precision", lambda: "bf16")
+
+
+@pytest.fixture
+def white(tmp_path):
+    for i in range(3):
+        save(tmp_path / "white" / f"{i}.png", noisy_scene(110, 130, seed=i, sigma=20))
+    return tmp_path / "white"
+
+
+def options_of(folder, *flags):
+    return parse_options(get_parser(), ["--data_dir", str(folder), *map(str, flags)])[0]
+
+
+def test_no_other_flag_is_needed(white, started, capsys):
+    options = options_of(white, "--noisetype", "none")
+    assert (options.preset, options.optimizer, options.lr_schedule, options.augment) == ("auto", "muon", "cosine", True)
+    assert (options.method, options.pretrained, options.precision) == ("recorrupted2recorrupted", "w.pdparams", "bf16")
+    assert parse_noise(options.known_noise).low == pytest.approx(20, rel=0.06)
+    assert (options.patchsize, options.max_minutes, options.lr) == (96, 6, 5e-4)
+    said = capsys.readouterr().err
+    assert "--preset auto: white noise of" in said
+    assert "from w.pdparams, 6 minutes, patches of 96" in said
+    assert "a flag beside --preset auto changes that one" in said
+
+
+def test_what_is_given_stays(white, started):
+    options = options_of(white, "--preset", "auto", "--max_minutes", 60, "--lr", 1e-3, "--method", "neighbor2neighbor")
+    assert (options.noisetype, options.max_minutes, options.lr) == ("none", 60, 1e-3)
+    assert (options.method, options.known_noise, options.batchsize) == ("neighbor2neighbor", None, 4)
+    options = options_of(white, "--noisetype", "none", "--known_noise", "gauss12", "--method", "recorrupted2recorrupted")
+    assert (options.preset, options.known_noise, options.batchsize) == ("auto", "gauss12", 2)
+    options = options_of(white, "--noisetype", "none", "--known_noise", "auto", "--method", "recorrupted2recorrupted")
+    assert options.known_noise.startswith("gauss")
+    assert options_of(white, "--noisetype", "none", "--pretrained", "mine.pdparams").pretrained == "mine.pdparams"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--noisetype none --max_minutes 60", "--noisetype none --n_epoch 100", "--noisetype none --optimizer adam",
+     "--noisetype gauss25", "", "--preset lite --method noise2noise --noisetype gauss25",
+     "--method noise2noise --pair_dir . --noisetype none"],
+)  # fmt: skip
+def test_published_commands_are_left_alone(white, flags):
+    flags = flags.split()
+    options = options_of(white, *flags)
+    assert options.preset != "auto"
+    if options.preset is None:
+        given = {str(flag)[2:] for flag in flags if str(flag).startswith("--")} | {"data_dir", "noisetype", "loss"}
+        published = defaults(get_parser())
+        assert all(value == published[name] for name, value in vars(options).items() if name not in given)
+
+
+def test_without_weights_or_with_images_that_share_their_noise(tmp_path, white, monkeypatch):
+    monkeypatch.setattr(recipe, "nearest_weights", lambda found, options: None)
+    options = options_of(white, "--noisetype", "none")
+    assert (options.pretrained, options.max_minutes, options.lr) == (None, 60, 1e-3)
+    save(tmp_path / "shared" / "0.png", smoothed(0))
+    options = options_of(tmp_path / "shared", "--noisetype", "none")
+    assert (options.method, options.known_noise) == ("neighbor2neighbor", None)
+
+
+def test_weights_that_come_nearest(tmp_path, white):
+    assert Path(options_of(white, "--noisetype", "none").pretrained).name == "gauss5_50.pdparams"
+    save(tmp_path / "shared" / "0.png", smoothed(0))
+    assert Path(options_of(tmp_path / "shared", "--noisetype", "none").pretrained).name == "photo.pdparams"
+    assert options_of(white, "--noisetype", "none", "--n_feature", 8).pretrained is None
+
+
+def test_refusals(tmp_path, started):
+    save(tmp_path / "0.png", scene(160, 200))
+
+    def refused(*flags):
+        with pytest.raises(UserError) as error:
+            options_of(tmp_path, *flags)
+        return str(error.value)
+
+    said = refused("--noisetype", "none")
+    assert said.startswith("--data_dir: no noise that can be measured")
+    assert "--method neighbor2neighbor trains all the same" in said
+    assert options_of(tmp_path, "--noisetype", "none", "--method", "neighbor2neighbor").preset == "auto"
+    assert refused("--preset", "auto", "--noisetype", "gauss25").startswith("--preset: auto is for images that are")
+    assert refused("--preset", "auto", "--method", "noise2noise").startswith("--preset: auto learns from single")
+    assert refused("--noisetype", "none", "--method", "recorrupted2recorrupted").startswith("--known_noise:")
+    (tmp_path / "0.png").write_bytes(b"broken")
+    assert "no image can be read" in refused("--noisetype", "none")

@@ -1,14 +1,17 @@
+import json
 from pathlib import Path
 
 import pytest
+from test_own_noise import smoothed
 
+import train
 from conftest import noisy_scene, save, scene
 from denoising.cli import UserError
 from denoising.imaging.noise import parse_noise
 from denoising.inference import devices
+from denoising.inference.checkpoint import load_network
 from denoising.training import recipe
 from denoising.training.options import defaults, get_parser, parse_options
-from test_own_noise import smoothed
 
 
 @pytest.fixture
@@ -45,10 +48,11 @@ def test_what_is_given_stays(white, started):
     options = options_of(white, "--preset", "auto", "--max_minutes", 60, "--lr", 1e-3, "--method", "neighbor2neighbor")
     assert (options.noisetype, options.max_minutes, options.lr) == ("none", 60, 1e-3)
     assert (options.method, options.known_noise, options.batchsize) == ("neighbor2neighbor", None, 4)
-    options = options_of(white, "--noisetype", "none", "--known_noise", "gauss12", "--method", "recorrupted2recorrupted")
+    options = options_of(
+        white, "--noisetype", "none", "--known_noise", "gauss12", "--method", "recorrupted2recorrupted"
+    )
     assert (options.preset, options.known_noise, options.batchsize) == ("auto", "gauss12", 2)
-    options = options_of(white, "--noisetype", "none", "--known_noise", "auto", "--method", "recorrupted2recorrupted")
-    assert options.known_noise.startswith("gauss")
+    assert options_of(white, *r2r, "auto").known_noise.startswith("gauss")
     assert options_of(white, "--noisetype", "none", "--pretrained", "mine.pdparams").pretrained == "mine.pdparams"
 
 
@@ -101,3 +105,21 @@ def test_refusals(tmp_path, started):
     assert refused("--noisetype", "none", "--method", "recorrupted2recorrupted").startswith("--known_noise:")
     (tmp_path / "0.png").write_bytes(b"broken")
     assert "no image can be read" in refused("--noisetype", "none")
+
+
+def test_what_was_measured_is_kept_with_the_weights(white, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "PATCH", 32)
+    where = ["--save_model_path", tmp_path / "runs", "--log_name", "own", "--val_dirs", "none", "--workers", 1]
+    flags = ["--preset", "auto", "--max_steps", 2, "--n_feature", 4, "--device", "cpu", "--engine", "paddle"]
+    folder, finished = train.train(*parse_options(get_parser(), list(map(str, ["--data_dir", white, *flags, *where]))))
+    assert finished
+    _, about = load_network(Path(folder) / "best_model.pdparams")
+    kept = json.loads((Path(folder) / "options.json").read_text())["options"]
+    assert about["known_noise"] == kept["known_noise"]
+    assert about["known_noise"].startswith("gauss")
+    assert (about["method"], kept["preset"]) == ("recorrupted2recorrupted", "auto")
+    # A run that goes on does not measure anew.
+    flags = ["--resume", folder, "--max_steps", "3", "--known_noise", "auto"]
+    options, stopped = parse_options(get_parser(), flags)
+    assert stopped.folder == folder
+    assert (options.known_noise, options.method) == (kept["known_noise"], "recorrupted2recorrupted")

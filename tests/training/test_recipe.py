@@ -48,9 +48,8 @@ def test_what_is_given_stays(white, started):
     options = options_of(white, "--preset", "auto", "--max_minutes", 60, "--lr", 1e-3, "--method", "neighbor2neighbor")
     assert (options.noisetype, options.max_minutes, options.lr) == ("none", 60, 1e-3)
     assert (options.method, options.known_noise, options.batchsize) == ("neighbor2neighbor", None, 4)
-    options = options_of(
-        white, "--noisetype", "none", "--known_noise", "gauss12", "--method", "recorrupted2recorrupted"
-    )
+    r2r = ("--noisetype", "none", "--method", "recorrupted2recorrupted", "--known_noise")
+    options = options_of(white, *r2r, "gauss12")
     assert (options.preset, options.known_noise, options.batchsize) == ("auto", "gauss12", 2)
     assert options_of(white, *r2r, "auto").known_noise.startswith("gauss")
     assert options_of(white, "--noisetype", "none", "--pretrained", "mine.pdparams").pretrained == "mine.pdparams"

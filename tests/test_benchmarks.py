@@ -19,7 +19,7 @@ import pytest
 
 import train
 from arch_unet import build_network
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, save, scene
 from denoising import cli
 from denoising.files import images, raw
 from denoising.inference import checkpoint
@@ -34,6 +34,7 @@ import bench_serve
 import bench_train_step
 import measures
 import mri_comparison
+import own_photos
 import raw_comparison
 import recipes
 import run
@@ -229,6 +230,25 @@ def test_recipes(folders, tmp_path, monkeypatch, capsys):
     rows = cells(capsys.readouterr().out)
     assert [row[1] for row in rows] == ["2", "2"]
     assert all(5 < float(row[4].strip("*")) < 60 for row in rows)
+
+
+def test_own_photos(tmp_path, capsys):
+    for i in range(2):
+        noise = cv2.GaussianBlur(np.random.default_rng(i).normal(0, 30, (64, 64, 3)), (0, 0), 0.8)
+        noisy = np.clip(scene(64, 64, seed=i) + noise, 0, 255).astype(np.uint8)
+        for kind, image in (("noisy", noisy), ("clean", scene(64, 64, seed=i))):
+            save(tmp_path / "pairs" / kind / f"{i}.png", image)
+    flags = ["--data_dir", tmp_path / "pairs" / "noisy", "--pairs", tmp_path / "pairs", "--save_dir", tmp_path / "kept"]
+    flags += ["--model_path", ROOT / "models" / "photo.pdparams", "--minutes", 0.001, "--batchsize", 1]
+    flags += ["--patchsize", 36, "--precision", "fp32"]
+    assert own_photos.main(flags) is None
+    rows = cells(capsys.readouterr().out)
+    assert [row[0].split(":")[0] for row in rows] == list(own_photos.CONTENDERS)
+    assert rows[0][1] == "0"
+    assert all(int(row[1]) >= 1 for row in rows[1:])
+    assert all(15 < float(row[2]) < 50 for row in rows)
+    own_photos.main([*flags, "--only", "unchanged"])
+    assert cells(capsys.readouterr().out) == rows[:1]
 
 
 def test_every_recipe_is_one_that_train_takes():

@@ -1,4 +1,4 @@
-"""What noise one's own images have, and which method learns from it: nothing needs to be known beforehand.
+"""What noise one's own images have, so that nothing needs to be known beforehand.
 
     >>> found = measure_folder("--data_dir", "my_images", n_channel=3)  # or measure(arrays)
     >>> found.kind, found.describe(), found.known_noise
@@ -19,7 +19,6 @@ from denoising.imaging import noise_curve
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import Analysis, analyse
 from denoising.imaging.pixels import as_channels, to_01
-from denoising.training.methods import Neighbor2Neighbor, Recorrupted2Recorrupted
 
 SAMPLE = 24  # images of a folder that are measured, a second of work for each eight megapixels
 RANGES = 10  # of brightness, in which the strength is pooled
@@ -117,13 +116,6 @@ def measure(images):
     name = name_of_curve(a, b, step, np.concatenate([to_01(part) for part in values]))
     kind, spread = "poisson" if "poisson" in name else "gauss", _spread_about((a, b), alike)
     return OwnNoise(kind, sigma, spread, name, alike, len(analyses), min(sides), step)
-
-
-def method_for(found):
-    """The method that learns best from images of this noise, which is not "none"."""
-    if found.can_be_told:
-        return Recorrupted2Recorrupted(parse_noise(found.known_noise), in_files=True)
-    return Neighbor2Neighbor()
 
 
 def with_known_noise(options, found=None):

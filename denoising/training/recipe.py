@@ -22,6 +22,8 @@ from denoising.training.own_noise import measure_folder, with_known_noise
 PATCH = 192  # pixels a side: smaller patches leave too few at the deepest level (docs/training.md)
 FROM_WEIGHTS = {"max_minutes": 6.0, "lr": 5e-4, "warmup_steps": 50, "ema": 0.99}
 FROM_NOTHING = {"max_minutes": 60.0, "lr": 1e-3, "warmup_steps": 200}
+LENGTHS = {"n_epoch", "max_steps", "max_minutes"}
+ALL_THE_SAME = "--method neighbor2neighbor trains all the same"
 INSIST = "a flag beside --preset auto changes that one; --n_epoch 100 instead of it trains as published"
 
 
@@ -43,8 +45,12 @@ def with_recipe(options, given):
     options = checked(options)
     found = measure_folder("--data_dir", options.data_dir, options.n_channel, options.train_size)
     options = with_known_noise(options, found)
-    nothing = found.kind == "none" and "method" not in given
-    cli.refuse((nothing, f"--data_dir: {found.describe()}; --method neighbor2neighbor trains all the same"))
+    cli.refuse(
+        ("method" not in given and found.kind == "none", f"--data_dir: {found.describe()}; {ALL_THE_SAME}"),
+        ("method" not in given and found.kind == "correlated",
+         f"--data_dir: {found.describe()}, which models/photo.pdparams removes as well as anything that was learned "
+         f"from such files alone: predict.py --image_path {options.data_dir} takes it; {ALL_THE_SAME}"),
+    )  # fmt: skip
     method = given.get("method") or best_method(found)
     recipe = {"method": method, "batchsize": 4, "reg_start": 0.3}
     if method == "recorrupted2recorrupted":
@@ -52,6 +58,8 @@ def with_recipe(options, given):
     recipe["patchsize"] = min(PATCH, max(found.smallest_side // 32 * 32, 32))
     start = options.pretrained or nearest_weights(found, options)
     recipe |= {"pretrained": start, **(FROM_WEIGHTS if start else FROM_NOTHING)}
+    if LENGTHS & set(given):
+        del recipe["max_minutes"]
     if given.get("engine") != "paddle" and not options.to_static and not paddle.device.is_compiled_with_cuda():
         recipe["precision"] = devices.fastest_precision()
     options = options.but(**{name: value for name, value in recipe.items() if name not in given})
@@ -69,7 +77,7 @@ def best_method(found):
 def in_words(options):
     """What the recipe chose, in one line."""
     start = f"from {Path(options.pretrained).name}" if options.pretrained else "from nothing"
-    length = f"{options.max_minutes:g} minutes" if options.max_minutes else "as long as given"
+    length = f"{options.max_minutes:g} minutes" if options.max_minutes else "for the length that was given"
     return (
         f"{options.method}, {start}, {length}, patches of {options.patchsize}, {options.precision}, {options.optimizer}"
     )

@@ -53,6 +53,7 @@ def test_what_is_given_stays(white, started):
     assert (options.preset, options.known_noise, options.batchsize) == ("auto", "gauss12", 2)
     assert options_of(white, *r2r, "auto").known_noise.startswith("gauss")
     assert options_of(white, "--noisetype", "none", "--pretrained", "mine.pdparams").pretrained == "mine.pdparams"
+    assert options_of(white, "--preset", "auto", "--n_epoch", 20).max_minutes is None
 
 
 @pytest.mark.parametrize(
@@ -71,19 +72,28 @@ def test_published_commands_are_left_alone(white, flags):
         assert all(value == published[name] for name, value in vars(options).items() if name not in given)
 
 
-def test_without_weights_or_with_images_that_share_their_noise(tmp_path, white, monkeypatch):
+def test_without_weights_that_fit_it_takes_longer(white, monkeypatch):
     monkeypatch.setattr(recipe, "nearest_weights", lambda found, options: None)
     options = options_of(white, "--noisetype", "none")
     assert (options.pretrained, options.max_minutes, options.lr) == (None, 60, 1e-3)
-    save(tmp_path / "shared" / "0.png", smoothed(0))
-    options = options_of(tmp_path / "shared", "--noisetype", "none")
-    assert (options.method, options.known_noise) == ("neighbor2neighbor", None)
+
+
+def test_noise_that_neighbours_share_is_left_to_the_weights_that_ship(tmp_path, started):
+    save(tmp_path / "0.png", smoothed(0))
+    with pytest.raises(UserError) as error:
+        options_of(tmp_path, "--noisetype", "none")
+    said = str(error.value)
+    assert said.startswith("--data_dir: correlated noise of")
+    assert f"predict.py --image_path {tmp_path} takes it" in said
+    options = options_of(tmp_path, "--noisetype", "none", "--method", "neighbor2neighbor")
+    assert (options.preset, options.method, options.known_noise) == ("auto", "neighbor2neighbor", None)
 
 
 def test_weights_that_come_nearest(tmp_path, white):
     assert Path(options_of(white, "--noisetype", "none").pretrained).name == "gauss5_50.pdparams"
     save(tmp_path / "shared" / "0.png", smoothed(0))
-    assert Path(options_of(tmp_path / "shared", "--noisetype", "none").pretrained).name == "photo.pdparams"
+    shared = options_of(tmp_path / "shared", "--noisetype", "none", "--method", "neighbor2neighbor")
+    assert Path(shared.pretrained).name == "photo.pdparams"
     assert options_of(white, "--noisetype", "none", "--n_feature", 8).pretrained is None
 
 

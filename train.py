@@ -5,11 +5,14 @@ Examples:
   python -u train.py --data_dir=./Imagenet_val --val_dirs=./validation --noisetype=gauss25 \
       --save_model_path=./results --log_name=unet_gauss25_b4e100r02 --increase_ratio=2
 
-  # Your own noisy images, twenty minutes.
+  # Your own noisy images: their noise is measured, and the recipe follows from it (docs/own_data.md).
+  python train.py --data_dir=my_noisy_images --noisetype=none
+
+  # The same from nothing, for twenty minutes.
   python train.py --data_dir=my_noisy_images --noisetype=none --max_minutes=20 --optimizer=muon --lr=1e-3 \
       --lr_schedule=cosine --warmup_steps=200 --patchsize=192 --reg_start=0.3 --augment
 
-  # The same where their noise is known: Gaussian, 12 of 255.
+  # The same where their noise is known: Gaussian, 12 of 255 (auto: it is measured).
   python train.py --method=recorrupted2recorrupted --data_dir=my_noisy_images --noisetype=none \
       --known_noise=gauss12 --max_minutes=20 --optimizer=muon --lr=1e-3 --lr_schedule=cosine --warmup_steps=200 \
       --patchsize=192 --augment

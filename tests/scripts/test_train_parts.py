@@ -43,17 +43,17 @@ def test_the_sets_to_score_on_and_their_noise(folders, tmp_path, capsys, monkeyp
     assert sets("--val_dirs", "none") == ([], None)
     capsys.readouterr()
     # Images with noise of their own: only sets of pairs give scores.
-    assert sets("--val_dirs", tmp_path / "nowhere", "--noisetype", "none") == ([], None)
+    assert sets("--val_dirs", tmp_path / "nowhere", "--noisetype", "none", "--n_epoch", 1) == ([], None)
     assert capsys.readouterr().err == ""
-    assert sets("--val_dirs", val, "--noisetype", "none") == ([], "none")
+    assert sets("--val_dirs", val, "--noisetype", "none", "--n_epoch", 1) == ([], "none")
     assert "no scores: the images are noisy already" in capsys.readouterr().err
     for kind in ("noisy", "clean"):
         save(tmp_path / "val" / "night" / kind / "a.png", scene(40, 40))
-    assert sets("--val_dirs", tmp_path / "val", "--noisetype", "none") == (["night"], "none")
+    assert sets("--val_dirs", tmp_path / "val", "--noisetype", "none", "--n_epoch", 1) == (["night"], "none")
     assert capsys.readouterr().err == ""
     halves = np.zeros((2, 1, 3, 8, 8), np.uint8)
     pair_files.write(tmp_path / "a.npz", pair_files.VALIDATION, halves)
-    assert sets("--val_dirs", tmp_path / "a.npz", "--noisetype", "none") == (["a"], "none")
+    assert sets("--val_dirs", tmp_path / "a.npz", "--noisetype", "none", "--n_epoch", 1) == (["a"], "none")
     with pytest.raises(UserError, match="--val_dirs"):
         sets("--val_dirs", tmp_path / "nowhere")
     monkeypatch.setattr(distributed, "IS_MAIN", False)

@@ -126,7 +126,7 @@ def with_known_noise(options, found=None):
     cli.refuse(
         (found.kind == "none", f"--known_noise: {found.describe()}; name it, if you know it: --known_noise gauss2"),
         (not found.is_white,
-         f"--known_noise: {found.describe()}; recorrupted2recorrupted needs white noise: leave --method away"),
+         f"--known_noise: {found.describe()}; recorrupted2recorrupted needs white noise (docs/own_data.md)"),
     )  # fmt: skip
     cli.note(f"--known_noise: {found.describe()}")
     if found.spread > ALIKE:

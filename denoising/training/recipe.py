@@ -4,6 +4,7 @@ The noise is measured, and from it follow the method, the weights to start from,
 that starts near its goal takes minutes; one that starts from nothing takes an hour.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import paddle
 from denoising import cli
 from denoising.cli import UserError
 from denoising.data import renders
-from denoising.files import pair_files
+from denoising.files import images, pair_files
+from denoising.imaging import noise_traces
 from denoising.imaging.noise import parse_noise
 from denoising.inference import auto, devices, distributed
 from denoising.training.checks import checked
@@ -43,6 +45,8 @@ def with_recipe(options, given):
         (options.method not in SINGLE or options.pair_dir, "--preset: auto learns from single images, without pairs"),
     )
     options = checked(options)
+    if "n_channel" not in given:
+        options = options.but(n_channel=channels_of(options.data_dir))
     found = measure_folder("--data_dir", options.data_dir, options.n_channel, options.train_size)
     options = with_known_noise(options, found)
     cli.refuse(
@@ -69,6 +73,16 @@ def with_recipe(options, given):
     return options
 
 
+def channels_of(folder):
+    """The --n_channel for the images of a folder, by the first that can be read: 1 if it is grey, 4 if a mosaic."""
+    for path in images.find_images("--data_dir", folder):
+        with contextlib.suppress(UserError):
+            image = images.read_image(path).pages[0]
+            grey = image.shape[2] == 1
+            return (4 if noise_traces.is_mosaic(image) else 1) if grey else 3
+    return 3
+
+
 def best_method(found):
     """The method that learns best from images of this noise."""
     return "recorrupted2recorrupted" if found.can_be_told else "neighbor2neighbor"
@@ -78,8 +92,10 @@ def in_words(options):
     """What the recipe chose, in one line."""
     start = f"from {Path(options.pretrained).name}" if options.pretrained else "from nothing"
     length = f"{options.max_minutes:g} minutes" if options.max_minutes else "for the length that was given"
+    colours = {1: "grey", 3: "colour", 4: "Bayer"}[options.n_channel]
     return (
-        f"{options.method}, {start}, {length}, patches of {options.patchsize}, {options.precision}, {options.optimizer}"
+        f"{options.method}, {colours}, {start}, {length}, patches of {options.patchsize}, {options.precision}, "
+        f"{options.optimizer}"
     )
 
 

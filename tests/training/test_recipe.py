@@ -53,6 +53,7 @@ def test_what_is_given_stays(white, started):
     assert (options.preset, options.known_noise, options.batchsize) == ("auto", "gauss12", 2)
     assert options_of(white, *r2r, "auto").known_noise.startswith("gauss")
     assert options_of(white, "--noisetype", "none", "--pretrained", "mine.pdparams").pretrained == "mine.pdparams"
+    assert options_of(white, "--noisetype", "none", "--n_channel", 1).n_channel == 1
     assert options_of(white, "--preset", "auto", "--n_epoch", 20).max_minutes is None
 
 
@@ -70,6 +71,12 @@ def test_published_commands_are_left_alone(white, flags):
         given = {str(flag)[2:] for flag in flags if str(flag).startswith("--")} | {"data_dir", "noisetype", "loss"}
         published = defaults(get_parser())
         assert all(value == published[name] for name, value in vars(options).items() if name not in given)
+
+
+def test_grey_images_train_a_grey_network(tmp_path, started):
+    save(tmp_path / "0.png", noisy_scene(110, 130, channels=1, sigma=20))
+    options = options_of(tmp_path, "--noisetype", "none")
+    assert (options.n_channel, options.method) == (1, "recorrupted2recorrupted")
 
 
 def test_without_weights_that_fit_it_takes_longer(white, monkeypatch):

@@ -57,7 +57,8 @@ def get_parser():
 def networks(options):
     """The paths of the networks to compare, by the names of their rows."""
     if options.model_path:
-        return {f"ours, {Path(path).name}": path for path in options.model_path}
+        several = len(options.model_path) > 1
+        return {f"ours, {Path(path).name}" if several else "ours": path for path in options.model_path}
     methods = {"ours, noisy targets": "noise2noise", "ours, clean targets": "supervised"}
     return {name: weights_of(options, method) for name, method in methods.items()}
 

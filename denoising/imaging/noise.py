@@ -23,6 +23,7 @@ from denoising.cli import UserError
 from denoising.imaging import camera, mri
 from denoising.imaging.pixels import from_01, swap_bgr, to_01
 
+MIDDLE_GREY = 0.18  # of white
 MORE_NOISE = 0.2  # of a recorruption, in units of the image's: its deviation is 1.02 times as large
 
 
@@ -105,6 +106,29 @@ class Chain(NoiseModel):
 
     def restore_tensor(self, noisy_01, denoised_01):
         return self.parts[-1].restore_tensor(noisy_01, denoised_01)
+
+
+@dataclass(frozen=True)
+class PoissonGaussian(Chain):
+    """Photons and read-out noise, each of one strength: the variance is a straight line over brightness."""
+
+    recorruption_weight = 1 / (2 * MORE_NOISE**2)
+
+    @property
+    def line(self):
+        """(a, b): the variance in 0..1 is a * brightness + b."""
+        photons, read_out = self.parts
+        return 1 / photons.low, (read_out.low / 255) ** 2
+
+    def recorrupt(self, noisy_01, rng, more):
+        a, b = self.line
+        deviation = MORE_NOISE * np.sqrt(a * np.maximum(noisy_01, 0) + b)
+        noise = (_normal(noisy_01.shape, 1.0, more) * deviation).astype(np.float32, copy=False)
+        return noisy_01 + noise, noisy_01 - noise
+
+    def hides(self, step):
+        a, b = self.line
+        return a * MIDDLE_GREY + b > (2.9 * step) ** 2
 
 
 # --- Each value by itself -----------------------------------------------------------------------------------
@@ -435,7 +459,15 @@ def parse_noise(text):
         if match[1] == "mri" and name is not names[-1]:
             raise ValueError(f"{text[:80]!r}: mri comes last, because what follows would touch the known frequencies")
         parts.append(KINDS[match[1]](name, low, high))
-    return parts[0] if len(parts) == 1 else Chain(text, parts=tuple(parts))
+    return parts[0] if len(parts) == 1 else _joined(text, tuple(parts))
+
+
+def _joined(text, parts):
+    """The model of several kinds of noise, one after the other."""
+    single = all(part.low == part.high for part in parts)
+    if single and [type(part) for part in parts] == [Poisson, Gaussian]:
+        return PoissonGaussian(text, parts=parts)
+    return Chain(text, parts=parts)
 
 
 def strengths(match):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from denoising.imaging.noise import Gaussian, Poisson
+from denoising.imaging.noise import Gaussian, Poisson, PoissonGaussian
 from denoising.imaging.noise_analysis import SHIFTS
 from denoising.imaging.pixels import to_01
 
@@ -106,13 +106,18 @@ def level_of(analysis):
 
 
 def known_level(noise, channels):
-    """The level of a noise model of one strength, gauss25 or poisson30; None for others."""
-    if noise.low != noise.high or not isinstance(noise, Gaussian | Poisson):
+    """The level of a noise model of one strength, gauss25, poisson30 or poisson30+gauss5; None for others."""
+    if noise.low != noise.high or not isinstance(noise, Gaussian | Poisson | PoissonGaussian):
         return None
-    kind, line = ("gauss", (0.0, (noise.low / 255) ** 2)) if isinstance(noise, Gaussian) else ("poisson", None)
+    if isinstance(noise, PoissonGaussian):
+        kind, line = "gauss", noise.line  # read-out noise hides the steps between the counts
+    elif isinstance(noise, Gaussian):
+        kind, line = "gauss", (0.0, (noise.low / 255) ** 2)
+    else:
+        kind, line = "poisson", (1 / noise.low, 0.0)
     white = np.zeros((channels, 2 * SHIFTS + 1, 2 * SHIFTS + 1))
     white[:, SHIFTS, SHIFTS] = 1
-    return Level(kind, (line or (1 / noise.low, 0.0),) * channels, white, known=True)
+    return Level(kind, (line,) * channels, white, known=True)
 
 
 @dataclass(frozen=True)

@@ -93,17 +93,18 @@ def mosaics(options):
 def check_noise(options, noisetype):
     """Refuses noise that does not exist, or that the method cannot remove, or whose strength nobody knows."""
     noise = noise_of_flag("--noisetype", noisetype)
-    known_noise = noise_of_flag("--known_noise", options.known_noise)
+    to_be_measured = options.known_noise == "auto" and noisetype == "none"
+    known_noise = noise_of_flag("--known_noise", None if to_be_measured else options.known_noise)
     noise_of_flag("--val_noisetype", options.val_noisetype)
     if options.method in SINGLE and any(kind in noisetype for kind in ("text", "jpeg")):
         cli.note(f"--noisetype: {noisetype} reaches over neighbours; only --method noise2noise removes it")
-    if options.method != "recorrupted2recorrupted":
+    if options.method != "recorrupted2recorrupted" or to_be_measured:
         return
     flag, noise = ("--known_noise", known_noise) if noisetype == "none" else ("--noisetype", noise)
     drawn_once = noisetype == "none" or options.noise_protocol == "frozen"
     refuse(
         (noise.recorruption_weight is None,
-         f"{flag}: {options.method} takes gauss25 or poisson30, of any numbers, not {noise.name}"),
+         f"{flag}: {options.method} takes gauss25 or poisson30, of any numbers, or both joined by +, not {noise.name}"),
         (drawn_once and noise.low != noise.high,
          f"{flag}: {options.method} must know the strength: one number, not {noise.name}"),
     )  # fmt: skip

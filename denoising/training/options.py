@@ -13,6 +13,7 @@ from denoising.inference import checkpoint, devices
 from denoising.training.checks import checked
 from denoising.training.methods import LOSSES, METHODS
 from denoising.training.optimizers import KINDS as OPTIMIZERS
+from denoising.training.own_noise import with_known_noise
 from denoising.training.state import STATE
 
 # What may change between a run and its continuation; anything else would make it another run.
@@ -98,7 +99,8 @@ def get_parser(description=None):
         "Poisson and of known strength), noise2noise from two noisy images of each scene, supervised from clean ones")
     add("--known_noise",
         help="the noise that the images have already, for recorrupted2recorrupted with --noisetype none: gauss12 (a "
-        "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white)")
+        "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white), "
+        "poisson500+gauss3 (with read-out noise), or auto, which measures it in the images")
     add("--loss", choices=LOSSES,
         help="the loss of noise2noise and supervised: l2 (ends at the mean of all targets), l1 (median), l0 (mode), "
         "robust (mean without outliers), hdr (relative, for renders), psnr (l2 in decibels, so that images with "
@@ -178,10 +180,12 @@ def parse_options(parser, argv):
     resume, preset = given.pop("resume", None), given.get("preset")
     options = defaults(parser) | PRESETS.get(preset, {}) | given
     if resume is None:
-        return checked(Options(**options)), None
+        return with_known_noise(checked(Options(**options))), None
     folder = find_run(resume, options["save_model_path"], options["log_name"])
     stopped = Stopped(folder, checkpoint.read_state(os.path.join(folder, STATE)))
     saved = saved_options(parser, stopped)
+    if given.get("known_noise") == "auto":
+        del given["known_noise"]  # the run has what was measured when it began
     for name, value in given.items():
         if name in saved and value != saved[name] and name not in CHANGEABLE:
             raise UserError(f"--{name}: the run was started with {saved[name]}; --resume goes on with that")

@@ -241,7 +241,10 @@ def test_recorruptions_add_a_little_noise_of_the_same_kind_and_strength(text):
     assert ratios == pytest.approx([expected] * 8, rel=0.02)
 
 
-@pytest.mark.parametrize("text", ["none", "speckle25", "text0.2", "impulse0.2", "jpeg30", "poisson30+gauss5", "mri0.1"])
+@pytest.mark.parametrize(
+    "text",
+    ["none", "speckle25", "text0.2", "impulse0.2", "jpeg30", "gauss5+poisson30", "poisson9_30+gauss5", "mri0.1"],
+)
 def test_other_noise_has_no_recorruptions(text):
     assert parse_noise(text).recorruption_weight is None
 
@@ -332,6 +335,18 @@ def test_a_jpegs_quality_of_a_seed_never_changes():
 def test_recorruptions_of_a_seed_never_change(text, wanted):
     one_way, other_way = parse_noise(text).recorrupt(SMALL, np.random.default_rng(5), np.random.default_rng(6))
     assert [one_way[0, 1, 2], other_way[1, 0, 0], other_way[1, 3, 1]] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_photons_with_read_out_noise_are_recorrupted_by_their_line(new_rng):
+    model, levels = parse_noise("poisson30+gauss5"), np.float32([0, 0.2, 0.9])
+    noisy = np.broadcast_to(levels, (400, 400, 3))
+    one_way, other_way = model.recorrupt(noisy, new_rng(0), new_rng(1))
+    assert np.allclose(one_way + other_way, 2 * noisy, atol=1e-6)
+    variances = (one_way - noisy).var((0, 1)) / noise.MORE_NOISE**2
+    assert variances == pytest.approx(levels / 30 + (5 / 255) ** 2, rel=0.03)
+    assert model.recorruption_weight == parse_noise("gauss5").recorruption_weight
+    assert one_way.dtype == np.float32
+    assert (model.hides(1 / 255), parse_noise("poisson4000+gauss0.5").hides(1 / 255)) == (True, False)
 
 
 def test_weights_and_sizes_of_recorruptions():

@@ -48,7 +48,9 @@ def test_levels():
     assert (found.kind, found.known) == ("gauss", False)
     poisson = trust.known_level(parse_noise("poisson30"), 1)
     assert poisson.variance(np.float32([[[0.6]]])) == pytest.approx(0.02)
-    for other in ("gauss5_50", "speckle25", "none", "poisson30+gauss5", "camera3"):
+    both = trust.known_level(parse_noise("poisson30+gauss5"), 1)
+    assert both.variance(np.float32([[[0.6]]])) == pytest.approx(0.02 + (5 / 255) ** 2)
+    for other in ("gauss5_50", "speckle25", "none", "poisson9_30+gauss5", "camera3"):
         assert trust.known_level(parse_noise(other), 3) is None
 
 

@@ -1,0 +1,88 @@
+"""The noise of an image once more, with the help of its denoised version: what a first look at flat places missed.
+
+Flat places may all be dark, and noise that grows faster than brightness, as speckle does, is then taken for weak. What a
+denoiser has removed shows the noise at each brightness. Stripes are looked for as well, which no first look sees.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from denoising.imaging import stripes
+from denoising.imaging.trust import Level
+
+RANGES = 8  # of brightness
+SEEN = 0.93  # of the noise's variance is in what a good denoiser removes; it follows the rest
+
+
+@dataclass(frozen=True)
+class SeenLevel(Level):
+    """Noise that is as strong as a first look says or as what was removed shows, whichever is more, and stripes.
+
+    Attributes:
+        removed: for each channel (c, a, b): the variance is at least c * brightness**2 + a * brightness + b.
+        rows: the deviation of the offsets that the rows have, in 0..1.
+        columns: the same of the columns.
+    """
+
+    removed: tuple = ()
+    rows: float = 0.0
+    columns: float = 0.0
+
+    def variance(self, image_01):
+        return self._of_pixels(image_01) + np.float32(self.rows**2 + self.columns**2)
+
+    def draw(self, image_01, rng):
+        total = self.variance(np.clip(image_01, 0, 1))
+        pixels = np.maximum(self._of_pixels(np.clip(image_01, 0, 1)), 0) / np.maximum(total, 1e-12)
+        return stripes.add(super().draw(image_01, rng) * np.sqrt(pixels), (self.rows, self.columns), rng)
+
+    def _of_pixels(self, image_01):
+        c, a, b = np.array(self.removed, np.float32).T
+        # The noise itself is in the square of a noisy image, by its variance on average.
+        c = c / (1 + c)
+        return np.maximum(super().variance(image_01), (c * image_01 + a) * image_01 + b)
+
+
+def look_again(noisy_01, denoised_01, level):
+    """The level of an image, H x W x C, that the first look has found to be `level`."""
+    rows, columns = stripes.deviations(noisy_01)
+    removed = tuple(map(_curve, *(image.transpose(2, 0, 1) for image in (noisy_01 - denoised_01, denoised_01))))
+    # Where there are stripes, more noise is drawn as a whole, not photon by photon.
+    kind = "correlated" if rows or columns else level.kind
+    return SeenLevel(
+        kind, level.curve, level.correlation, level.between_channels, level.known, removed, rows, columns
+    )  # fmt: skip
+
+
+def _curve(removed, denoised):
+    """(c, a, b), none of them negative, of the variance of H x W over its brightness."""
+    energy, brightness = np.square(_diagonal(removed)), _mean_of_four(denoised)
+    order = np.argsort(brightness, axis=None)
+    parts = np.array_split(order, RANGES)
+    x, variance = (np.array([values.reshape(-1)[part].mean() for part in parts]) for values in (brightness, energy))
+    fits = [np.zeros(3)]
+    for used in ((0,), (1,), (2,), (0, 2), (1, 2), (0, 1), (0, 1, 2)):
+        weight = 1 / np.maximum(variance, 1e-10)
+        design = np.stack([x ** (2 - power) for power in used], 1) * weight[:, None]
+        found = np.linalg.lstsq(design, np.ones(len(x)), rcond=None)[0]
+        if (found >= 0).all():
+            fits.append(np.zeros(3))
+            fits[-1][list(used)] = found
+    best = min(fits, key=lambda fit: np.square((fit[0] * x + fit[1]) * x + fit[2] - variance).sum())
+    return tuple(float(value) / SEEN for value in best)
+
+
+def _diagonal(image):
+    """The finest diagonal detail, in which there is hardly any structure; white noise keeps its variance."""
+    a, b, c, d = _quarters(image)
+    return (a - b - c + d) / 2
+
+
+def _mean_of_four(image):
+    return sum(_quarters(image)) / 4
+
+
+def _quarters(image):
+    height, width = (side // 2 * 2 for side in image.shape)
+    return [image[i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]

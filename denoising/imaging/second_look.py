@@ -1,7 +1,7 @@
 """The noise of an image once more, with the help of its denoised version: what a first look at flat places missed.
 
-Flat places may all be dark, and noise that grows faster than brightness, as speckle does, is then taken for weak. What a
-denoiser has removed shows the noise at each brightness. Stripes are looked for as well, which no first look sees.
+Flat places may all be dark, and noise that grows faster than brightness, as speckle does, is then taken for weak. What
+a denoiser has removed shows the noise at each brightness. Stripes are looked for as well, which no first look sees.
 """
 
 from dataclasses import dataclass

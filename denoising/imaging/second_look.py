@@ -12,15 +12,17 @@ from denoising.imaging import stripes
 from denoising.imaging.trust import Level
 
 RANGES = 8  # of brightness
+MORE = 1.3  # times the variance of the first look must have been removed: less is within what either look errs by
 SEEN = 0.93  # of the noise's variance is in what a good denoiser removes; it follows the rest
 
 
 @dataclass(frozen=True)
 class SeenLevel(Level):
-    """Noise that is as strong as a first look says or as what was removed shows, whichever is more, and stripes.
+    """Noise that is as strong as a first look says or, if that is much more, as what was removed shows; and stripes.
 
     Attributes:
-        removed: for each channel (c, a, b): the variance is at least c * brightness**2 + a * brightness + b.
+        removed: for each channel (c, a, b): the variance is c * brightness**2 + a * brightness + b; empty where the
+            first look was right.
         rows: the deviation of the offsets that the rows have, in 0..1.
         columns: the same of the columns.
     """
@@ -38,10 +40,12 @@ class SeenLevel(Level):
         return stripes.add(super().draw(image_01, rng) * np.sqrt(pixels), (self.rows, self.columns), rng)
 
     def _of_pixels(self, image_01):
+        if not self.removed:
+            return super().variance(image_01)
         c, a, b = np.array(self.removed, np.float32).T
         # The noise itself is in the square of a noisy image, by its variance on average.
         c = c / (1 + c)
-        return np.maximum(super().variance(image_01), (c * image_01 + a) * image_01 + b)
+        return (c * image_01 + a) * image_01 + b
 
 
 def look_again(noisy_01, denoised_01, level):
@@ -50,9 +54,10 @@ def look_again(noisy_01, denoised_01, level):
     removed = tuple(map(_curve, *(image.transpose(2, 0, 1) for image in (noisy_01 - denoised_01, denoised_01))))
     # Where there are stripes, more noise is drawn as a whole, not photon by photon.
     kind = "correlated" if rows or columns else level.kind
-    return SeenLevel(
-        kind, level.curve, level.correlation, level.between_channels, level.known, removed, rows, columns
-    )  # fmt: skip
+    about = (kind, level.curve, level.correlation, level.between_channels, level.known)
+    seen = SeenLevel(*about, removed, rows, columns)
+    first = SeenLevel(*about, (), rows, columns)
+    return seen if seen.variance(denoised_01).mean() > MORE * first.variance(denoised_01).mean() else first
 
 
 def _curve(removed, denoised):

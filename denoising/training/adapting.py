@@ -30,13 +30,14 @@ from denoising.training.stopping import StopRequest
 from denoising.training.watched import Watched
 
 RATE, WARM_UP, EMA = 3e-4, 5, 0.99  # of Adam, Muon's follows from it; found by short runs (docs/predicting.md)
-REG_START = 0.4  # share of the training after which the regulariser is weighed: it slows down what must change much
+REG_START = 0.4  # share of the training after which stripes are regularised: before, it slows down that they go
 BATCH, PATCH, LEAST_PATCH = 2, 128, 64  # patches of a step, and their side in pixels
 SMALLEST = 3 * LEAST_PATCH  # pixels: of a smaller image nothing is left to judge by
 JUDGED = 256  # side of the middle that is judged, at most; at most a third of the image's
 JUDGES = 8  # images that are judged
 LOOKED_AT = 512  # side of the part by which its noise is known
 LARGEST = 1024  # side of the part of an image that is learnt from
+LEFT = 0.03  # of the noise's variance is what a good denoiser errs by, at least
 WORTH = 0.1  # dB: what is estimated to gain less is not kept, because the estimate may err by so much
 
 
@@ -133,6 +134,10 @@ class Subject:
         """The middle, which is not learnt from: two slices."""
         sides = [min(side // 3, JUDGED) for side in self.noisy.shape[:2]]
         return tuple(slice((s - j) // 2, (s - j) // 2 + j) for s, j in zip(self.noisy.shape[:2], sides, strict=True))
+
+    def ramp(self, progress):
+        """The weight of the regulariser."""
+        return float(progress >= REG_START or not isinstance(self.method, LineNeighbours))
 
     def batch(self, seed, step):
         """Patches from around the middle: N x C x P x P, and what the method needs beside them."""
@@ -256,8 +261,8 @@ def adapt(path, subjects, ops, length, seed=0):
             turn, place = divmod(training.step, len(subjects))
             chosen = generator(seed, CROP, turn).permutation(len(subjects))[place]
             rate = RATE * min(1.0, (training.step + 1) / WARM_UP) * 0.5 * (1 + np.cos(np.pi * progress))
-            ramp = float(progress >= REG_START)
-            training.train_on(methods[chosen], subjects[chosen].batch(seed, training.step), rate, ramp)
+            batch, ramp = subjects[chosen].batch(seed, training.step), subjects[chosen].ramp(progress)
+            training.train_on(methods[chosen], batch, rate, ramp)
             done = training.step if length.steps else time.perf_counter() - start
             bar.update(min(int(done), total) - bar.n)
     gain = _gain(watched, before, training.averaged)
@@ -299,6 +304,7 @@ def _gain(watched, before, after):
         _, after = watched.score(Denoiser(after))
     except ValueError:  # its results are no longer numbers
         return -np.inf
-    # An estimate of little error may be negative: what is below a hundredth of the noise counts as no more than that.
-    least = 0.01 * (another - before)
-    return float(10 * np.log10(max(before, least) / max(after, least)))
+    # Of strong noise so little is left that the level, which is known to some per cent, makes the estimate of either
+    # error wrong, though hardly that of their difference: an error counts as no less than a usual share of the noise.
+    usual = max(before, LEFT * (another - before))
+    return float(-10 * np.log10(max(1 - (before - after) / usual, 0.01)))

@@ -112,13 +112,16 @@ class Subject:
 
     @classmethod
     def of(cls, noisy, second=None, analysis=None):
-        """A subject, or None: its noise cannot be measured, or it is too small."""
+        """A subject, or None: it is too small, it has no noise, or its neighbours share the noise.
+
+        From neighbours that share noise only another frame of the scene tells what is noise.
+        """
         if min(noisy.shape[:2]) < SMALLEST:
             return None
         analysis = analysis or analyse(noisy)
         noisy, second = _middle(noisy, LARGEST), None if second is None else _middle(second, LARGEST)
         axes = [axis for axis, found in zip((2, 3), stripes.deviations(to_01(noisy)), strict=True) if found]
-        if analysis.kind == "none" and not axes and second is None:
+        if analysis.kind in ("none", "correlated") and not axes and second is None:
             return None
         method = (
             Noise2Noise()

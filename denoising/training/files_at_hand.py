@@ -1,6 +1,5 @@
 """`predict.py --adapt`: the weights for the images of a folder, adapted to these very images (`adapting.py`)."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +61,7 @@ class _Seen:
     """Reads images, and counts what has been found."""
 
     def __init__(self):
-        self.small, self.quiet, self.paired, self.unlike, self.shift = 0, 0, 0, 0, 0
+        self.small = self.quiet = self.shared = self.paired = self.unlike = self.shift = 0
 
     def page(self, path):
         """The first page of a file, or None: what is broken is reported when it is denoised."""
@@ -79,7 +78,10 @@ class _Seen:
         analysis = analyse(page)
         second = self._second(page, paths, index, analysis.sigma / 255) if analysis.kind != "none" else None
         subject = Subject.of(*(second or (page, None)), analysis=analysis)
-        self.quiet += subject is None
+        if subject is None and analysis.kind == "none":
+            self.quiet += 1
+        elif subject is None:
+            self.shared += 1
         return subject
 
     def _second(self, page, paths, index, sigma):
@@ -100,16 +102,30 @@ class _Seen:
 
     def tell(self):
         """What was found, in lines."""
-        lines = [
-            (self.paired, f"{self.paired} images have another frame of their scene beside them: they learn from each "
-             f"other (Noise2Noise), aligned by up to {self.shift} whole pixels"),
-            (self.unlike and not self.paired, "images of one size lie here, but no two of them show one scene, aligned "
-             "by whole pixels, under noise of their own: each is taken by itself"),
-            (self.quiet, f"nothing is learnt from {self.quiet} images in which no noise can be measured"),
-            (self.small, f"nothing is learnt from {self.small} images smaller than {SMALLEST}x{SMALLEST} pixels"),
-        ]  # fmt: skip
-        for line in itertools.compress([line for _, line in lines], [count for count, _ in lines]):
-            cli.note(f"--adapt: {line}")
+        nothing = "nothing is learnt from"
+        if self.paired:
+            cli.note(
+                f"--adapt: {_images(self.paired)} with another frame of the scene beside them learn from it "
+                f"(Noise2Noise); frames were moved by up to {self.shift} whole pixels"
+            )
+        elif self.unlike:
+            cli.note(
+                "--adapt: images of one size lie side by side, but no two of them show one scene, moved by whole pixels "
+                "and under noise of their own: each is taken by itself"
+            )
+        if self.quiet:
+            cli.note(f"--adapt: {nothing} {_images(self.quiet)} in which no noise can be measured")
+        if self.shared:
+            cli.note(
+                f"--adapt: {nothing} {_images(self.shared)} whose noise neighbouring pixels share, as that of a camera's "
+                "JPEG: only another frame of the scene, beside it, would tell it from detail"
+            )
+        if self.small:
+            cli.note(f"--adapt: {nothing} {_images(self.small)} smaller than {SMALLEST}x{SMALLEST} pixels")
+
+
+def _images(count):
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def _own_name(flag, path, groups):

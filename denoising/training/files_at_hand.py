@@ -110,15 +110,15 @@ class _Seen:
             )
         elif self.unlike:
             cli.note(
-                "--adapt: images of one size lie side by side, but no two of them show one scene, moved by whole pixels "
-                "and under noise of their own: each is taken by itself"
+                "--adapt: images of one size lie side by side, but no two of them show one scene, moved by whole "
+                "pixels and under noise of their own: each is taken by itself"
             )
         if self.quiet:
             cli.note(f"--adapt: {nothing} {_images(self.quiet)} in which no noise can be measured")
         if self.shared:
             cli.note(
-                f"--adapt: {nothing} {_images(self.shared)} whose noise neighbouring pixels share, as that of a camera's "
-                "JPEG: only another frame of the scene, beside it, would tell it from detail"
+                f"--adapt: {nothing} {_images(self.shared)} whose noise neighbouring pixels share, as that of a "
+                "camera's JPEG: only another frame of the scene, beside it, would tell it from detail"
             )
         if self.small:
             cli.note(f"--adapt: {nothing} {_images(self.small)} smaller than {SMALLEST}x{SMALLEST} pixels")

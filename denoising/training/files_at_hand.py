@@ -24,6 +24,7 @@ def load(options, planned):
     weights = prediction.load(options)
     if options.adapt is None and options.adapt_steps is None:
         return weights
+    cli.refuse((weights.of_renders, "--adapt: these weights are for renders, which train.py trains on"))
     groups = _groups(weights, [files[0] for files, _ in planned])
     everything = sum(map(len, groups.values()))
     for path, subjects in groups.items():

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 import predict
+from arch_unet import build_network
 from conftest import noisy_scene, opened, refusal, save, scene
+from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
 from denoising.training import adapting
 
@@ -117,3 +119,16 @@ def test_refusals(tmp_path, weights, capsys):
     for more, words in cases:
         assert words in refusal(predict.main, flags | more, capsys), more
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_for_renders_are_refused(tmp_path, capsys):
+    network = build_network(arch="unet_n2n", n_input=9, n_feature=4)
+    checkpoint.save_network(tmp_path / "r.pdparams", checkpoint.network_state(network), network.options)
+    save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
+    flags = {"--image_path": tmp_path / "in", "--save_dir": tmp_path / "out", "--model_path": tmp_path / "r.pdparams"}
+    assert "these weights are for renders" in refusal(predict.main, flags | {"--adapt": 1}, capsys)
+    (tmp_path / "renders" / "render").mkdir(parents=True)
+    for part in ("albedo", "normal"):
+        (tmp_path / "renders" / part).mkdir()
+    flags["--image_path"] = tmp_path / "renders"
+    assert "--adapt: is for images" in refusal(predict.main, flags | {"--adapt": 1}, capsys)

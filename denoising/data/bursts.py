@@ -11,7 +11,8 @@ from denoising.data.pairs import shift_between
 from denoising.imaging.pixels import to_01
 
 LARGEST = 0.25  # pixels that may remain after whole ones have been taken off: more would blur
-ALIKE = 0.02  # of the scene's variance may remain between the smoothed frames, beside their noise
+NOISE, SCENE = 4.0, 8.0  # pixels: of what two frames differ by, noise is gone at the one width as at the other
+GROWS = 1.25  # times: what is more of it at the wider one, for its size, is a change of the scene or of the camera
 INDEPENDENT = 0.5  # of the variance that two frames of independent noise differ by, at least
 SMOOTH = 2.0  # pixels
 CHECKED = 1024  # side of the middle part that is compared
@@ -46,12 +47,16 @@ def _belong_together(first, second, sigma):
     difference = float(np.square(first - second).mean())
     if difference < INDEPENDENT * 2 * sigma**2 / channels:
         return False  # the same noise, as in copies of one file
-    first, second = (cv2.GaussianBlur(grey, (0, 0), SMOOTH) for grey in (first, second))
-    left = float(np.square(first - second - (first - second).mean()).mean())
-    noise = difference / (4 * np.pi * SMOOTH**2)  # what smoothing leaves of white noise
-    if left > ALIKE * float(first.var()) + 2 * noise:
+    coarse, coarser = (_smoothed_variance(first - second, width) for width in (NOISE, SCENE))
+    by_chance = np.sqrt(2 * 4 * np.pi * SCENE**2 / first.size)
+    if coarser > (GROWS + 2 * by_chance) * coarse:
         return False
-    return float(np.abs(_rest(first, second)).max()) <= LARGEST
+    return float(np.abs(_rest(*(cv2.GaussianBlur(grey, (0, 0), SMOOTH) for grey in (first, second)))).max()) <= LARGEST
+
+
+def _smoothed_variance(difference, width):
+    """The variance that is left after smoothing; white noise has the same at each width."""
+    return float(cv2.GaussianBlur(difference, (0, 0), width).var() * width**2)
 
 
 def _rest(first, second):

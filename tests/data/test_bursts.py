@@ -25,10 +25,16 @@ def test_whole_pixels_are_taken_off(shift):
     assert difference.std() == pytest.approx(255 * SIGMA * np.sqrt(2), rel=0.1)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [frame(seed=1, of=4), frame(3.5, 2, seed=1), frame(), frame(seed=1)[:-2], frame(seed=1).astype(np.uint16)],
-    ids=["another scene", "half a pixel", "the same file", "another size", "another type"],
-)
-def test_what_does_not_belong_together(other):
-    assert bursts.aligned(frame(), other, SIGMA) is None
+OTHERS = {
+    "another scene": frame(seed=1, of=4),
+    "another exposure": frame(seed=1) // 8 * 7 + 20,
+    "half a pixel": frame(3.5, 2, seed=1),
+    "the same file": frame(),
+    "another size": frame(seed=1)[:-2],
+    "another type": frame(seed=1).astype(np.uint16),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_does_not_belong_together(what):
+    assert bursts.aligned(frame(), OTHERS[what], SIGMA) is None

@@ -25,7 +25,8 @@ from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import parse_noise
 from denoising.inference import auto
 from denoising.inference.denoiser import Denoiser
-from denoising.training.adapting import Length, Subject, adapt
+from denoising.training.adapting import Length, adapt
+from denoising.training.lessons import Subject
 
 SEED = 101
 STRIPES = "stripes"

@@ -12,13 +12,13 @@ from denoising.imaging import stripes
 from denoising.imaging.trust import Level
 
 RANGES = 8  # of brightness
-MORE = 1.3  # times the variance of the first look must have been removed: less is within what either look errs by
+DIFFER = 1.3  # times: if the variance that was removed differs less from the first look's, either may err by as much
 SEEN = 0.93  # of the noise's variance is in what a good denoiser removes; it follows the rest
 
 
 @dataclass(frozen=True)
 class SeenLevel(Level):
-    """Noise that is as strong as a first look says or, if that is much more, as what was removed shows; and stripes.
+    """Noise that is as strong as a first look says or, if that differs much, as what was removed shows; and stripes.
 
     Attributes:
         removed: for each channel (c, a, b): the variance is c * brightness**2 + a * brightness + b; empty where the
@@ -57,7 +57,11 @@ def look_again(noisy_01, denoised_01, level):
     about = (kind, level.curve, level.correlation, level.between_channels, level.known)
     seen = SeenLevel(*about, removed, rows, columns)
     first = SeenLevel(*about, (), rows, columns)
-    return seen if seen.variance(denoised_01).mean() > MORE * first.variance(denoised_01).mean() else first
+    times = seen.variance(denoised_01).mean() / max(first.variance(denoised_01).mean(), 1e-12)
+    # Less is removed than was measured where texture was taken for noise. Noise that neighbours share has less of the
+    # finest detail than of others: this says nothing then.
+    less = times < 1 / DIFFER and level.kind != "correlated"
+    return seen if times > DIFFER or less else first
 
 
 def _curve(removed, denoised):

@@ -9,7 +9,8 @@ from denoising.data import bursts
 from denoising.files import images
 from denoising.imaging.noise_analysis import analyse
 from denoising.inference import checkpoint, prediction
-from denoising.training.adapting import SMALLEST, Length, Subject, adapt
+from denoising.training.adapting import Length, adapt
+from denoising.training.lessons import SMALLEST, Subject
 
 SAMPLE = 24  # images of a folder that are learnt from
 

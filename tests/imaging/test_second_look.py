@@ -48,3 +48,10 @@ def test_stripes_are_drawn_as_they_are():
     drawn = level.draw(clean, np.random.default_rng(1))
     assert drawn.mean(axis=(1, 2)).std() == pytest.approx(0.05, rel=0.25)
     assert np.square(drawn).mean() == pytest.approx(level.variance(clean).mean(), rel=0.2)
+
+
+def test_texture_that_was_taken_for_noise():
+    clean = to_01(scene(256, 256))
+    noisy = clean + np.random.default_rng(0).normal(0, 0.02, clean.shape).astype(np.float32)
+    level = trust.known_level(parse_noise("gauss15"), 3)
+    assert look_again(noisy, clean, level).variance(clean).mean() == pytest.approx(0.02**2, rel=0.15)

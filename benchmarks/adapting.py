@@ -67,14 +67,18 @@ def measured(shelf, clean_01, noisy, steps):
     before = _psnr(clean_01, Denoiser(shelf.network(choice.name))(noisy) if choice.name else noisy)
     row = {"weights": choice.name or "none", "noisy": _psnr(clean_01, noisy), "before": before}
     row |= {"after": before, "estimate": 0.0, "used": before, "kept": False, "seconds": 0.0}
-    subject = Subject.of(noisy) if choice.name else None
+    # As predict.py does, stripes are taken off first, and what is left decides on the weights.
+    noisy, _ = stripes.take_off(noisy)
+    choice = shelf.choose(noisy)
+    row["used"] = row["after"] = _psnr(clean_01, Denoiser(shelf.network(choice.name))(noisy) if choice.name else noisy)
+    subject = Subject.of(noisy, analysis=choice.analysis) if choice.name else None
     if subject is None:
         return row
     start = time.process_time()
     result = adapt(shelf.weights[choice.name].path, [subject], shelf.ops, Length(steps=steps), SEED)
     seconds = time.process_time() - start
     after = _psnr(clean_01, Denoiser(result.network)(noisy))
-    used = after if result.kept else before
+    used = after if result.kept else row["used"]
     return row | {"after": after, "estimate": result.gain, "used": used, "kept": result.kept, "seconds": seconds}
 
 

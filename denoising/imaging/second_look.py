@@ -1,14 +1,13 @@
 """The noise of an image once more, with the help of its denoised version: what a first look at flat places missed.
 
 Flat places may all be dark, and noise that grows faster than brightness, as speckle does, is then taken for weak. What
-a denoiser has removed shows the noise at each brightness. Stripes are looked for as well, which no first look sees.
+a denoiser has removed shows the noise at each brightness.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from denoising.imaging import stripes
 from denoising.imaging.trust import Level
 
 RANGES = 8  # of brightness
@@ -18,30 +17,15 @@ SEEN = 0.93  # of the noise's variance is in what a good denoiser removes; it fo
 
 @dataclass(frozen=True)
 class SeenLevel(Level):
-    """Noise that is as strong as a first look says or, if that differs much, as what was removed shows; and stripes.
+    """Noise as strong as what was removed shows at each brightness.
 
     Attributes:
-        removed: for each channel (c, a, b): the variance is c * brightness**2 + a * brightness + b; empty where the
-            first look was right.
-        rows: the deviation of the offsets that the rows have, in 0..1.
-        columns: the same of the columns.
+        removed: for each channel (c, a, b): the variance is c * brightness**2 + a * brightness + b.
     """
 
     removed: tuple = ()
-    rows: float = 0.0
-    columns: float = 0.0
 
     def variance(self, image_01):
-        return self._of_pixels(image_01) + np.float32(self.rows**2 + self.columns**2)
-
-    def draw(self, image_01, rng):
-        total = self.variance(np.clip(image_01, 0, 1))
-        pixels = np.maximum(self._of_pixels(np.clip(image_01, 0, 1)), 0) / np.maximum(total, 1e-12)
-        return stripes.add(super().draw(image_01, rng) * np.sqrt(pixels), (self.rows, self.columns), rng)
-
-    def _of_pixels(self, image_01):
-        if not self.removed:
-            return super().variance(image_01)
         c, a, b = np.array(self.removed, np.float32).T
         # The noise itself is in the square of a noisy image, by its variance on average.
         c = c / (1 + c)
@@ -49,19 +33,14 @@ class SeenLevel(Level):
 
 
 def look_again(noisy_01, denoised_01, level):
-    """The level of an image, H x W x C, that the first look has found to be `level`."""
-    rows, columns = stripes.deviations(noisy_01)
+    """The level of an image, H x W x C, that the first look took for `level`: the same, unless it differs much."""
     removed = tuple(map(_curve, *(image.transpose(2, 0, 1) for image in (noisy_01 - denoised_01, denoised_01))))
-    # Where there are stripes, more noise is drawn as a whole, not photon by photon.
-    kind = "correlated" if rows or columns else level.kind
-    about = (kind, level.curve, level.correlation, level.between_channels, level.known)
-    seen = SeenLevel(*about, removed, rows, columns)
-    first = SeenLevel(*about, (), rows, columns)
-    times = seen.variance(denoised_01).mean() / max(first.variance(denoised_01).mean(), 1e-12)
+    seen = SeenLevel(level.kind, level.curve, level.correlation, level.between_channels, level.known, removed)
+    times = seen.variance(denoised_01).mean() / max(level.variance(denoised_01).mean(), 1e-12)
     # Less is removed than was measured where texture was taken for noise. Noise that neighbours share has less of the
     # finest detail than of others: this says nothing then.
     less = times < 1 / DIFFER and level.kind != "correlated"
-    return seen if times > DIFFER or less else first
+    return seen if times > DIFFER or less else level
 
 
 def _curve(removed, denoised):

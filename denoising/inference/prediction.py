@@ -124,6 +124,8 @@ class Taken:
 class OneForAll:
     """The weights that --model_path names, for every image."""
 
+    prepare = None  # takes a page, and returns what is denoised in its place and a line about it, or ""
+
     def __init__(self, options):
         flag = f"--model_path: {options.model_path}"
         network, saved = load_network(options.model_path)
@@ -161,6 +163,7 @@ class ByNoise:
     """The weights that ship, for each image those that are for its noise."""
 
     of_renders = needs_buffers = False
+    prepare = None
 
     def __init__(self, options):
         self.ops = devices.prepare(options)
@@ -231,11 +234,17 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
     frame = renders.read_frame(files, weights.needs_buffers) if weights.of_renders else None
     data = None if frame else images.read_bytes(files[0])
     picture = frame.picture if frame else images.read_image(files[0], data)
+    prepared = False
+    if weights.prepare:
+        pages, lines = zip(*map(weights.prepare, picture.pages), strict=True)
+        picture.pages, prepared = list(pages), any(lines)
+        if prepared:
+            note(f"{files[0]}: {next(filter(None, lines))}")
     try:
         taken = weights.take(picture)
         if taken.why:
             note(f"{files[0]}: {taken.why}")
-        same_bytes = taken.denoiser is None and target.suffix.lower() == files[0].suffix.lower()
+        same_bytes = taken.denoiser is None and not prepared and target.suffix.lower() == files[0].suffix.lower()
         data = data if same_bytes else None  # no longer needed
         noisy = picture.pages[0] if on_image else None
         with _windows_shown(taken.denoiser, files[0]):

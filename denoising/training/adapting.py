@@ -8,6 +8,7 @@ Nothing clean is needed. What an image teaches is in `lessons.py`. The weights b
 frame of the scene where there is one, else by Stein's estimate.
 """
 
+import signal
 import time
 import types
 from dataclasses import dataclass
@@ -98,9 +99,11 @@ def adapt(path, subjects, ops, length, seed=0):
             samples = [now.sample(seed, training.step, number) for number in range(BATCH)]
             batch = [np.stack(part) for part in zip(*samples, strict=True)]
             rate = RATE * min(1.0, (training.step + 1) / WARM_UP) * 0.5 * (1 + np.cos(np.pi * progress))
-            training.train_on(Seen(now.method, now.channels), batch, rate, now.ramp(progress))
+            training.train_on(Seen(now.method, now.channels), batch, rate, ramp=0.0)
             done = training.step if length.steps else time.perf_counter() - start
             bar.update(min(int(done), total) - bar.n)
+    if stop.signal == signal.SIGTERM:
+        raise SystemExit(143)  # a polite kill is no wish to go on
     judges = [lessons[i].watched for i in sorted(set(np.linspace(0, len(lessons) - 1, JUDGES).astype(int)))]
     gains = [_gain(watched, before, training.averaged) for watched in judges]
     kept = np.mean(gains) >= WORTH and min(gains) > -WORTH  # none is to pay for the others

@@ -7,6 +7,7 @@ import numpy as np
 from denoising import cli
 from denoising.data import bursts
 from denoising.files import images
+from denoising.imaging import stripes
 from denoising.imaging.noise_analysis import analyse
 from denoising.inference import checkpoint, prediction
 from denoising.training.adapting import Length, adapt
@@ -26,6 +27,7 @@ def load(options, planned):
     if options.adapt is None and options.adapt_steps is None:
         return weights
     cli.refuse((weights.of_renders, "--adapt: these weights are for renders, which train.py trains on"))
+    weights.prepare = stripes.take_off
     groups = _groups(weights, [files[0] for files, _ in planned])
     everything = sum(map(len, groups.values()))
     for path, subjects in groups.items():
@@ -66,9 +68,9 @@ class _Seen:
         self.small = self.quiet = self.shared = self.paired = self.unlike = self.shift = 0
 
     def page(self, path):
-        """The first page of a file, or None: what is broken is reported when it is denoised."""
+        """The first page of a file without stripes, or None: what is broken is reported when it is denoised."""
         try:
-            return images.read_image(path).pages[0]
+            return stripes.take_off(images.read_image(path).pages[0])[0]
         except cli.UserError:
             return None
 

@@ -33,21 +33,7 @@ def test_what_was_measured_well_stays(noise):
     noisy = parse_noise(noise).add(clean, np.random.default_rng(0))
     first = trust.level_of(analyse(noisy))
     second = look_again(noisy, clean, first)
-    assert second.kind == first.kind
-    assert second.variance(clean).mean() == pytest.approx(first.variance(clean).mean(), rel=0.12)
-
-
-def test_stripes_are_drawn_as_they_are():
-    rng = np.random.default_rng(0)
-    clean = to_01(scene(256, 256))
-    noisy = clean + rng.normal(0, 0.05, (256, 1, 1)) + rng.normal(0, 0.03, clean.shape)
-    noisy = noisy.astype(np.float32)
-    level = look_again(noisy, clean, trust.level_of(analyse(noisy)))
-    assert (level.kind, level.columns) == ("correlated", 0.0)
-    assert level.rows == pytest.approx(0.05, rel=0.2)
-    drawn = level.draw(clean, np.random.default_rng(1))
-    assert drawn.mean(axis=(1, 2)).std() == pytest.approx(0.05, rel=0.25)
-    assert np.square(drawn).mean() == pytest.approx(level.variance(clean).mean(), rel=0.2)
+    assert second is first
 
 
 def test_texture_that_was_taken_for_noise():

@@ -71,3 +71,15 @@ def test_length():
     assert Length(steps=4).progress(1, 1e9) == 0.25
     assert Length(minutes=0.5).progress(10**6, 15) == 0.5
     assert Length(minutes=0.5).progress(0, 99) == 1
+
+
+def test_a_kill_ends_the_program(weights, ops, monkeypatch):
+    step = Training.train_on
+
+    def killed(self, *arguments, **more):
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments, **more)
+
+    monkeypatch.setattr(Training, "train_on", killed)
+    with pytest.raises(SystemExit, match="143"):
+        adapt(weights, [Subject.of(noisy_scene(192, 192))], ops, Length(minutes=60))

@@ -3,11 +3,11 @@ import paddle
 import pytest
 
 from conftest import noisy_scene, scene
-from denoising.imaging import stripes, trust
+from denoising.imaging import trust
 from denoising.imaging.noise_analysis import analyse
 from denoising.imaging.pixels import from_01, to_01
 from denoising.inference.denoiser import Denoiser
-from denoising.training.lessons import FromItself, LineNeighbours, Renoised, Seen, Subject, lesson
+from denoising.training.lessons import Frames, Renoised, Seen, Subject, lesson
 from denoising.training.methods import Noise2Noise
 
 
@@ -17,7 +17,7 @@ def level_of(noisy):
 
 @pytest.mark.parametrize("size", [(192, 192), (193, 900), (700, 300), (1500, 1400)])
 def test_the_middle_is_not_learnt_from(size):
-    taught = FromItself(noisy_scene(*size), noisy_scene(*size, seed=1))
+    taught = Frames(noisy_scene(*size), noisy_scene(*size, seed=1))
     rows, columns = taught.middle
     assert min(rows.stop - rows.start, columns.stop - columns.start) >= 64
     assert taught.size in (64, 96, 128)
@@ -66,28 +66,6 @@ def test_what_an_image_teaches():
     assert isinstance(lesson(Subject.of(noisy_scene(200, 200)), denoiser), Renoised)
     pair = lesson(Subject.of(noisy_scene(200, 200), noisy_scene(200, 200, seed=1)), denoiser)
     assert isinstance(pair.method, Noise2Noise)
-    striped = stripes.add(to_01(noisy_scene(256, 256)), (0, 0.05), np.random.default_rng(0))
-    assert lesson(Subject.of(striped), denoiser).method.axes == [3]
-    alone = stripes.add(to_01(scene(256, 256)), (0.05, 0), np.random.default_rng(0))
-    assert lesson(Subject.of(alone), denoiser).method.axes == [2]
-
-
-@pytest.mark.parametrize(("axes", "shape"), [([2], (2, 1, 4, 8)), ([3], (2, 1, 8, 4)), ([2, 3], (2, 1, 4, 4))])
-def test_lines_that_share_noise_are_told_apart(axes, shape):
-    rows, columns = np.mgrid[:8, :8]
-    image = paddle.to_tensor((10 * rows + columns)[None, None].astype(np.float32))
-    halves = LineNeighbours(axes).halves(image).numpy()
-    assert halves.shape == shape
-    for axis, lines in ((2, halves // 10), (3, halves % 10)):
-        first, second = (set(np.unique(half)) for half in lines)
-        assert first.isdisjoint(second) == (axis in axes)
-
-
-def test_line_neighbours_learn_that_stripes_go():
-    rng = np.random.default_rng(0)
-    stripes = paddle.to_tensor(rng.normal(0, 0.1, (1, 3, 64, 1)).astype(np.float32).repeat(64, 3))
-    keeps, removes = (LineNeighbours([2])(f, stripes, ramp=0.0)[0] for f in (lambda x: x, lambda x: 0 * x))
-    assert float(removes) < float(keeps)
 
 
 @pytest.mark.parametrize(("of_network", "channels"), [(3, 3), (3, 1), (1, 3)])

@@ -10,7 +10,9 @@ from denoising.imaging.pixels import from_01, to_01
 
 PART = 32  # pixels: a row is compared with the next one in parts of this length, of which the median is taken
 LEAST_PARTS = 4
+LARGEST_STEP = 5.0  # deviations, between two rows: noise that is Gaussian has a larger one in 2500 rows
 AROUND = 8.0  # rows: the width over which offsets are compared
+LEAST = 0.3 / 255  # weaker ones are not seen
 CLEAR = 2.0  # how many times its deviation by chance the difference of rows must have
 
 
@@ -57,7 +59,7 @@ def _offsets(image_01, deviation):
     """The offset of each row from those around it, H x 1 x 1."""
     # What differs by more than stripes can is an edge of the scene from one side to the other.
     steps = np.median(_steps(image_01), axis=1)
-    steps = np.where(np.abs(steps) < 4 * deviation, steps, 0)
+    steps = np.where(np.abs(steps) < LARGEST_STEP * deviation, steps, 0)
     heights = np.concatenate([[0], np.cumsum(steps)])
     return (heights - gaussian_filter1d(heights, AROUND, mode="reflect"))[:, None, None].astype(np.float32)
 
@@ -88,4 +90,5 @@ def _of_rows(image_01):
     turning = (found[1:] * found[:-1])[pairs].mean() / max(np.square(found[usual]).mean(), 1e-12) if pairs.any() else 0
     if variance < CLEAR**2 * by_chance or turning > -0.25:
         return 0.0
-    return float(np.sqrt((variance - by_chance) / 2))
+    deviation = float(np.sqrt((variance - by_chance) / 2))
+    return deviation if deviation > LEAST else 0.0

@@ -68,7 +68,7 @@ class Renoised:
         noisy: H x W x C.
         denoised_01: what the first weights make of it.
         level: its noise.
-        photons: at white, where single ones are seen in the image; else None.
+        photons: the noise model, where single ones are seen in the image; else None.
     """
 
     def __init__(self, noisy, denoised_01, level, photons=None):
@@ -76,7 +76,7 @@ class Renoised:
         height, width = (side // SHRINK for side in noisy.shape[:2])
         small = cv2.resize(denoised_01, (width, height), interpolation=cv2.INTER_AREA)
         self.clean, self.size = small.reshape(height, width, -1), min(PATCH, height, width) // 32 * 32
-        self.level, self.photons = level, parse_noise(f"poisson{photons:.3f}") if photons else None
+        self.level, self.photons = level, photons
         self.watched = Watched([(to_01(noisy), level, None, trust.unclipped(noisy, level))])
 
     def sample(self, seed, *place):
@@ -144,9 +144,12 @@ def lesson(subject, denoiser, side=LARGEST):
     denoised_01 = np.clip(denoiser(noisy_01), 0, 1)
     level = look_again(noisy_01, denoised_01, trust.level_of(subject.analysis))
     step = 1 / np.iinfo(noisy.dtype).max if noisy.dtype.kind == "u" else 0.0
-    peak = subject.analysis.peak if not isinstance(level, SeenLevel) else 0
+    peak = 0 if isinstance(level, SeenLevel) else subject.analysis.peak
     photons = counted(peak, step, noisy_01[::5, ::7]) if peak else None
-    return Renoised(noisy, denoised_01, level, photons)
+    if photons is None:
+        return Renoised(noisy, denoised_01, level)
+    noise = parse_noise(f"poisson{photons:.3f}")
+    return Renoised(noisy, denoised_01, trust.known_level(noise, noisy.shape[2]), noise)
 
 
 class Seen(Method):

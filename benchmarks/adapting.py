@@ -48,7 +48,7 @@ def get_parser():
     add("--val_dirs", required=True, help="a folder with Kodak, as val.py takes it")
     add("--only", nargs="+", choices=WORDS, default=[*WORDS], help="these kinds of noise alone")
     add("--images", type=number(int, 1), default=3, help="how many of them")
-    add("--steps", type=number(int, 1), default=60, help="steps on each image, a quarter of a second of a core each")
+    add("--steps", type=number(int, 1), default=40, help="steps on each image, a third of a second of a core each")
     add("--crop", type=number(int, 192), default=1024, help="side of the middle part that is taken")
     return parser
 

@@ -19,7 +19,6 @@ import pytest
 
 import train
 from arch_unet import build_network
-from conftest import ROOT, run_script
 from conftest import ROOT, run_script, save, scene
 from denoising import cli
 from denoising.files import images, raw
@@ -276,6 +275,8 @@ def test_raw_files_before_and_after_they_are_developed(folders, weights, tmp_pat
     (noisy,) = [[float(cell.split("/")[0]) for cell in row[1:]] for row in rows if row[0] == "nothing is done"]
     assert noisy[0] > noisy[1] + 12
     assert images.read_image(tmp_path / "a.png").pages[0].shape[1] > 7 * 96
+
+
 def test_adapting_to_one_image(folders, tmp_path, capsys, monkeypatch, weights):
     save(tmp_path / "val" / "Kodak" / "0.png", scene(200, 220))
     monkeypatch.setattr(adapting.auto, "shipped_weights", lambda: [weights])

@@ -6,7 +6,7 @@ import numpy as np
 
 from denoising import cli
 from denoising.data import bursts
-from denoising.files import images
+from denoising.files import images, raw
 from denoising.imaging import stripes
 from denoising.imaging.noise_analysis import analyse
 from denoising.inference import checkpoint, prediction
@@ -65,10 +65,13 @@ class _Seen:
     """Reads images, and counts what has been found."""
 
     def __init__(self):
-        self.small = self.quiet = self.shared = self.paired = self.unlike = self.shift = 0
+        self.raw = self.small = self.quiet = self.shared = self.paired = self.unlike = self.shift = 0
 
     def page(self, path):
         """The first page of a file without stripes, or None: what is broken is reported when it is denoised."""
+        if raw.is_raw(path):
+            self.raw += 1
+            return None
         try:
             return stripes.take_off(images.read_image(path).pages[0])[0]
         except cli.UserError:
@@ -124,6 +127,8 @@ class _Seen:
                 f"--adapt: {nothing} {_images(self.shared)} whose noise neighbouring pixels share, as that of a "
                 "camera's JPEG: only another frame of the scene, beside it, would tell it from detail"
             )
+        if self.raw:
+            cli.note(f"--adapt: {nothing} raw files, whose weights know the noise of sensors")
         if self.small:
             cli.note(f"--adapt: {nothing} {_images(self.small)} smaller than {SMALLEST}x{SMALLEST} pixels")
 

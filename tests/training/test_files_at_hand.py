@@ -9,7 +9,7 @@ from denoising.imaging import stripes
 from denoising.imaging.pixels import from_01, to_01
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
-from denoising.training import adapting
+from denoising.training import adapting, files_at_hand
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,13 @@ def test_stripes_are_taken_off(tmp_path, weights, capsys):
     save(tmp_path / "in" / "a.png", striped)
     found = run(tmp_path, "--adapt_steps", "1", "--overwrite")["a_denoise.png"]
     assert np.square(to_01(found) - clean).mean() < np.square(to_01(striped) - clean).mean() / 2
+
+
+def test_raw_files_are_left_out(tmp_path, capsys):
+    seen = files_at_hand._Seen()
+    assert seen.page(tmp_path / "a.dng") is None
+    seen.tell()
+    assert "nothing is learnt from raw files" in capsys.readouterr().err
 
 
 def test_refusals(tmp_path, weights, capsys):

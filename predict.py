@@ -8,11 +8,13 @@ Examples:
   python predict.py --image_path "scans/*.tif" --model_path best_model.pdparams --save_dir out/ --precision fp32
   python predict.py --image_path photos/ --save_dir denoised/ --report report     # what was removed: docs/trust.md
   python predict.py --image_path shots/ --save_dir denoised/ --keep_format        # raw files: DNG; without it TIFF
+  python predict.py --image_path telescope/ --save_dir out/ --adapt 5      # trained on these images first
   python predict.py --image_path renders/valid --model_path renders.pdparams --save_dir denoised/   # docs/rendering.md
 """
 
 from denoising import cli
 from denoising.inference import prediction
+from denoising.training import files_at_hand
 
 
 def get_parser():
@@ -30,7 +32,7 @@ def main(argv=None):
 
         report = trust_page.of_prediction(options)
         judge = report.judge
-    failed = prediction.denoise_files(prediction.load(options), planned, judge) if planned else 0
+    failed = prediction.denoise_files(files_at_hand.load(options, planned), planned, judge) if planned else 0
     if report:
         cli.note(f"report: {report.close()}")
     return prediction.report(failed, planned)

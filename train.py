@@ -37,7 +37,6 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import time
 
 import dataset
@@ -55,6 +54,7 @@ from denoising.training.methods import build_method
 from denoising.training.options import get_parser, parse_options
 from denoising.training.schedule import Schedule
 from denoising.training.state import STATE, Training
+from denoising.training.stopping import StopRequest
 from denoising.training.watched import watched
 
 # --- Set-up -------------------------------------------------------------------------------------------------
@@ -131,27 +131,6 @@ def run_folder(options, training, stopped):
 def impatient(options, training):
     """Whether --patience has been given, and as many snapshots were no better than the best one."""
     return bool(options.patience) and training.waited >= options.patience
-
-
-class StopRequest:
-    """Ctrl-C or a polite kill: the step is finished and saved. A second one ends at once."""
-
-    def __init__(self):
-        self.signal = None
-
-    def __enter__(self):
-        self._before = {number: signal.signal(number, self._received) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _received(self, number, _):
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-        cli.note("stopping after this step; once more to stop at once")
 
 
 # --- The run ------------------------------------------------------------------------------------------------

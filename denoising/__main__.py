@@ -19,6 +19,7 @@ def main(argv=None):
     absent = importlib.util.find_spec("paddle") is None
     cli.refuse((absent, "Paddle is not installed: pip install paddlepaddle (or paddlepaddle-gpu for an NVIDIA GPU)"))
     from denoising.inference import prediction
+    from denoising.training import files_at_hand
 
     options = prediction.get_parser(__doc__).parse_args(argv)
     planned = prediction.plan(options)
@@ -28,7 +29,7 @@ def main(argv=None):
 
         report = trust_page.of_prediction(options)
         judge = report.judge
-    failed = prediction.denoise_files(prediction.load(options), planned, judge) if planned else 0
+    failed = prediction.denoise_files(files_at_hand.load(options, planned), planned, judge) if planned else 0
     if report:
         cli.note(f"report: {report.close()}")
     return prediction.report(failed, planned)

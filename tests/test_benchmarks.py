@@ -30,6 +30,7 @@ import noise_picture
 import readme_picture
 import sample_images
 
+import adapting
 import bench_serve
 import bench_train_step
 import measures
@@ -294,6 +295,19 @@ def test_raw_files_before_and_after_they_are_developed(folders, weights, tmp_pat
     (noisy,) = [[float(cell.split("/")[0]) for cell in row[1:]] for row in rows if row[0] == "nothing is done"]
     assert noisy[0] > noisy[1] + 12
     assert images.read_image(tmp_path / "a.png").pages[0].shape[1] > 7 * 96
+
+
+def test_adapting_to_one_image(folders, tmp_path, capsys, monkeypatch, weights):
+    save(tmp_path / "val" / "Kodak" / "0.png", scene(200, 220))
+    monkeypatch.setattr(adapting.auto, "shipped_weights", lambda: [weights])
+    adapting.main(["--val_dirs", tmp_path / "val", "--steps", "1", "--only", "stripes", "gauss25"])
+    rows = cells(capsys.readouterr().out)
+    assert [row[0] for row in rows] == [adapting.WORDS[kind] for kind in ("stripes", "gauss25")]
+    assert [row[1] for row in rows] == ["tiny", "tiny"]
+    assert all(5 < float(row[column]) < 60 for row in rows for column in (2, 3, 4, 7))
+    # Without Kodak there is nothing to measure on.
+    with pytest.raises(cli.UserError, match="there is no Kodak"):
+        adapting.main(["--val_dirs", folders / "val"])
 
 
 def test_the_picture_of_noise(tmp_path, capsys):

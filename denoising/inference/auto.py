@@ -105,7 +105,7 @@ class Shelf:
 
     def __init__(self, paths, ops=None):
         self.ops = ops or operators.choose("auto", "auto")[0]
-        self.loaded, self.lock = {}, threading.Lock()
+        self.loaded, self.replaced, self.lock = {}, {}, threading.Lock()
         self.weights = {}
         for path in map(Path, paths):
             network, options = load_network(path)
@@ -122,6 +122,8 @@ class Shelf:
     def network(self, name):
         """The network of these weights; the others are dropped where memory is short."""
         with self.lock:
+            if name in self.replaced:
+                return self.replaced[name]
             if machine.free_memory() < LOW_MEMORY:
                 self.loaded = {kept: network for kept, network in self.loaded.items() if kept == name}
             if name not in self.loaded:
@@ -129,6 +131,12 @@ class Shelf:
                 network.ops = self.ops
                 self.loaded[name] = network
             return self.loaded[name]
+
+    def replace(self, name, network):
+        """Takes another network, which is in memory alone, wherever these weights are chosen."""
+        with self.lock:
+            self.replaced[name] = network
+            self.loaded.pop(name, None)
 
     def choose(self, image, fast=False):
         """Measures the noise of H x W x C and takes the weights that are for it.

@@ -34,6 +34,12 @@ def get_parser(doc):
     add("--chroma", type=number(float, 0, 1), default=1.0,
         help="how much of the colour noise is removed, apart from brightness")
     devices.add_window_flags(parser)
+    add("--adapt", type=number(float, 0.01), metavar="MINUTES",
+        help="go on training from the weights on these very images first, for so long (0.5 does for one image), and "
+        "use what is estimated to be better (docs/predicting.md)")
+    add("--adapt_steps", type=number(int, 1), metavar="N", help="the same for so many steps, which can be repeated")
+    add("--save_adapted", metavar="FILE", help="with --adapt: where to keep the weights, if they are better")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the randomness of --adapt")
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--report", metavar="DIR",
         help="a page that says of each image how much of its noise went, and what structure with it (docs/trust.md); "
@@ -55,6 +61,7 @@ def plan(options):
     of_renders = renders.is_folder(root)
     chosen_for_renders = not own and (of_renders or renders.is_frame(root))
     plain = (options.detail, options.chroma) == (0, 1)
+    _check_adapting(options, of_renders)
     cli.refuse(
         (options.skip_existing and options.overwrite, "--skip_existing: it keeps what --overwrite replaces: give one"),
         (options.fast and own, "--fast: chooses among the weights that ship, without --model_path"),
@@ -82,6 +89,26 @@ def plan(options):
     return planned
 
 
+def _check_adapting(options, of_renders):
+    """Refuses what --adapt cannot do, before any slow step."""
+    adapts = options.adapt is not None or options.adapt_steps is not None
+    saved = Path(options.save_adapted or "")
+    cli.refuse(
+        (options.adapt and options.adapt_steps, "--adapt_steps: takes the place of --adapt: give one"),
+        (options.save_adapted and not adapts, "--save_adapted: needs --adapt"),
+        (options.save_adapted and saved.suffix != ".pdparams", "--save_adapted: the name of a .pdparams file"),
+        (options.save_adapted and saved.exists() and not options.overwrite,
+         f"--save_adapted: {saved} exists; --overwrite replaces it"),
+    )  # fmt: skip
+    own = Path("" if options.model_path == "auto" else options.model_path)
+    cli.refuse(
+        (adapts and options.model_path != "auto" and own.exists() and own.suffix not in (".pdparams", ".pth"),
+         f"--adapt: {own} is no .pdparams or .pth file; a model that has been exported cannot be trained further"),
+        (adapts and of_renders, "--adapt: is for images; renders are trained on by train.py (docs/rendering.md)"),
+        (adapts and distributed.WORLD_SIZE > 1, "--adapt: works in one process; adapt once and keep the weights"),
+    )  # fmt: skip
+
+
 # --- Weights ------------------------------------------------------------------------------------------------
 
 
@@ -97,6 +124,8 @@ class Taken:
 class OneForAll:
     """The weights that --model_path names, for every image."""
 
+    prepare = None  # takes a page, and returns what is denoised in its place and a line about it, or ""
+
     def __init__(self, options):
         flag = f"--model_path: {options.model_path}"
         network, saved = load_network(options.model_path)
@@ -108,8 +137,9 @@ class OneForAll:
             raise UserError(f"{flag} takes images, {options.image_path} holds renders")
         if options.precision == "auto" and needs_fp32(network, saved):
             options.precision = "fp32"
-        network.ops = devices.prepare(options)
-        self.taken = Taken(Denoiser(network, **_amounts(options)), noise)
+        self.ops = network.ops = devices.prepare(options)
+        self.path, self.amounts = Path(options.model_path), _amounts(options)
+        self.taken = Taken(Denoiser(network, **self.amounts), noise)
 
     def take(self, picture):
         """The same as ever."""
@@ -119,15 +149,25 @@ class OneForAll:
         """The same, if they are for raw files."""
         return self.taken.denoiser if self.network.options["arch"] == raw_prediction.ARCH else None
 
+    def file_for(self, image):
+        """The file of the weights that are for an image, H x W x C, or None."""
+        able = image.shape[2] == self.taken.denoiser.n_channel or self.taken.denoiser.n_channel == 1
+        return self.path if able or (image.shape[2] == 1 and self.taken.denoiser.n_channel == 3) else None
+
+    def replace(self, path, network):
+        """Takes another network in place of that of a file."""
+        self.taken.denoiser = Denoiser(network, **self.amounts)
+
 
 class ByNoise:
     """The weights that ship, for each image those that are for its noise."""
 
     of_renders = needs_buffers = False
+    prepare = None
 
     def __init__(self, options):
-        ops = devices.prepare(options)
-        self.shelf = auto.Shelf(auto.shipped_weights(), ops)
+        self.ops = devices.prepare(options)
+        self.shelf = auto.Shelf(auto.shipped_weights(), self.ops)
         self.fast, self.amounts, self.spread = options.fast, _amounts(options), auto.Spread()
         self.mosaics = None  # loaded with the first raw file
 
@@ -152,6 +192,18 @@ class ByNoise:
             network.ops = self.shelf.ops
             self.mosaics = Denoiser(network, **self.amounts)
         return self.mosaics
+
+    def file_for(self, image):
+        """The file of the weights that are for an image, H x W x C, or None."""
+        try:
+            name = self.shelf.choose(image, self.fast).name
+        except ValueError:  # there are none for such an image, which is said when it is denoised
+            return None
+        return self.shelf.weights[name].path if name else None
+
+    def replace(self, path, network):
+        """Takes another network in place of that of a file."""
+        self.shelf.replace(path.stem, network)
 
 
 def _amounts(options):
@@ -182,11 +234,17 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
     frame = renders.read_frame(files, weights.needs_buffers) if weights.of_renders else None
     data = None if frame else images.read_bytes(files[0])
     picture = frame.picture if frame else images.read_image(files[0], data)
+    prepared = False
+    if weights.prepare:
+        pages, lines = zip(*map(weights.prepare, picture.pages), strict=True)
+        picture.pages, prepared = list(pages), any(lines)
+        if prepared:
+            note(f"{files[0]}: {next(filter(None, lines))}")
     try:
         taken = weights.take(picture)
         if taken.why:
             note(f"{files[0]}: {taken.why}")
-        same_bytes = taken.denoiser is None and target.suffix.lower() == files[0].suffix.lower()
+        same_bytes = taken.denoiser is None and not prepared and target.suffix.lower() == files[0].suffix.lower()
         data = data if same_bytes else None  # no longer needed
         noisy = picture.pages[0] if on_image else None
         with _windows_shown(taken.denoiser, files[0]):

@@ -17,14 +17,11 @@ STATE = "last_state.pdparams"
 class Training:
     """The weights, their average, the optimizer, and where the run stands."""
 
-    def __init__(self, options, ops, n_input=None):
+    def __init__(self, options, ops, n_input=None, structure=None):
+        """`structure` is that of the network where it is not what the options say, as in `Network.options`."""
         paddle.seed(options.seed)
         self.options = options
-        structure = {"arch": options.arch, "n_channel": options.n_channel, "n_feature": options.n_feature}
-        if options.arch == "unet_n2n":
-            structure["norm"] = options.norm
-        if n_input:
-            structure["n_input"] = n_input
+        structure = structure or _structure(options, n_input)
         self.network = build_network(**structure)
         distributed.broadcast_parameters(self.network)
         self.network.ops = ops
@@ -124,3 +121,13 @@ class Training:
             self.scaler.load_state_dict(about["scaler"])
         self.step, self.seconds, self.best_psnr = where["step"], where["seconds"], where["best_psnr"]
         self.waited = where.get("waited", 0)
+
+
+def _structure(options, n_input):
+    """The arguments of `build_network`."""
+    structure = {"arch": options.arch, "n_channel": options.n_channel, "n_feature": options.n_feature}
+    if options.arch == "unet_n2n":
+        structure["norm"] = options.norm
+    if n_input:
+        structure["n_input"] = n_input
+    return structure

@@ -1,0 +1,151 @@
+"""`predict.py --adapt`: the weights for the images of a folder, adapted to these very images (`adapting.py`)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from denoising import cli
+from denoising.data import bursts
+from denoising.files import images, raw
+from denoising.imaging import stripes
+from denoising.imaging.noise_analysis import analyse
+from denoising.inference import checkpoint, prediction
+from denoising.training.adapting import Length, adapt
+from denoising.training.lessons import SMALLEST, Subject
+
+SAMPLE = 24  # images of a folder that are learnt from
+
+
+def load(options, planned):
+    """What takes a Denoiser for each image, as `prediction.load` does, after adapting if that is asked for.
+
+    Args:
+        options: of predict.py.
+        planned: of `prediction.plan`, not empty.
+    """
+    weights = prediction.load(options)
+    if options.adapt is None and options.adapt_steps is None:
+        return weights
+    cli.refuse((weights.of_renders, "--adapt: these weights are for renders, which train.py trains on"))
+    weights.prepare = stripes.take_off
+    groups = _groups(weights, [files[0] for files, _ in planned])
+    everything = sum(map(len, groups.values()))
+    for path, subjects in groups.items():
+        # Each image gets the same share of the time, whatever weights are for it.
+        share = len(subjects) / everything
+        length = Length((options.adapt or 0) * share, max(1, round((options.adapt_steps or 0) * share)))
+        result = adapt(
+            path, subjects, weights.ops, length if options.adapt_steps else Length(length.minutes), options.seed
+        )
+        cli.note(f"--adapt: {path.stem}, {result.describe()}")
+        if result.kept:
+            weights.replace(path, result.network)
+            if options.save_adapted:
+                _save(_own_name(options.save_adapted, path, groups), path, result, options.seed)
+    return weights
+
+
+def _groups(weights, paths):
+    """The images to learn from, by the file of the weights that are for them; says what is left out, and why."""
+    groups, seen = {}, _Seen()
+    chosen = sorted(set(np.linspace(0, len(paths) - 1, SAMPLE).astype(int)))
+    for index in cli.progress(chosen, unit="image", label="looking at the noise"):
+        page = seen.page(paths[index])
+        file = weights.file_for(page) if page is not None else None
+        if file is None:
+            continue
+        subject = seen.subject(page, paths, index)
+        if subject is not None:
+            groups.setdefault(file, []).append(subject)
+    seen.tell()
+    return groups
+
+
+class _Seen:
+    """Reads images, and counts what has been found."""
+
+    def __init__(self):
+        self.raw = self.small = self.quiet = self.shared = self.paired = self.unlike = self.shift = 0
+
+    def page(self, path):
+        """The first page of a file without stripes, or None: what is broken is reported when it is denoised."""
+        if raw.is_raw(path):
+            self.raw += 1
+            return None
+        try:
+            return stripes.take_off(images.read_image(path).pages[0])[0]
+        except cli.UserError:
+            return None
+
+    def subject(self, page, paths, index):
+        """What is learnt from an image: from another frame of its scene, if there is one next to it."""
+        if min(page.shape[:2]) < SMALLEST:
+            self.small += 1
+            return None
+        analysis = analyse(page)
+        second = self._second(page, paths, index, analysis.sigma / 255) if analysis.kind != "none" else None
+        subject = Subject.of(*(second or (page, None)), analysis=analysis)
+        if subject is None and analysis.kind == "none":
+            self.quiet += 1
+        elif subject is None:
+            self.shared += 1
+        return subject
+
+    def _second(self, page, paths, index, sigma):
+        """The parts of an image and of the next or last one in its folder that show the same, or None."""
+        for other in (index + 1, index - 1):
+            if not 0 <= other < len(paths) or paths[other].parent != paths[index].parent:
+                continue
+            frame = self.page(paths[other])
+            if frame is None or frame.shape != page.shape or frame.dtype != page.dtype:
+                continue
+            found = bursts.aligned(page, frame, sigma)
+            if found and min(found[0].shape[:2]) >= SMALLEST:
+                self.paired += 1
+                self.shift = max(self.shift, *map(abs, found[2]))
+                return found[:2]
+            self.unlike += 1
+        return None
+
+    def tell(self):
+        """What was found, in lines."""
+        nothing = "nothing is learnt from"
+        if self.paired:
+            cli.note(
+                f"--adapt: {_images(self.paired)} with another frame of the scene beside them learn from it "
+                f"(Noise2Noise); frames were moved by up to {self.shift} whole pixels"
+            )
+        elif self.unlike:
+            cli.note(
+                "--adapt: images of one size lie side by side, but no two of them show one scene, moved by whole "
+                "pixels and under noise of their own: each is taken by itself"
+            )
+        if self.quiet:
+            cli.note(f"--adapt: {nothing} {_images(self.quiet)} in which no noise can be measured")
+        if self.shared:
+            cli.note(
+                f"--adapt: {nothing} {_images(self.shared)} whose noise neighbouring pixels share, as that of a "
+                "camera's JPEG: only another frame of the scene, beside it, would tell it from detail"
+            )
+        if self.raw:
+            cli.note(f"--adapt: {nothing} raw files, whose weights know the noise of sensors")
+        if self.small:
+            cli.note(f"--adapt: {nothing} {_images(self.small)} smaller than {SMALLEST}x{SMALLEST} pixels")
+
+
+def _images(count):
+    return f"{count} image{'s' * (count != 1)}"
+
+
+def _own_name(flag, path, groups):
+    """Where the weights are written: as --save_adapted says, where there are several with their origin in the name."""
+    return Path(flag) if len(groups) == 1 else Path(flag).with_stem(f"{Path(flag).stem}_{path.stem}")
+
+
+def _save(target, path, result, seed):
+    """Writes the adapted weights with what rebuilds the network, and what they come from."""
+    _, options = checkpoint.load_network(path)
+    about = {"adapted_from": path.name, "adapted_steps": result.steps, "seed": seed}
+    cli.writable_folder("--save_adapted", target.parent)
+    checkpoint.save_network(target, checkpoint.network_state(result.network), {**options, **about})
+    cli.note(f"--adapt: the weights are in {target}")

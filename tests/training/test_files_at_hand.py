@@ -1,0 +1,156 @@
+import cv2
+import numpy as np
+import pytest
+
+import predict
+from arch_unet import build_network
+from conftest import noisy_scene, opened, refusal, save, scene
+from denoising.imaging import stripes
+from denoising.imaging.pixels import from_01, to_01
+from denoising.inference import checkpoint
+from denoising.inference.denoiser import Denoiser
+from denoising.training import adapting, files_at_hand
+
+
+@pytest.fixture(autouse=True)
+def _of_a_network_that_has_learnt_nothing(monkeypatch):
+    monkeypatch.setattr(adapting, "RATE", 3e-3)
+
+
+def run(folder, *flags, code=0):
+    """Runs predict.py with --adapt on the images of a folder; what it wrote, by name."""
+    flags = ["--image_path", folder / "in", "--save_dir", folder / "out", *flags]
+    assert predict.main([str(flag) for flag in flags]) == code
+    return {path.name: np.asarray(opened(path)) for path in sorted((folder / "out").iterdir())}
+
+
+def adapted(folder, weights, *flags):
+    return run(folder, "--model_path", weights, "--adapt_steps", "30", *flags)
+
+
+def test_the_adapted_weights_are_used_and_kept(tmp_path, weights, capsys):
+    save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
+    target = tmp_path / "deep" / "own.pdparams"
+    found = adapted(tmp_path, weights, "--save_adapted", target)["a_denoise.png"]
+    said = capsys.readouterr().err
+    assert "--adapt: tiny, 1 image, 30 steps: +" in said
+    assert f"the weights are in {target}" in said
+    kept = Denoiser(str(target))
+    assert kept.options["adapted_from"] == "tiny.pdparams"
+    assert (kept.options["adapted_steps"], kept.options["noisetype"]) == (30, "gauss25")
+    assert (kept(noisy_scene(192, 200)) == found).all()
+    assert (Denoiser(str(weights))(noisy_scene(192, 200)) != found).any()
+
+
+def test_minutes(tmp_path, weights, capsys):
+    save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
+    run(tmp_path, "--model_path", weights, "--adapt", "0.02")
+    assert "--adapt: tiny, 1 image, " in capsys.readouterr().err
+
+
+def test_what_gains_nothing_is_neither_used_nor_kept(tmp_path, weights, capsys, monkeypatch):
+    monkeypatch.setattr(adapting, "RATE", 0.0)
+    save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
+    target = tmp_path / "own.pdparams"
+    found = adapted(tmp_path, weights, "--save_adapted", target)["a_denoise.png"]
+    assert "the weights stay as they were" in capsys.readouterr().err
+    assert not target.exists()
+    assert (Denoiser(str(weights))(noisy_scene(192, 200)) == found).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "line"),
+    [
+        (scene(200, 220), "nothing is learnt from 1 image in which no noise can be measured"),
+        (noisy_scene(60, 300), "nothing is learnt from 1 image smaller than 192x192 pixels"),
+        (cv2.GaussianBlur(noisy_scene(250, 250, sigma=40), (0, 0), 1.0), "whose noise neighbouring pixels share"),
+    ],
+    ids=["no noise", "tiny", "camera"],
+)
+def test_images_with_nothing_to_learn_are_denoised_as_ever(tmp_path, weights, capsys, image, line):
+    save(tmp_path / "in" / "a.png", image)
+    found = adapted(tmp_path, weights)["a_denoise.png"]
+    assert line in capsys.readouterr().err
+    assert (Denoiser(str(weights))(image) == found).all()
+
+
+def test_a_broken_image_ends_nothing(tmp_path, weights, capsys):
+    save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
+    (tmp_path / "in" / "b.png").write_bytes(b"nothing")
+    run(tmp_path, "--model_path", weights, "--adapt_steps", "2", code=1)
+    assert "tiny, 1 image, 2 steps" in capsys.readouterr().err
+
+
+def test_frames_of_a_scene_learn_from_each_other(tmp_path, weights, capsys):
+    for number, (down, right) in enumerate([(0, 0), (3, 1), (5, -4)]):
+        clean = scene(240, 240, seed=3).astype(float)[10 + down : 220 + down, 10 + right : 220 + right]
+        noise = np.random.default_rng(number).normal(0, 20, clean.shape)
+        save(tmp_path / "in" / f"{number}.png", np.clip(clean + noise, 0, 255).astype(np.uint8))
+    adapted(tmp_path, weights)
+    said = capsys.readouterr().err
+    assert "3 images with another frame of the scene beside them" in said
+    assert "moved by up to 5 whole pixels" in said
+    assert "tiny, 3 images, 30 steps: +" in said
+
+
+def test_images_of_one_size_that_show_different_scenes(tmp_path, weights, capsys):
+    for number in range(2):
+        save(tmp_path / "in" / f"{number}.png", noisy_scene(192, 200, seed=number))
+    adapted(tmp_path, weights)
+    said = capsys.readouterr().err
+    assert "no two of them show one scene" in said
+    assert "another frame" not in said
+
+
+def test_stripes_are_taken_off(tmp_path, weights, capsys):
+    striped = stripes.add(to_01(noisy_scene(256, 256)), (0.05, 0), np.random.default_rng(0))
+    save(tmp_path / "in" / "a.png", from_01(striped, np.uint8))
+    adapted(tmp_path, weights)
+    assert "a.png: stripes of 1" in capsys.readouterr().err
+    # Weights that ship are chosen by what is left; the file is no copy, though there is hardly any noise.
+    clean = to_01(scene(256, 256))
+    striped = from_01(stripes.add(clean, (0.05, 0), np.random.default_rng(0)), np.uint8)
+    save(tmp_path / "in" / "a.png", striped)
+    found = run(tmp_path, "--adapt_steps", "1", "--overwrite")["a_denoise.png"]
+    assert np.square(to_01(found) - clean).mean() < np.square(to_01(striped) - clean).mean() / 2
+
+
+def test_raw_files_are_left_out(tmp_path, capsys):
+    seen = files_at_hand._Seen()
+    assert seen.page(tmp_path / "a.dng") is None
+    seen.tell()
+    assert "nothing is learnt from raw files" in capsys.readouterr().err
+
+
+def test_refusals(tmp_path, weights, capsys):
+    save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
+    exported = tmp_path / "model.onnx"
+    exported.write_bytes(b"model")
+    (tmp_path / "there.pdparams").write_bytes(b"old")
+    flags = {"--image_path": tmp_path / "in", "--save_dir": tmp_path / "out", "--model_path": weights}
+    cases = [
+        ({"--adapt": 0}, "--adapt"),
+        ({"--adapt": -1}, "--adapt"),
+        ({"--adapt": "long"}, "--adapt"),
+        ({"--adapt": 1, "--adapt_steps": 5}, "--adapt_steps: takes the place of --adapt"),
+        ({"--adapt": 1, "--model_path": exported}, "cannot be trained further"),
+        ({"--save_adapted": tmp_path / "a.pdparams"}, "--save_adapted: needs --adapt"),
+        ({"--adapt": 1, "--save_adapted": tmp_path / "a.bin"}, "a .pdparams file"),
+        ({"--adapt": 1, "--save_adapted": tmp_path / "there.pdparams"}, "--overwrite replaces it"),
+    ]
+    for more, words in cases:
+        assert words in refusal(predict.main, flags | more, capsys), more
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_for_renders_are_refused(tmp_path, capsys):
+    network = build_network(arch="unet_n2n", n_input=9, n_feature=4)
+    checkpoint.save_network(tmp_path / "r.pdparams", checkpoint.network_state(network), network.options)
+    save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
+    flags = {"--image_path": tmp_path / "in", "--save_dir": tmp_path / "out", "--model_path": tmp_path / "r.pdparams"}
+    assert "these weights are for renders" in refusal(predict.main, flags | {"--adapt": 1}, capsys)
+    (tmp_path / "renders" / "render").mkdir(parents=True)
+    for part in ("albedo", "normal"):
+        (tmp_path / "renders" / part).mkdir()
+    flags["--image_path"] = tmp_path / "renders"
+    assert "--adapt: is for images" in refusal(predict.main, flags | {"--adapt": 1}, capsys)

@@ -521,11 +521,12 @@ def test_several_models_are_chosen_by_the_noise_or_by_name(tmp_path, monkeypatch
 
 def test_memory_is_given_back_after_a_large_image(weights):
     small, large = (as_bytes(noisy_scene(side, side), "PNG") for side in (64, 2000))
-    with serving("--model_path", weights) as server:
+    with serving("--model_path", weights, "--keep_minutes", 0.05) as server:
         server.post(small)
         before = machine.used_memory()
         assert server.post(large)[0] == 200
-        # The engine keeps its blocks for the next window, and gives them back when none comes.
+        # The engine keeps its blocks for the next window, and gives them back when none comes. So does the service with
+        # the result that it keeps for who saves it.
         wait_for(lambda: machine.used_memory() - before < 100 << 20)
 
 

@@ -226,20 +226,13 @@ def advice(results, where):
     alike = [found for found in noisy if found.kind == kind]
     sigma = float(np.median([found.sigma for found in alike]))
     channels = len(alike[0].curve)
-    predict = f"python predict.py --image_path {where} --save_dir denoised"
-    if all(raw.is_raw(result.path) for result in results):
-        return predict
-    if kind == "correlated" and channels in (1, 3):
-        return predict
-    known = f"gauss{sigma:.3g}" if kind != "poisson" else f"poisson{np.median([found.peak for found in alike]):.3g}"
+    if channels in (1, 3) or all(raw.is_raw(result.path) for result in results):
+        return f"python predict.py --image_path {where} --save_dir denoised"  # which measures, and takes what fits
     train = f"python train.py --data_dir {where} --noisetype none --n_channel {channels}"
-    if channels not in (1, 3):
-        return train if kind == "correlated" else f"{train} --method recorrupted2recorrupted --known_noise {known}"
-    if channels == 1:
-        return f"{predict} --model_path models/grey_gauss25.pdparams"
-    if kind == "poisson" and 10 <= float(np.median([found.peak for found in alike])) <= 90:
-        return f"{predict} --model_path models/poisson30.pdparams"
-    return f"{predict} --model_path models/gauss5_50.pdparams"
+    if kind == "correlated":
+        return train
+    known = f"gauss{sigma:.3g}" if kind != "poisson" else f"poisson{np.median([found.peak for found in alike]):.3g}"
+    return f"{train} --method recorrupted2recorrupted --known_noise {known}"
 
 
 # --- Results ------------------------------------------------------------------------------------------------

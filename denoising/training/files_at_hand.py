@@ -33,10 +33,11 @@ def load(options, planned):
     for path, subjects in groups.items():
         # Each image gets the same share of the time, whatever weights are for it.
         share = len(subjects) / everything
-        length = Length((options.adapt or 0) * share, max(1, round((options.adapt_steps or 0) * share)))
-        result = adapt(
-            path, subjects, weights.ops, length if options.adapt_steps else Length(length.minutes), options.seed
-        )
+        if options.adapt_steps:
+            length = Length(steps=max(1, round(options.adapt_steps * share)))
+        else:
+            length = Length(minutes=options.adapt * share)
+        result = adapt(path, subjects, weights.ops, length, options.seed)
         cli.note(f"--adapt: {path.stem}, {result.describe()}")
         if result.kept:
             weights.replace(path, result.network)

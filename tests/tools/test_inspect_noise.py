@@ -34,11 +34,11 @@ def lines_of(path, capsys, *flags):
     return lines
 
 
-def test_white_noise_gets_the_weights_for_it(tmp_path, capsys):
-    lines = lines_of(save(tmp_path / "a.png", noisy()), capsys)
+def test_white_noise_is_left_to_the_weights_that_predict_takes(tmp_path, capsys):
+    path = save(tmp_path / "a.png", noisy())
+    lines = lines_of(path, capsys)
     assert "white noise of 10" in lines[0] or "white noise of 9.9" in lines[0]
-    assert lines[-1].startswith("next: python predict.py")
-    assert "gauss5_50" in lines[-1]
+    assert lines[-1] == f"next: python predict.py --image_path {path} --save_dir denoised"
 
 
 def test_noise_that_neighbours_share_gets_no_model(tmp_path, capsys):

@@ -29,7 +29,10 @@ def main(argv=None):
 
         report = trust_page.of_prediction(options)
         judge = report.judge
-    failed = prediction.denoise_files(files_at_hand.load(options, planned), planned, judge) if planned else 0
+    failed = 0
+    if planned:
+        weights, planned = files_at_hand.load(options, planned)
+        failed = prediction.denoise_files(weights, planned, judge)
     if report:
         cli.note(f"report: {report.close()}")
     return prediction.report(failed, planned)

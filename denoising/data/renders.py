@@ -16,6 +16,9 @@ from denoising.files import exr, images
 BUFFERS = ("render", "albedo", "normal")
 N_INPUT = 9  # channels: three of each
 GAMMA = 2.2
+BLOCK = 16  # pixels
+CHANGED = 0.002  # of the blocks of two renders of one view, at most, differ by more than noise
+LEAST_CHANGE = 1e-3  # of white: what rounding does to files of 8 bits
 
 
 # --- Light ----------------------------------------------------------------------------------------------------
@@ -103,6 +106,11 @@ class Frame:
     normal: np.ndarray
     picture: images.Picture
 
+    def part(self, where):
+        """A part of it, of rows and columns."""
+        buffers = [np.ascontiguousarray(buffer[where]) for buffer in (self.render, self.albedo, self.normal)]
+        return Frame(*buffers, self.picture)
+
     def network_input(self):
         """What a network gets, H x W x 9; what it gives is linear light."""
         return np.concatenate([encode(self.render), np.clip(self.albedo, 0, 1), self.normal], axis=2)
@@ -130,6 +138,32 @@ def read_frame(paths, needs_buffers=True):
         if not np.isfinite(layer).all():
             raise UserError(f"{path}: holds NaN or infinite pixels")
     return Frame(render, *others, picture)
+
+
+def same_view(first, second):
+    """Whether two frames are independent renders of one view.
+
+    Then no mean over 16x16 pixels differs by much more than its own noise: in renders of 4 samples none of 3,000 did by
+    four deviations, and two in a hundred where the camera had moved by a third of a pixel.
+    """
+    if first.render.shape != second.render.shape or np.array_equal(first.render, second.render):
+        return False
+    shown = (tone_map(first.render), tone_map(second.render))
+    for one, other in (shown, (first.albedo, second.albedo), (first.normal, second.normal)):
+        height, width = (side // BLOCK for side in one.shape[:2])
+        blocks = (one - other)[: height * BLOCK, : width * BLOCK].reshape(height, BLOCK, width, BLOCK, 3)
+        noise = blocks.std(axis=(1, 3)) / BLOCK
+        unlike = np.abs(blocks.mean(axis=(1, 3))) > 4 * noise + LEAST_CHANGE
+        if unlike.mean() > CHANGED:
+            return False
+    return True
+
+
+def mean(frames):
+    """The mean of renders of one view, as if its paths had been traced for as long as theirs together."""
+    names = ("render", "albedo", "normal")
+    buffers = [np.mean([getattr(frame, name) for frame in frames], axis=0, dtype=np.float32) for name in names]
+    return Frame(*buffers, frames[0].picture)
 
 
 def read_with_target(paths):

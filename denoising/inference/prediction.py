@@ -61,7 +61,7 @@ def plan(options):
     of_renders = renders.is_folder(root)
     chosen_for_renders = not own and (of_renders or renders.is_frame(root))
     plain = (options.detail, options.chroma) == (0, 1)
-    _check_adapting(options, of_renders)
+    _check_adapting(options)
     cli.refuse(
         (options.skip_existing and options.overwrite, "--skip_existing: it keeps what --overwrite replaces: give one"),
         (options.fast and own, "--fast: chooses among the weights that ship, without --model_path"),
@@ -89,7 +89,7 @@ def plan(options):
     return planned
 
 
-def _check_adapting(options, of_renders):
+def _check_adapting(options):
     """Refuses what --adapt cannot do, before any slow step."""
     adapts = options.adapt is not None or options.adapt_steps is not None
     saved = Path(options.save_adapted or "")
@@ -104,7 +104,6 @@ def _check_adapting(options, of_renders):
     cli.refuse(
         (adapts and options.model_path != "auto" and own.exists() and own.suffix not in (".pdparams", ".pth"),
          f"--adapt: {own} is no .pdparams or .pth file; a model that has been exported cannot be trained further"),
-        (adapts and of_renders, "--adapt: is for images; renders are trained on by train.py (docs/rendering.md)"),
         (adapts and distributed.WORLD_SIZE > 1, "--adapt: works in one process; adapt once and keep the weights"),
     )  # fmt: skip
 
@@ -139,6 +138,7 @@ class OneForAll:
             options.precision = "fp32"
         self.ops = network.ops = devices.prepare(options)
         self.path, self.amounts = Path(options.model_path), _amounts(options)
+        self.together = {}  # files of further renders of a view, by the first one's first file
         self.taken = Taken(Denoiser(network, **self.amounts), noise)
 
     def take(self, picture):
@@ -231,7 +231,7 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
     if raw.is_raw(files[0]) and not weights.of_renders:
         raw_prediction.denoise_file(weights, files[0], target, note)
         return
-    frame = renders.read_frame(files, weights.needs_buffers) if weights.of_renders else None
+    frame = _render(weights, files) if weights.of_renders else None
     data = None if frame else images.read_bytes(files[0])
     picture = frame.picture if frame else images.read_image(files[0], data)
     prepared = False
@@ -258,6 +258,13 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
         images.write_bytes(target, data)
     else:
         images.write_image(target, pages, like=picture)
+
+
+def _render(weights, files):
+    """The render to denoise: the mean of all that were found to show the same view."""
+    return renders.mean(
+        [renders.read_frame(paths, weights.needs_buffers) for paths in (files, *weights.together.get(files[0], ()))]
+    )
 
 
 def _denoised(taken, frame, picture):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from denoising import cli
+from denoising.data import renders
 from denoising.data.streams import ORDER, generator
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
@@ -27,6 +28,7 @@ RATE, WARM_UP, EMA = 3e-4, 5, 0.99  # of Adam, Muon's follows from it; found by 
 BATCH = 2  # patches of a step
 PIXELS = 1 << 20  # that are learnt from, of all images
 JUDGES = 8  # images that are judged
+LOOKS = 5  # times a training on renders is judged, which learn each other's noise by heart after a while
 LEFT = 0.03  # of the noise's variance is what a good denoiser errs by, at least
 WORTH = 0.1  # dB: what is estimated to gain less is not kept, because the estimate may err by so much
 
@@ -79,7 +81,7 @@ def adapt(path, subjects, ops, length, seed=0):
 
     Args:
         path: of the weights.
-        subjects: at least one, none of them None.
+        subjects: at least one Subject, or Rendered, none of them None.
         ops: how the network computes, of `devices.prepare`.
         length: a Length.
         seed: of all randomness.
@@ -89,6 +91,8 @@ def adapt(path, subjects, ops, length, seed=0):
     side = int((PIXELS / len(subjects)) ** 0.5)
     lessons = [lesson(subject, Denoiser(before), side) for subject in subjects]
     training = _training(path, before, ops, seed)
+    judges = [lessons[i].watched for i in sorted(set(np.linspace(0, len(lessons) - 1, JUDGES).astype(int)))]
+    best, looks = _Best(training, before, judges), LOOKS if _of_renders(before) else 1
     total, unit = (length.steps, "step") if length.steps else (round(60 * length.minutes), "s")
     start = time.perf_counter()
     with StopRequest() as stop, cli.progress(total=total, unit=unit, label="adapting") as bar:
@@ -100,20 +104,43 @@ def adapt(path, subjects, ops, length, seed=0):
             batch = [np.stack(part) for part in zip(*samples, strict=True)]
             rate = RATE * min(1.0, (training.step + 1) / WARM_UP) * 0.5 * (1 + np.cos(np.pi * progress))
             training.train_on(Seen(now.method, now.channels), batch, rate, ramp=0.0)
+            if progress * looks >= best.looked + 1:
+                best.look()
             done = training.step if length.steps else time.perf_counter() - start
             bar.update(min(int(done), total) - bar.n)
     if stop.signal == signal.SIGTERM:
         raise SystemExit(143)  # a polite kill is no wish to go on
-    judges = [lessons[i].watched for i in sorted(set(np.linspace(0, len(lessons) - 1, JUDGES).astype(int)))]
-    gains = [_gain(watched, before, training.averaged) for watched in judges]
-    kept = np.mean(gains) >= WORTH and min(gains) > -WORTH  # none is to pay for the others
-    return Result(training, bool(kept), float(np.mean(gains)), training.step, len(subjects))
+    best.look()
+    training.averaged.set_state_dict(best.weights)
+    kept = np.mean(best.gains) >= WORTH and min(best.gains) > -WORTH  # none is to pay for the others
+    return Result(training, bool(kept), float(np.mean(best.gains)), training.step, len(subjects))
+
+
+class _Best:
+    """The best averaged weights that have been looked at, by the mean gain of the images that judge."""
+
+    def __init__(self, training, before, judges):
+        self._training, self._before, self._judges = training, before, judges
+        self.looked, self.gains, self.weights = 0, [-np.inf], None
+
+    def look(self):
+        """Judges the weights as they are now."""
+        after = self._training.averaged
+        gains = [_gain(watched, self._before, after) for watched in self._judges]
+        self.looked += 1
+        if self.weights is None or np.mean(gains) > np.mean(self.gains):
+            self.gains = gains
+            self.weights = {name: weight.clone() for name, weight in after.state_dict().items()}
+
+
+def _of_renders(network):
+    return network.options.get("n_input") == renders.N_INPUT
 
 
 def _training(path, network, ops, seed):
     options = types.SimpleNamespace(
-        seed=seed, to_static=False, ema=EMA, optimizer="muon", lr=RATE, clip_grad=0.0, amp=False,
-        n_channel=network.options["n_channel"],
+        seed=seed, to_static=False, ema=EMA, optimizer="muon", lr=RATE, amp=False,
+        clip_grad=1.0 if _of_renders(network) else 0.0, n_channel=network.options["n_channel"],
     )  # fmt: skip
     training = Training(options, ops, structure=network.options)
     training.start_from(path)

@@ -5,15 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from denoising import cli
-from denoising.data import bursts
+from denoising.data import bursts, renders
 from denoising.files import images, raw
 from denoising.imaging import stripes
 from denoising.imaging.noise_analysis import analyse
 from denoising.inference import checkpoint, prediction
 from denoising.training.adapting import Length, adapt
-from denoising.training.lessons import SMALLEST, Subject
+from denoising.training.lessons import SMALLEST, Rendered, Subject
 
 SAMPLE = 24  # images of a folder that are learnt from
+VIEWS = 8  # of renders, which are learnt from as a whole
 
 
 def load(options, planned):
@@ -22,13 +23,20 @@ def load(options, planned):
     Args:
         options: of predict.py.
         planned: of `prediction.plan`, not empty.
+
+    Returns:
+        The weights; and the plan, without the renders that count into another's mean.
     """
     weights = prediction.load(options)
     if options.adapt is None and options.adapt_steps is None:
-        return weights
-    cli.refuse((weights.of_renders, "--adapt: these weights are for renders, which train.py trains on"))
-    weights.prepare = stripes.take_off
-    groups = _groups(weights, [files[0] for files, _ in planned])
+        return weights, planned
+    if weights.of_renders:
+        views, weights.together = _views(weights, [files for files, _ in planned])
+        groups, further = {weights.path: views}, {path for paths in weights.together.values() for path, *_ in paths}
+        planned = [(files, target) for files, target in planned if files[0] not in further]
+    else:
+        weights.prepare = stripes.take_off
+        groups = _groups(weights, [files[0] for files, _ in planned])
     everything = sum(map(len, groups.values()))
     for path, subjects in groups.items():
         # Each image gets the same share of the time, whatever weights are for it.
@@ -43,7 +51,7 @@ def load(options, planned):
             weights.replace(path, result.network)
             if options.save_adapted:
                 _save(_own_name(options.save_adapted, path, groups), path, result, options.seed)
-    return weights
+    return weights, planned
 
 
 def _groups(weights, paths):
@@ -60,6 +68,37 @@ def _groups(weights, paths):
             groups.setdefault(file, []).append(subject)
     seen.tell()
     return groups
+
+
+def _views(weights, sources):
+    """The views to learn from, of which there are several renders side by side.
+
+    Returns:
+        The views; and the files of the further renders of each, by the first one's first file.
+    """
+    found, together, view, first = [], {}, None, None
+    for files in cli.progress(sources, unit="render", label="looking for renders of one view"):
+        try:
+            frame = renders.read_frame(files, weights.needs_buffers)
+        except cli.UserError:
+            frame = None  # what is broken is reported when it is denoised
+        if frame and view and view.takes(frame):
+            together.setdefault(first, []).append(files)
+            if view not in found and len(found) < VIEWS:
+                found.append(view)
+        elif frame:
+            view, first = Rendered([frame]), files[0]
+    cli.refuse(
+        (not found,
+         f"--adapt: renders learn from each other: of {len(sources)} none shows the same view as the next one, under "
+         f"noise of its own, {SMALLEST}x{SMALLEST} pixels or more; render the view again with another seed, into the "
+         "same folder"),
+    )  # fmt: skip
+    count = sum(map(len, together.values())) + len(together)
+    cli.note(
+        f"--adapt: {count} renders show {_views_of(len(together))}; the mean of each is denoised, under its first name"
+    )
+    return found, together
 
 
 class _Seen:
@@ -132,6 +171,10 @@ class _Seen:
             cli.note(f"--adapt: {nothing} raw files, whose weights know the noise of sensors")
         if self.small:
             cli.note(f"--adapt: {nothing} {_images(self.small)} smaller than {SMALLEST}x{SMALLEST} pixels")
+
+
+def _views_of(count):
+    return f"{count} view{'s' * (count != 1)}"
 
 
 def _images(count):

@@ -1,7 +1,7 @@
 """What an image teaches about its own noise: pairs of patches to learn from, and what is judged by afterwards.
 
-A single image teaches by its denoised version, to which noise as measured in it is added; two frames of a scene teach
-by each other.
+A single image teaches by its denoised version, to which noise as measured in it is added; two frames of a scene, or two
+renders of a view, teach by each other.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from denoising.data import renders
 from denoising.data.streams import CROP, NOISE, generator
 from denoising.imaging import trust
 from denoising.imaging.noise import parse_noise
@@ -17,13 +18,14 @@ from denoising.imaging.pixels import from_01, to_01
 from denoising.imaging.second_look import SeenLevel, look_again
 from denoising.training.methods import Method, Noise2Noise
 from denoising.training.own_noise import counted
-from denoising.training.watched import Watched
+from denoising.training.watched import Watched, WatchedRenders
 
 PATCH, LEAST_PATCH = 128, 64  # pixels, the side of the patches
 SHRINK = 2  # how many times smaller the denoised image is taken
 SMALLEST = 3 * LEAST_PATCH  # pixels: of a smaller image nothing is left to judge by
 JUDGED = 256  # side of the middle that is left out and judged, at most; at most a third of the image's
 LARGEST = 1024  # side of the part of an image that is learnt from
+MOST = 16  # renders of a view that are learnt from
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,22 @@ class Subject:
         noisy, second = _middle(noisy, LARGEST), None if second is None else _middle(second, LARGEST)
         white = analysis.kind not in ("none", "correlated")
         return cls(noisy, second, analysis) if white or second is not None else None
+
+
+@dataclass(eq=False)
+class Rendered:
+    """A view that is adapted to: two renders of it or more, each a renders.Frame."""
+
+    frames: list
+
+    def takes(self, frame):
+        """Takes another render in, if it shows the same under noise of its own; whether it did."""
+        last = self.frames[-1]
+        if min(last.render.shape[:2]) < SMALLEST or not renders.same_view(last, frame):
+            return False
+        if len(self.frames) < MOST:
+            self.frames.append(frame)
+        return True
 
 
 def _middle(image, side):
@@ -87,39 +105,28 @@ class Renoised:
         rng = generator(seed, NOISE, *place)
         noisy = self.photons.add(clean, rng) if self.photons else clean + self.level.draw(clean, rng)
         noisy = to_01(from_01(noisy, self.dtype))  # rounded and cut off as in the file
-        return tuple(np.ascontiguousarray(patch.transpose(2, 0, 1), np.float32) for patch in (noisy, clean))
+        return _chw(noisy), _chw(clean)
 
 
-class Frames:
-    """Learns from two frames of a scene; the middle is left out, and judged by.
+class _Around:
+    """What lies around the middle, which is left out, and judged by."""
 
-    Args:
-        first: H x W x C.
-        second: the same, with noise of its own.
-    """
+    def __init__(self, height, width):
+        self.sides = height, width
+        judged = [min(side // 3, JUDGED) for side in self.sides]
+        self.middle = tuple(slice((s - j) // 2, (s - j) // 2 + j) for s, j in zip(self.sides, judged, strict=True))
+        self.size = min(PATCH, *self.sides, max(part.start for part in self.middle)) // 32 * 32
 
-    def __init__(self, first, second):
-        self.method, self.channels, self.images = Noise2Noise(), first.shape[2], [first, second]
-        sides = first.shape[:2]
-        judged = [min(side // 3, JUDGED) for side in sides]
-        self.middle = tuple(slice((s - j) // 2, (s - j) // 2 + j) for s, j in zip(sides, judged, strict=True))
-        self.size = min(PATCH, *sides, max(part.start for part in self.middle)) // 32 * 32
-        crops = [to_01(np.ascontiguousarray(image[self.middle])) for image in self.images]
-        self.watched = Watched([(crops[0], None, crops[1], None)])
-
-    def sample(self, seed, *place):
-        """A patch from around the middle, and the same of the other frame."""
-        rng = generator(seed, CROP, *place)
+    def place(self, rng):
+        """The rows and columns of a patch, drawn at random."""
         corners = self._corners()
         areas = np.array([(rows[1] - rows[0]) * (columns[1] - columns[0]) for rows, columns in corners], float)
         top, left = (int(rng.integers(*ends)) for ends in corners[rng.choice(len(corners), p=areas / areas.sum())])
-        flips = _flips(rng)
-        patches = [to_01(image[top : top + self.size, left : left + self.size][flips]) for image in self.images]
-        return tuple(np.ascontiguousarray(patch.transpose(2, 0, 1)) for patch in patches)
+        return np.s_[top : top + self.size, left : left + self.size]
 
     def _corners(self):
         """Where a patch may begin: ranges of rows and columns above, below, left and right of the middle."""
-        (height, width), size = self.images[0].shape[:2], self.size
+        (height, width), size = self.sides, self.size
         rows, columns = self.middle
         all_rows, all_columns = (0, height - size + 1), (0, width - size + 1)
         ranges = [
@@ -131,12 +138,63 @@ class Frames:
         return [pair for pair in ranges if all(low < high for low, high in pair)]
 
 
+class Frames(_Around):
+    """Learns from two frames of a scene.
+
+    Args:
+        first: H x W x C.
+        second: the same, with noise of its own.
+    """
+
+    def __init__(self, first, second):
+        super().__init__(*first.shape[:2])
+        self.method, self.channels, self.images = Noise2Noise(), first.shape[2], [first, second]
+        crops = [to_01(np.ascontiguousarray(image[self.middle])) for image in self.images]
+        self.watched = Watched([(crops[0], None, crops[1], None)])
+
+    def sample(self, seed, *place):
+        """A patch from around the middle, and the same of the other frame."""
+        rng = generator(seed, CROP, *place)
+        where, flips = self.place(rng), _flips(rng)
+        return tuple(_chw(to_01(image[where][flips])) for image in self.images)
+
+
+class Renders(_Around):
+    """Learns from renders of a view: the mean of some of them has that of the others for a target.
+
+    Args:
+        frames: renders.Frame, two or more, each with noise of its own.
+    """
+
+    def __init__(self, frames):
+        super().__init__(*frames[0].render.shape[:2])
+        self.method, self.channels, self.frames = Noise2Noise(loss="tone_mapped"), 3, frames
+        middles = [frame.part(self.middle) for frame in frames]
+        self.watched = WatchedRenders(renders.mean(middles[0::2]), renders.mean(middles[1::2]))
+
+    def sample(self, seed, *place):
+        """What the network gets of a patch from around the middle, and the light of the other renders."""
+        rng = generator(seed, CROP, *place)
+        where, flips = self.place(rng), _flips(rng)
+        parts = [self.frames[i].part(where) for i in rng.permutation(len(self.frames))]
+        count = rng.integers(1, len(parts))
+        first, others = renders.mean(parts[:count]), renders.mean(parts[count:])
+        relit = renders.relit(first.network_input(), others.render, rng)
+        return tuple(_chw(part[flips]) for part in relit)
+
+
+def _chw(patch):
+    return np.ascontiguousarray(patch.transpose(2, 0, 1), np.float32)
+
+
 def _flips(rng):
     return np.s_[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
 
 
 def lesson(subject, denoiser, side=LARGEST):
-    """What an image teaches: Frames or a Renoised, of at most its middle, `side` pixels long."""
+    """What an image teaches: Frames or a Renoised, of at most its middle, `side` pixels long; Renders of a Rendered."""
+    if isinstance(subject, Rendered):
+        return Renders(subject.frames)
     noisy = _middle(subject.noisy, max(side, SMALLEST))
     if subject.second is not None:
         return Frames(noisy, _middle(subject.second, max(side, SMALLEST)))
@@ -162,10 +220,8 @@ class Seen(Method):
         of_network = network.options["n_channel"]
 
         def shown(images):
-            if of_network == self.channels:
-                return network(images)
             if of_network == 1:
                 return network(images.reshape([-1, 1, *images.shape[2:]])).reshape(images.shape)
             return network(images.expand([-1, of_network, -1, -1])).mean(axis=1, keepdim=True)
 
-        return self.method(shown, *tensors, ramp=ramp)
+        return self.method(network if of_network == self.channels else shown, *tensors, ramp=ramp)

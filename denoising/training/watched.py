@@ -1,6 +1,8 @@
 """The noisy images by which a training without clean ones is judged: what it would say of another frame of them."""
 
+import cv2
 import numpy as np
+import paddle
 
 from denoising import cli
 from denoising.data import noisy_frames, renders
@@ -10,9 +12,10 @@ from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import analyse
 from denoising.imaging.pixels import to_01
 from denoising.inference.estimate import estimate_error
-from denoising.training.methods import SINGLE
+from denoising.training.methods import SINGLE, tone_slope
 
 COUNT, SIDE = 8, 256  # so many crops from the middle of images, so many pixels a side
+SMOOTH = 9  # pixels
 
 
 class Watched:
@@ -42,6 +45,28 @@ class Watched:
                 noises.append(trust.mean(level.variance(noisy_01), where))
                 errors.append(estimate_error(denoise, noisy_01, denoised_01, level, where)[0])
         return float(np.mean(errors) + np.mean(noises)), float(np.mean(errors))
+
+
+class WatchedRenders:
+    """The same for two renders of a view, whose errors are taken where the tone map shows them."""
+
+    def __init__(self, first, second):
+        self._first, self._second = first, second
+        # In linear light the mean of noise is zero; it is weighed by what both show together, smoothed.
+        light = cv2.blur((first.render + second.render) / 2, (SMOOTH, SMOOTH))
+        self._slope = tone_slope(paddle.to_tensor(light)).numpy()
+
+    def score(self, denoiser):
+        """What a denoiser is worth, as a Watched says it."""
+        errors, noise = [], self._distance(self._first.render, self._second.render) / 2
+        for frame, other in ((self._first, self._second), (self._second, self._first)):
+            errors.append(self._distance(renders.denoise(denoiser, frame), other.render))
+        return float(np.mean(errors)), float(np.mean(errors) - noise)
+
+    def _distance(self, first, second):
+        shown = np.abs(first - second) * self._slope
+        within = np.minimum(shown, 1)  # as in --loss tone_mapped: a few fireflies are not to decide
+        return float((within * (2 * shown - within)).mean(dtype=np.float64))
 
 
 def watched(options):

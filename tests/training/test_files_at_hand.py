@@ -5,6 +5,7 @@ import pytest
 import predict
 from arch_unet import build_network
 from conftest import noisy_scene, opened, refusal, save, scene
+from denoising.files.images import read_image
 from denoising.imaging import stripes
 from denoising.imaging.pixels import from_01, to_01
 from denoising.inference import checkpoint
@@ -143,14 +144,49 @@ def test_refusals(tmp_path, weights, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_for_renders_are_refused(tmp_path, capsys):
-    network = build_network(arch="unet_n2n", n_input=9, n_feature=4)
+def render_folder(folder, views, seeds, size=192):
+    """render/ albedo/ normal/ of so many views, each of so many seeds."""
+    for view in range(views):
+        albedo = to_01(scene(size, size, seed=view))
+        for seed in range(seeds):
+            noise = np.random.default_rng([view, seed]).gamma(1.5, 1 / 1.5, (size, size, 1)).astype(np.float32)
+            buffers = {"render": albedo * noise, "albedo": albedo, "normal": np.full_like(albedo, 0.5)}
+            for kind, buffer in buffers.items():
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(folder / kind / f"view{view}_{seed}.tif"), buffer[..., ::-1])
+
+
+@pytest.fixture
+def of_renders(tmp_path):
+    """The weights of a small network for renders."""
+    network = build_network(arch="joint_bilateral", n_input=9, n_feature=4)
     checkpoint.save_network(tmp_path / "r.pdparams", checkpoint.network_state(network), network.options)
-    save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
-    flags = {"--image_path": tmp_path / "in", "--save_dir": tmp_path / "out", "--model_path": tmp_path / "r.pdparams"}
-    assert "these weights are for renders" in refusal(predict.main, flags | {"--adapt": 1}, capsys)
-    (tmp_path / "renders" / "render").mkdir(parents=True)
-    for part in ("albedo", "normal"):
-        (tmp_path / "renders" / part).mkdir()
-    flags["--image_path"] = tmp_path / "renders"
-    assert "--adapt: is for images" in refusal(predict.main, flags | {"--adapt": 1}, capsys)
+    return tmp_path / "r.pdparams"
+
+
+def test_renders_of_a_view_learn_from_each_other_and_become_one(tmp_path, of_renders, capsys, monkeypatch):
+    monkeypatch.setattr(files_at_hand, "VIEWS", 1)
+    render_folder(tmp_path / "in", views=2, seeds=3)
+    flags = {"--image_path": tmp_path / "in", "--save_dir": tmp_path / "out", "--model_path": of_renders}
+    assert predict.main([str(part) for pair in (flags | {"--adapt_steps": 4}).items() for part in pair]) == 0
+    said = capsys.readouterr().err
+    assert "6 renders show 2 views" in said
+    assert "--adapt: r, 1 image, 4 steps" in said  # as many as are learnt from
+    found = {path.name: read_image(path).pages[0] for path in sorted((tmp_path / "out").iterdir())}
+    assert list(found) == ["view0_0_denoise.tif", "view1_0_denoise.tif"]
+    for name, result in found.items():
+        renders = [read_image(path).pages[0] for path in (tmp_path / "in" / "render").glob(f"{name[:5]}*")]
+        mean = np.mean(renders, axis=0)
+        assert abs(result.mean() / mean.mean() - 1) < 0.05, name
+        albedo = read_image(tmp_path / "in" / "albedo" / f"{name[:7]}.tif").pages[0]
+        assert np.square(result - albedo).mean() < np.square(mean - albedo).mean() / 2, name
+
+
+def test_renders_with_no_other_of_their_view(tmp_path, of_renders, capsys):
+    render_folder(tmp_path / "in", views=2, seeds=1)
+    flags = {"--image_path": tmp_path / "in", "--save_dir": tmp_path / "out", "--model_path": of_renders}
+    line = refusal(predict.main, flags | {"--adapt": 1}, capsys)
+    assert "--adapt: renders learn from each other: of 2 none shows the same view" in line
+    for path in (tmp_path / "in").glob("*/view0_0.tif"):  # a copy has the same noise
+        path.with_name("view1_0.tif").write_bytes(path.read_bytes())
+    assert "of 2 none shows" in refusal(predict.main, flags | {"--adapt": 1}, capsys)

@@ -3,11 +3,12 @@ import paddle
 import pytest
 
 from conftest import noisy_scene, scene
+from denoising.data import renders
 from denoising.imaging import trust
 from denoising.imaging.noise_analysis import analyse
 from denoising.imaging.pixels import from_01, to_01
-from denoising.inference.denoiser import Denoiser
-from denoising.training.lessons import Frames, Renoised, Seen, Subject, lesson
+from denoising.inference.denoiser import Amount, Denoiser
+from denoising.training.lessons import MOST, Frames, Rendered, Renders, Renoised, Seen, Subject, lesson
 from denoising.training.methods import Noise2Noise
 
 
@@ -30,6 +31,61 @@ def test_the_middle_is_not_learnt_from(size):
         assert first.shape == (3, taught.size, taught.size)
         np.testing.assert_allclose(first, 0.2, atol=1e-6)
         np.testing.assert_allclose(second, 0.4, atol=1e-6)
+
+
+def rendered(seed, shift=0, size=200):
+    """A frame whose light is its albedo under noise of a seed."""
+    albedo = to_01(scene(size + shift, size, seed=3))[shift:]
+    noise = np.random.default_rng(seed).gamma(1.5, 1 / 1.5, (size, size, 1)).astype(np.float32)
+    return renders.Frame(albedo * noise, albedo, np.zeros_like(albedo), None)
+
+
+def test_which_renders_show_one_view():
+    view = Rendered([rendered(0)])
+    assert view.takes(rendered(1))
+    for other in (rendered(1), rendered(2, shift=1), rendered(2, shift=30), rendered(2, size=192)):
+        assert not view.takes(other)  # a copy of the last one, a camera that has moved, another size
+    assert all(view.takes(rendered(seed)) for seed in range(2, MOST + 3))
+    assert len(view.frames) == MOST
+    small = Rendered([rendered(0, size=128)])
+    assert not small.takes(rendered(1, size=128))
+
+
+def test_renders_learn_from_the_mean_of_the_others():
+    frames = [rendered(seed) for seed in range(4)]
+    taught = lesson(Rendered(frames), None)
+    assert isinstance(taught, Renders)
+    for frame in frames:
+        frame.render[taught.middle] = np.nan  # never learnt from
+    deviations = set()
+    for step in range(30):
+        code, target = taught.sample(0, step)
+        assert code.shape == (9, taught.size, taught.size)
+        assert np.isfinite(code).all()
+        assert np.isfinite(target).all()
+        light, albedo = renders.decode(code[:3]), code[3:6]
+        noise = light.mean(axis=(1, 2)) / (light / np.maximum(albedo, 1e-3)).std(axis=(1, 2))
+        deviations.add(round(float(noise.mean()), 1))
+    assert len(deviations) > 1  # some inputs are means of more renders than others
+
+
+def test_what_renders_are_judged_by_knows_the_better_denoiser():
+    frames = [rendered(seed, size=256) for seed in range(2)]
+    judge = Renders(frames).watched
+
+    class Blur:
+        amount = Amount()
+
+        def __init__(self, share):
+            self.share = share
+
+        def __call__(self, code):
+            light, albedo = renders.decode(code[..., :3]), code[..., 3:6]
+            return light + self.share * (albedo - light)
+
+    errors = [judge.score(Blur(share))[1] for share in (0, 0.5, 0.9, 1)]
+    assert errors == sorted(errors, reverse=True)
+    assert abs(errors[-1]) < 0.05 * errors[0]  # the albedo is the truth
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

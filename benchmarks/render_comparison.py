@@ -43,8 +43,13 @@ RECIPE = (
 def get_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--data_dir", required=True, nargs="+",
-        help="what tools/render_dataset.py --clean_targets wrote; of further folders only valid/ counts")  # fmt: skip
+    add(
+        "--data_dir",
+        required=True,
+        nargs="+",
+        help="what tools/render_dataset.py --clean_targets wrote; of further folders only valid/ counts, and without "
+        "it the mean of the renders of each scene in train/",
+    )
     add("--save_dir", required=True, help="where the runs are kept")
     add("--minutes", type=number(float, 0), default=10, help="length of each training")
     add("--model_path", nargs="+", help="networks that have been trained already, which are compared instead")
@@ -126,6 +131,24 @@ def open_image_denoise():
     return lambda frame: pyoidn.denoise(frame.render, np.clip(frame.albedo, 0, 1), frame.normal, hdr=True)
 
 
+# --- The frames ----------------------------------------------------------------------------------------------------
+
+
+def frames_of(folder):
+    """The frames of a folder and what they converge to; where it holds scenes to train on alone, the mean of each."""
+    if (folder / "valid").exists():
+        found = renders.find_frames("--data_dir", folder / "valid", "target")
+        return [(renders.read_frame(paths), renders.read_buffer("target", target)[1]) for *paths, target in found]
+    views = []
+    for *paths, target in renders.find_frames("--data_dir", folder / "train", "clean"):
+        frame = renders.read_frame(paths)
+        if views and renders.same_view(views[-1][0][-1], frame):
+            views[-1][0].append(frame)
+        else:
+            views.append(([frame], renders.read_buffer("target", target)[1]))
+    return [(renders.mean(of_view), clean) for of_view, clean in views]
+
+
 # --- The table --------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +163,7 @@ def main(argv=None):
     options = get_parser().parse_args(argv)
     for path in options.model_path or []:
         cli.existing_file("--model_path", path)
-    found = [renders.find_frames("--data_dir", Path(folder) / "valid", "target") for folder in options.data_dir]
+    found = [frames_of(Path(folder)) for folder in options.data_dir]
     versions = {
         "noisy": lambda frame: frame.render,
         "joint bilateral filter": joint_bilateral,
@@ -153,8 +176,7 @@ def main(argv=None):
         versions["Open Image Denoise"] = intels
     scores, seconds, rows = {name: [] for name in versions}, dict.fromkeys(versions, 0.0), []
     frames = [frame for folder in found for frame in folder]
-    for index, (*paths, target_path) in enumerate(frames):
-        frame, target = renders.read_frame(paths), renders.read_buffer("target", target_path)[1]
+    for index, (frame, target) in enumerate(frames):
         row = []
         for name, denoise in versions.items():
             start = time.perf_counter()

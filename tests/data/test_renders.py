@@ -6,7 +6,7 @@ import pytest
 
 import predict
 from arch_unet import build_network
-from conftest import assert_user_error, run_script, scene
+from conftest import ROOT, assert_user_error, run_script, scene
 from dataset import TrainingRenders
 from denoising.cli import UserError
 from denoising.data import renders
@@ -321,7 +321,7 @@ def test_an_empty_network_blurs_the_light_and_keeps_the_texture():
     np.testing.assert_allclose(denoised / (albedo + 0.05), np.broadcast_to(expected, albedo.shape), rtol=0.01)
 
 
-def test_the_comparison_prints_a_table(tmp_path):
+def test_the_comparison_prints_a_table(tmp_path, monkeypatch):
     for split in ("train", "valid"):
         for i in range(2):
             write_frame(tmp_path / "data" / split, f"scene{i}", seed=i)
@@ -345,6 +345,17 @@ def test_the_comparison_prints_a_table(tmp_path):
     result = run_script(*compare, tmp_path / "own", "--model_path", model, ok=0)
     first, second = tables_of(result)
     assert second[0][0] == "1 frames of own"
+    # Of scenes to train on the renders of each are taken together.
+    one = write_frame(tmp_path / "views" / "train", "scene_0")
+    other = (one["clean"] * np.random.default_rng(9).gamma(0.5, 2, one["clean"].shape)).astype(np.float32)
+    write_frame(tmp_path / "views" / "train", "scene_1", render=other)
+    write_frame(tmp_path / "views" / "train", "scene_2", seed=5)
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(str(ROOT / "benchmarks"))
+        from render_comparison import frames_of
+    frames = frames_of(tmp_path / "views")
+    assert len(frames) == 2
+    np.testing.assert_allclose(frames[0][0].render, (one["render"] + other) / 2, rtol=1e-3)
     row = next(row for row in first if row[0] == "ours")
     assert [float(cell) for cell in row[1:4]] == scores["ours, noisy targets"][:3]
     assert_user_error(run_script(*compare, "--model_path", tmp_path / "none.pdparams"), "--model_path")

@@ -24,15 +24,18 @@ from denoising.cli import number
 from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging import metrics, trust
+from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import analyse
 from denoising.imaging.pixels import to_01
+from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
-from denoising.training.methods import Neighbor2Neighbor, draw_picks
+from denoising.training.methods import Neighbor2Neighbor, Regression, draw_picks
 from denoising.training.options import Options, defaults
 from denoising.training.options import get_parser as training_parser
 from denoising.training.state import Training
 
 WARM_UP = 10  # steps
+CAMERA = parse_noise("camera0_16")  # as the weights were trained
 MORE = 0.2  # how much noise a recorruption adds, in units of the image's own
 
 
@@ -72,7 +75,16 @@ def recorrupted_stronger(training, noisy, levels, rng):
     return recorrupted(training, noisy, levels, rng, 1.25)
 
 
-CONTENDERS = {found.__name__: found for found in (unchanged, distant, recorrupted, recorrupted_stronger)}
+def rephotographed(training, noisy, levels, rng):
+    """Noise2Noise on two simulated shots of what the weights that ship make of each photograph."""
+    with paddle.no_grad():
+        scenes = training.start(paddle.to_tensor(noisy)).numpy().clip(0, 1).transpose(0, 2, 3, 1)
+    pairs = [CAMERA.shots(scene, *rng.spawn(2)) for scene in scenes]
+    first, second = (paddle.to_tensor(np.stack(shots).transpose(0, 3, 1, 2)) for shots in zip(*pairs, strict=True))
+    return Regression("psnr")(training.network, first, second)[0]
+
+
+CONTENDERS = {f.__name__: f for f in (unchanged, distant, recorrupted, recorrupted_stronger, rephotographed)}
 
 
 # --- A training -----------------------------------------------------------------------------------------------------
@@ -106,6 +118,8 @@ def trained(loss_of, photos, options, ops):
     flags = {"optimizer": "muon", "lr": options.lr, "ema": 0.98}
     training = Training(Options(**{**defaults(training_parser()), **flags}), ops)
     training.start_from(options.model_path)
+    training.start, _ = checkpoint.load_network(options.model_path)
+    training.start.ops = ops
     rng, start, budget = np.random.default_rng(0), time.process_time(), 60 * options.minutes
     while loss_of is not unchanged and (done := (time.process_time() - start) / budget) < 1:
         loss = loss_of(training, *photos.batch(options.batchsize, rng), rng)

@@ -54,6 +54,7 @@ def get_parser():
     add("--minutes", type=number(float, 0), default=10, help="length of each training")
     add("--model_path", nargs="+", help="networks that have been trained already, which are compared instead")
     add("--flags", default="", help='further flags for train.py, e.g. "--precision bf16 --n_feature 32"')
+    add("--colour_only", action="store_true", help="compare without albedo and normals")
     add("--picture", help="draw some frames in all versions into this PNG file")
     add("--pictured", type=number(int, 0), nargs="+", default=[0, 1, 2, 3], help="the numbers of these frames")
     return parser
@@ -128,7 +129,12 @@ def open_image_denoise():
     except ImportError:
         cli.note("without Open Image Denoise: pip install pyoidn")
         return None
-    return lambda frame: pyoidn.denoise(frame.render, np.clip(frame.albedo, 0, 1), frame.normal, hdr=True)
+
+    def denoise(frame):
+        buffers = (np.clip(frame.albedo, 0, 1), frame.normal) if frame.normal.any() else ()
+        return pyoidn.denoise(frame.render, *buffers, hdr=True)
+
+    return denoise
 
 
 # --- The frames ----------------------------------------------------------------------------------------------------
@@ -149,6 +155,12 @@ def frames_of(folder):
     return [(renders.mean(of_view), clean) for of_view, clean in views]
 
 
+def without_buffers(frame):
+    """The same, with nothing known but the light."""
+    nothing = np.zeros_like(frame.render)
+    return renders.Frame(frame.render, nothing, nothing, frame.picture)
+
+
 # --- The table --------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +176,8 @@ def main(argv=None):
     for path in options.model_path or []:
         cli.existing_file("--model_path", path)
     found = [frames_of(Path(folder)) for folder in options.data_dir]
+    if options.colour_only:
+        found = [[(without_buffers(frame), target) for frame, target in of_folder] for of_folder in found]
     versions = {
         "noisy": lambda frame: frame.render,
         "joint bilateral filter": joint_bilateral,

@@ -358,6 +358,9 @@ def test_the_comparison_prints_a_table(tmp_path, monkeypatch):
     np.testing.assert_allclose(frames[0][0].render, (one["render"] + other) / 2, rtol=1e-3)
     row = next(row for row in first if row[0] == "ours")
     assert [float(cell) for cell in row[1:4]] == scores["ours, noisy targets"][:3]
+    (without,) = tables_of(run_script(*compare, "--colour_only", "--model_path", model, ok=0))
+    assert without[2] == table[2]  # the noisy render is the same
+    assert without[3] != table[3]  # and the filter knows less
     assert_user_error(run_script(*compare, "--model_path", tmp_path / "none.pdparams"), "--model_path")
 
 

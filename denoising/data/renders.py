@@ -5,6 +5,7 @@ from or to score with also target/ (another noisy render, or the converged one) 
 may also be one EXR file whose layers are called so. Renders are linear light; 8-bit files hold it tone-mapped.
 """
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -63,12 +64,15 @@ def is_folder(path):
     return all(os.path.isdir(os.path.join(path, name)) for name in BUFFERS)
 
 
-def is_frame(path):
-    """Whether a file is an EXR image that holds albedo and normals as layers."""
-    if os.path.splitext(path)[1].lower() != ".exr" or not os.path.isfile(path):
+def are_frames(paths):
+    """Whether all files are EXR images, and the first one that can be read holds albedo and normals as layers."""
+    if not all(path.suffix.lower() == ".exr" for path in paths):
         return False
-    picture = images.read_image(path)
-    return all(exr.layer(picture, kind) is not None for kind in BUFFERS[1:])
+    for path in paths:
+        with contextlib.suppress(UserError):  # what is broken is reported when it is denoised
+            picture = images.read_image(path)
+            return all(exr.layer(picture, kind) is not None for kind in BUFFERS[1:])
+    return False
 
 
 def find_frames(flag, folder, target=None):

@@ -59,7 +59,11 @@ def plan(options):
     """
     root, own = Path(options.image_path), options.model_path != "auto"
     of_renders = renders.is_folder(root)
-    chosen_for_renders = not own and (of_renders or renders.is_frame(root))
+    if of_renders:
+        sources, root = renders.find_frames("--image_path", root), root / "render"
+    else:
+        sources = [[path] for path in images.find_images("--image_path", root, images.IMAGE_SUFFIXES + raw.SUFFIXES)]
+    chosen_for_renders = not own and (of_renders or renders.are_frames([path for path, *_ in sources]))
     plain = (options.detail, options.chroma) == (0, 1)
     _check_adapting(options)
     cli.refuse(
@@ -68,10 +72,7 @@ def plan(options):
         (options.fast and chosen_for_renders, "--fast: is for photographs, not for renders"),
         (of_renders and not plain, "--detail, --chroma: are for images, not for renders"),
     )
-    if of_renders:
-        sources, root = renders.find_frames("--image_path", root), root / "render"
-    else:
-        sources = [[path] for path in images.find_images("--image_path", root, images.IMAGE_SUFFIXES + raw.SUFFIXES)]
+    if not of_renders:
         raw_prediction.check(options, [path for (path,) in sources])
     if own:
         cli.existing_file("--model_path", options.model_path)

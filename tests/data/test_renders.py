@@ -1,12 +1,14 @@
 """Renders with buffers: what is read, learnt from, scored and written; mismatches are one line that names the files."""
 
+import shutil
+
 import numpy as np
 import paddle
 import pytest
 
 import predict
 from arch_unet import build_network
-from conftest import ROOT, assert_user_error, run_script, scene
+from conftest import ROOT, assert_user_error, run_script, save, scene
 from dataset import TrainingRenders
 from denoising.cli import UserError
 from denoising.data import renders
@@ -296,6 +298,16 @@ def test_weights_for_renders_are_found_where_there_are_buffers(tmp_path, folder,
     (result,) = (tmp_path / "shot_out").iterdir()
     expected = images.read_image(results[0]).pages[0]
     np.testing.assert_allclose(images.read_image(result).pages[0], expected, rtol=1e-2, atol=1e-3)
+    # So is a folder of them, though one be broken; beside other images they are images.
+    (tmp_path / "shots").mkdir()
+    (tmp_path / "shots" / "a.exr").write_bytes(b"nothing")
+    shutil.copy(tmp_path / "shot.exr", tmp_path / "shots" / "b.exr")
+    denoise(tmp_path / "shots")
+    (again,) = (tmp_path / "shots_out").iterdir()
+    assert (images.read_image(again).pages[0] == images.read_image(result).pages[0]).all()
+    save(tmp_path / "shots" / "c.png", scene(32, 32))
+    with pytest.raises(UserError, match="auto finds no weights"):  # for images
+        denoise(tmp_path / "shots", "--overwrite")
 
 
 def test_clean_targets_that_are_absent_are_asked_for(tmp_path):

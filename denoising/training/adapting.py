@@ -25,6 +25,7 @@ from denoising.training.state import Training
 from denoising.training.stopping import StopRequest
 
 RATE, WARM_UP, EMA = 3e-4, 5, 0.99  # of Adam, Muon's follows from it; found by short runs (docs/predicting.md)
+RATE_OF_RENDERS = 1e-4  # at three times of which two scenes were learnt by heart at once
 BATCH = 2  # patches of a step
 PIXELS = 1 << 20  # that are learnt from, of all images
 JUDGES = 8  # images that are judged
@@ -92,7 +93,8 @@ def adapt(path, subjects, ops, length, seed=0):
     lessons = [lesson(subject, Denoiser(before), side) for subject in subjects]
     training = _training(path, before, ops, seed)
     judges = [lessons[i].watched for i in sorted(set(np.linspace(0, len(lessons) - 1, JUDGES).astype(int)))]
-    best, looks = _Best(training, before, judges), LOOKS if _of_renders(before) else 1
+    best = _Best(training, before, judges)
+    looks, highest = (LOOKS, RATE_OF_RENDERS) if _of_renders(before) else (1, RATE)
     total, unit = (length.steps, "step") if length.steps else (round(60 * length.minutes), "s")
     start = time.perf_counter()
     with StopRequest() as stop, cli.progress(total=total, unit=unit, label="adapting") as bar:
@@ -102,7 +104,7 @@ def adapt(path, subjects, ops, length, seed=0):
             now = lessons[generator(seed, ORDER, turn).permutation(len(lessons))[place]]
             samples = [now.sample(seed, training.step, number) for number in range(BATCH)]
             batch = [np.stack(part) for part in zip(*samples, strict=True)]
-            rate = RATE * min(1.0, (training.step + 1) / WARM_UP) * 0.5 * (1 + np.cos(np.pi * progress))
+            rate = highest * min(1.0, (training.step + 1) / WARM_UP) * 0.5 * (1 + np.cos(np.pi * progress))
             training.train_on(Seen(now.method, now.channels), batch, rate, ramp=0.0)
             if progress * looks >= best.looked + 1:
                 best.look()

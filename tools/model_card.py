@@ -156,13 +156,15 @@ def choose_set(options, trained):
     from denoising.data.validation import find_validation_sets
 
     present, _ = find_validation_sets(cli.existing_folder("--val_dirs", options.val_dirs))
-    names = [validation_set.name for validation_set in present]
-    name = options.val_set or names[0]
-    if name not in names:
-        raise UserError(f"--val_set: {options.val_dirs} has no {name}, but {', '.join(names)}")
+    sets = {validation_set.name: validation_set for validation_set in present}
+    name = options.val_set or present[0].name
+    if name not in sets:
+        raise UserError(f"--val_set: {options.val_dirs} has no {name}, but {', '.join(sets)}")
     noisetype = options.noisetype or trained.get("noisetype", "gauss25")
     noise_of_flag("--noisetype", noisetype)
     noise_of_flag("--noise", options.noise)
+    if sets[name].own_noise:
+        noisetype = "none"  # nothing is added to images that are noisy already
     return options.val_dirs, name, noisetype, options.val_images, options.val_repeats
 
 

@@ -14,7 +14,7 @@ from denoising.training.adapting import Length, adapt
 from denoising.training.lessons import SMALLEST, Rendered, Subject
 
 SAMPLE = 24  # images of a folder that are learnt from
-VIEWS = 8  # of renders, which are learnt from as a whole
+VIEWS = 4  # of renders that are learnt from
 
 
 def load(options, planned):
@@ -31,6 +31,9 @@ def load(options, planned):
     if options.adapt is None and options.adapt_steps is None:
         return weights, planned
     if weights.of_renders:
+        cli.refuse(
+            (options.skip_existing, "--skip_existing: with --adapt the renders of a view have one result together")
+        )
         views, weights.together = _views(weights, [files for files, _ in planned])
         groups, further = {weights.path: views}, {path for paths in weights.together.values() for path, *_ in paths}
         planned = [(files, target) for files, target in planned if files[0] not in further]
@@ -87,7 +90,7 @@ def _views(weights, sources):
             if view not in found and len(found) < VIEWS:
                 found.append(view)
         elif frame:
-            view, first = Rendered([frame]), files[0]
+            view, first = Rendered(frame), files[0]
     cli.refuse(
         (not found,
          f"--adapt: renders learn from each other: of {len(sources)} none shows the same view as the next one, under "
@@ -95,9 +98,8 @@ def _views(weights, sources):
          "same folder"),
     )  # fmt: skip
     count = sum(map(len, together.values())) + len(together)
-    cli.note(
-        f"--adapt: {count} renders show {_views_of(len(together))}; the mean of each is denoised, under its first name"
-    )
+    shown = _counted(len(together), "view")
+    cli.note(f"--adapt: {count} renders show {shown}; the mean of each is denoised, under its first name")
     return found, together
 
 
@@ -152,7 +154,7 @@ class _Seen:
         nothing = "nothing is learnt from"
         if self.paired:
             cli.note(
-                f"--adapt: {_images(self.paired)} with another frame of the scene beside them learn from it "
+                f"--adapt: {_counted(self.paired)} with another frame of the scene beside them learn from it "
                 f"(Noise2Noise); frames were moved by up to {self.shift} whole pixels"
             )
         elif self.unlike:
@@ -161,24 +163,20 @@ class _Seen:
                 "pixels and under noise of their own: each is taken by itself"
             )
         if self.quiet:
-            cli.note(f"--adapt: {nothing} {_images(self.quiet)} in which no noise can be measured")
+            cli.note(f"--adapt: {nothing} {_counted(self.quiet)} in which no noise can be measured")
         if self.shared:
             cli.note(
-                f"--adapt: {nothing} {_images(self.shared)} whose noise neighbouring pixels share, as that of a "
+                f"--adapt: {nothing} {_counted(self.shared)} whose noise neighbouring pixels share, as that of a "
                 "camera's JPEG: only another frame of the scene, beside it, would tell it from detail"
             )
         if self.raw:
             cli.note(f"--adapt: {nothing} raw files, whose weights know the noise of sensors")
         if self.small:
-            cli.note(f"--adapt: {nothing} {_images(self.small)} smaller than {SMALLEST}x{SMALLEST} pixels")
+            cli.note(f"--adapt: {nothing} {_counted(self.small)} smaller than {SMALLEST}x{SMALLEST} pixels")
 
 
-def _views_of(count):
-    return f"{count} view{'s' * (count != 1)}"
-
-
-def _images(count):
-    return f"{count} image{'s' * (count != 1)}"
+def _counted(count, word="image"):
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def _own_name(flag, path, groups):

@@ -25,7 +25,7 @@ SHRINK = 2  # how many times smaller the denoised image is taken
 SMALLEST = 3 * LEAST_PATCH  # pixels: of a smaller image nothing is left to judge by
 JUDGED = 256  # side of the middle that is left out and judged, at most; at most a third of the image's
 LARGEST = 1024  # side of the part of an image that is learnt from
-MOST = 16  # renders of a view that are learnt from
+MOST = 8  # renders of a view that are learnt from
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,33 @@ class Subject:
         return cls(noisy, second, analysis) if white or second is not None else None
 
 
-@dataclass(eq=False)
 class Rendered:
-    """A view that is adapted to: two renders of it or more, each a renders.Frame."""
+    """A view that is adapted to, of which the renders' middles are kept, each a renders.Frame."""
 
-    frames: list
+    def __init__(self, first):
+        self.frames, self._last = [], first
+        self._keep(first)
 
     def takes(self, frame):
         """Takes another render in, if it shows the same under noise of its own; whether it did."""
-        last = self.frames[-1]
-        if min(last.render.shape[:2]) < SMALLEST or not renders.same_view(last, frame):
+        if min(frame.render.shape[:2]) < SMALLEST or not renders.same_view(self._last, frame):
             return False
-        if len(self.frames) < MOST:
-            self.frames.append(frame)
+        self._last = frame
+        self._keep(frame)
         return True
+
+    def _keep(self, frame):
+        if len(self.frames) < MOST:
+            self.frames.append(frame.part(_inner(frame.render, LARGEST)))
+
+
+def _inner(image, side):
+    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
+    return np.s_[top : top + side, left : left + side]
 
 
 def _middle(image, side):
-    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
-    return np.ascontiguousarray(image[top : top + side, left : left + side])
+    return np.ascontiguousarray(image[_inner(image, side)])
 
 
 class Renoised:

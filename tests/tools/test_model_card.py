@@ -198,6 +198,18 @@ def test_what_is_typed_tells_no_folder_of_this_machine():
     assert said == "python tools/model_card.py --model_path models/a.pdparams --images photos --val_set 'Set 14'"
 
 
+def test_no_noise_is_told_of_where_none_is_added(folders, tmp_path):
+    for kind in ("noisy", "clean"):
+        save(tmp_path / "sets" / "Real" / kind / "a.png", noisy_scene(32, 32))
+
+    def chosen(*flags):
+        options = model_card.get_parser().parse_args(["--model_path", "m.pdparams", *map(str, flags)])
+        return model_card.choose_set(options, {"noisetype": "camera0_16"})[1:3]
+
+    assert chosen("--val_dirs", tmp_path / "sets") == ("Real", "none")
+    assert chosen("--val_dirs", folders / "val") == ("Tiny", "camera0_16")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -5,6 +5,7 @@ import pytest
 import predict
 from arch_unet import build_network
 from conftest import noisy_scene, opened, refusal, save, scene
+from denoising.cli import UserError
 from denoising.files.images import read_image
 from denoising.imaging import stripes
 from denoising.imaging.pixels import from_01, to_01
@@ -180,6 +181,17 @@ def test_renders_of_a_view_learn_from_each_other_and_become_one(tmp_path, of_ren
         assert abs(result.mean() / mean.mean() - 1) < 0.05, name
         albedo = read_image(tmp_path / "in" / "albedo" / f"{name[:7]}.tif").pages[0]
         assert np.square(result - albedo).mean() < np.square(mean - albedo).mean() / 2, name
+
+
+def test_a_batch_of_views_cannot_be_continued(tmp_path, of_renders, capsys):
+    render_folder(tmp_path / "in", views=1, seeds=3)
+    flags = {"--image_path": tmp_path / "in", "--save_dir": tmp_path / "out", "--model_path": of_renders}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "view0_0_denoise.tif").write_bytes(b"a result")
+    # The two renders whose names have no result are of a view that has one.
+    argv = [str(part) for pair in (flags | {"--adapt": 1}).items() for part in pair]
+    with pytest.raises(UserError, match="--skip_existing: with --adapt"):
+        predict.main([*argv, "--skip_existing"])
 
 
 def test_renders_with_no_other_of_their_view(tmp_path, of_renders, capsys):

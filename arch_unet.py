@@ -508,7 +508,7 @@ class JointBilateral(HalfSizeUNet):
 
         filtered = self.filtered(render, paddle.concat([albedo, normal, colour], axis=1), trust)
         guidance = super().forward(paddle.concat([x, paddle.log1p(100.0 * filtered) / 5.0], axis=1))
-        painted = filtered * guidance[:, -3:].clip(-4.0, 4.0).exp()
+        painted = filtered * limited(guidance[:, -3:], -4.0, 4.0).exp()
 
         light, shown = paddle.concat([render, render / surface], axis=1), tone_map(painted)
         for index in range(len(self.ROUNDS)):
@@ -528,9 +528,9 @@ class JointBilateral(HalfSizeUNet):
 
     def round(self, index, light, guides, trust, guidance):
         """One pass over the light; `guidance` is what the U-Net gives for this round."""
-        learnt, factors = guidance[:, : self.N_LEARNT], guidance[:, self.N_LEARNT : -3].clip(-8.0, 8.0).exp()
+        learnt, factors = guidance[:, : self.N_LEARNT], limited(guidance[:, self.N_LEARNT : -3], -8.0, 8.0).exp()
         starts = paddle.to_tensor([deviation**-2.0 for deviation in self.DEVIATIONS]).reshape([1, -1, 1, 1])
-        guide, trust = paddle.concat([*guides, learnt], axis=1), trust + guidance[:, -3:-2].clip(-8.0, 8.0)
+        guide, trust = paddle.concat([*guides, learnt], axis=1), trust + limited(guidance[:, -3:-2], -8.0, 8.0)
         radius, dilation, share = self.ROUNDS[index]
         result = self.ops.weigh(light, guide, starts * factors, trust, self.GROUPS, radius, dilation)
         return mixed(light, result, share + guidance[:, -1:])
@@ -546,11 +546,13 @@ def tone_map(light):
 
 def mixed(first, second, share):
     """From the first, at a share of 0 and below, to the second, at 1 and above."""
-    within = share.clip(0.0, 1.0)
-    if not share.stop_gradient:
-        # The gradient does not see the limits: a share that starts at one would never leave it.
-        within = share + (within - share).detach()
-    return first + within * (second - first)
+    return first + limited(share, 0.0, 1.0) * (second - first)
+
+
+def limited(value, low, high):
+    """Clipped, but the gradient does not see the limits: what has reached one would never come back from it."""
+    within = value.clip(low, high)
+    return within if value.stop_gradient else value + (within - value).detach()
 
 
 def hold_fireflies(light):

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from arch_unet import JointBilateral, PlainOps, build_network, median9
+from arch_unet import JointBilateral, PlainOps, build_network, limited, median9
 from conftest import ROOT, scene
 from denoising import machine
 from denoising.cli import UserError
@@ -231,6 +231,24 @@ def test_while_it_trains_its_painting_learns_from_the_target_too():
     assert float(method(made, x, target)[1]) == pytest.approx(sum(alone), rel=1e-5)
     made.eval()
     assert made(x).shape == [1, 3, 16, 16]
+
+
+def test_what_is_beyond_its_limits_comes_back():
+    """One bad step must not leave a painting black for good."""
+    value = paddle.to_tensor([-9.0, 0.5, 9.0], stop_gradient=False)
+    within = limited(value, -4.0, 4.0)
+    assert within.numpy().tolist() == [-4.0, 0.5, 4.0]
+    within.sum().backward()
+    assert value.grad.numpy().tolist() == [1.0, 1.0, 1.0]
+    made, x = network(), tensor(frame(16, 16))
+    made.train()
+    dark = made.last.bias.numpy()
+    dark[-12:] -= 6  # three colours of the four pixels that each output makes
+    made.last.bias.set_value(dark)
+    painted = made(x)[:, 3:]
+    assert float(painted.max()) < 0.1 * float(made(x)[:, :3].max())
+    (gradient,) = paddle.grad(Noise2Noise("tone_mapped")(made, x, paddle.rand([1, 3, 16, 16]))[0], [made.last.bias])
+    assert (gradient.numpy()[-12:] < 0).all()  # a step makes it brighter
 
 
 def test_the_engine_computes_the_same():

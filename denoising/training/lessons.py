@@ -177,8 +177,7 @@ class Renders(_Around):
     def __init__(self, frames):
         super().__init__(*frames[0].render.shape[:2])
         self.method, self.channels, self.frames = Noise2Noise(loss="tone_mapped"), 3, frames
-        middles = [frame.part(self.middle) for frame in frames]
-        self.watched = WatchedRenders(renders.mean(middles[0::2]), renders.mean(middles[1::2]))
+        self.watched = WatchedRenders([frame.part(self.middle) for frame in frames])
 
     def sample(self, seed, *place):
         """What the network gets of a patch from around the middle, and the light of the other renders."""

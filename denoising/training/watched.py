@@ -1,5 +1,7 @@
 """The noisy images by which a training without clean ones is judged: what it would say of another frame of them."""
 
+import itertools
+
 import cv2
 import numpy as np
 import paddle
@@ -48,20 +50,26 @@ class Watched:
 
 
 class WatchedRenders:
-    """The same for two renders of a view, whose errors are taken where the tone map shows them."""
+    """The same for renders of a view, whose errors are taken where the tone map shows them.
 
-    def __init__(self, first, second):
-        self._first, self._second = first, second
-        # In linear light the mean of noise is zero; it is weighed by what both show together, smoothed.
-        light = cv2.blur((first.render + second.render) / 2, (SMOOTH, SMOOTH))
+    Each in turn is what the others' mean, denoised, is compared with.
+    """
+
+    def __init__(self, frames):
+        self._frames = frames
+        # In linear light the mean of noise is zero; it is weighed by what all show together, smoothed.
+        light = cv2.blur(renders.mean(frames).render, (SMOOTH, SMOOTH))
         self._slope = tone_slope(paddle.to_tensor(light)).numpy()
+        pairs = itertools.combinations([frame.render for frame in frames], 2)
+        self._noise = float(np.mean([self._distance(*pair) for pair in pairs]) / 2)
 
     def score(self, denoiser):
         """What a denoiser is worth, as a Watched says it."""
-        errors, noise = [], self._distance(self._first.render, self._second.render) / 2
-        for frame, other in ((self._first, self._second), (self._second, self._first)):
-            errors.append(self._distance(renders.denoise(denoiser, frame), other.render))
-        return float(np.mean(errors)), float(np.mean(errors) - noise)
+        errors = []
+        for i, frame in enumerate(self._frames):
+            others = renders.mean(self._frames[:i] + self._frames[i + 1 :])
+            errors.append(self._distance(renders.denoise(denoiser, others), frame.render))
+        return float(np.mean(errors)), float(np.mean(errors) - self._noise)
 
     def _distance(self, first, second):
         shown = np.abs(first - second) * self._slope

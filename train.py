@@ -21,6 +21,10 @@ Examples:
   python train.py --method=noise2noise --noisetype=text0.25 --data_dir=my_images --max_minutes=20
   python train.py --method=noise2noise --data_dir=captures_a --pair_dir=captures_b --max_minutes=20
 
+  # A light network from what large weights make of the same images, whatever their noise (docs/training.md).
+  python train.py --method=distillation --teacher=models/photo.pdparams --arch=unet_lite --noisetype=camera0_16 \
+      --data_dir=my_images --max_minutes=20 --optimizer=muon --lr=1e-3 --lr_schedule=cosine --patchsize=128 --augment
+
   # Small images in one file (dataset_tool.py --pairs): Noise2Noise Lite, docs/lite.md.
   python train.py --preset=lite --data_dir=pairs/train.npz --val_dirs=pairs/val.npz --max_minutes=5
 

@@ -441,6 +441,8 @@ def cases():
             yield Case(script, base(script, model_path="{zoo}/broken/" + name), REFUSES if "nan" not in name else ENDS)
         fits = ENDS if name in ("no_options.pdparams", "claims.pdparams") else REFUSES  # it has its own options
         yield Case("train.py", base("train.py", pretrained="{zoo}/broken/" + name), fits)
+        teacher = base("train.py", method="distillation", teacher="{zoo}/broken/" + name)
+        yield Case("train.py", teacher, REFUSES if "nan" not in name else ENDS)
     for script in ("val.py", "tools/quantize_model.py", "tools/serve.py", "tools/model_card.py"):
         for name in ("trap.pdparams", "trap.pth", "half.pdparams", "claims.pdparams", "fifo.pdparams"):
             yield Case(script, base(script, model_path="{zoo}/broken/" + name), REFUSES)

@@ -55,6 +55,9 @@ def checked(options):
          "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir"),
         (method == "neighbor2neighbor" and options.patchsize % 2,
          f"--patchsize: {options.patchsize} is odd, and the sub-sampler halves it"),
+        (method == "distillation" and not options.teacher,
+         "--teacher: the weights to learn from are needed, such as models/photo.pdparams"),
+        (options.teacher and method != "distillation", "--teacher: it is for --method distillation"),
         # The network and how it is computed.
         (options.norm != "none" and options.arch != "unet_n2n",
          f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has"),
@@ -96,7 +99,8 @@ def check_noise(options, noisetype):
     to_be_measured = options.known_noise == "auto" and noisetype == "none"
     known_noise = noise_of_flag("--known_noise", None if to_be_measured else options.known_noise)
     noise_of_flag("--val_noisetype", options.val_noisetype)
-    if options.method in SINGLE and any(kind in noisetype for kind in ("text", "jpeg")):
+    unlearnable = options.method in SINGLE and options.method != "distillation"
+    if unlearnable and any(kind in noisetype for kind in ("text", "jpeg")):
         cli.note(f"--noisetype: {noisetype} reaches over neighbours; only --method noise2noise removes it")
     if options.method != "recorrupted2recorrupted" or to_be_measured:
         return

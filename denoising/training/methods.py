@@ -1,17 +1,18 @@
-"""What is minimised, and what that needs beside a noisy image: the four methods of train.py.
+"""What is minimised, and what that needs beside a noisy image: the methods of train.py.
 
 Neighbor2Neighbor (Huang et al., CVPR 2021) and Recorrupted-to-Recorrupted (Pang et al., CVPR 2021) learn from single
 noisy images, Noise2Noise (Lehtinen et al., ICML 2018) from two noisy images of each scene, and supervised training
-from clean ones.
+from clean ones; distillation learns from what other weights make of single noisy images.
 """
 
 import numpy as np
 import paddle
 
-from denoising.cli import refuse
+from denoising.cli import UserError, refuse
 from denoising.data.renders import GAMMA
 from denoising.data.streams import MORE, NOISE, PICKS, TARGET
 from denoising.imaging.noise import parse_noise
+from denoising.inference.checkpoint import load_network
 
 
 class Method:
@@ -153,6 +154,37 @@ class Recorrupted2Recorrupted(Method):
         return distance + passed - noise, distance, passed, 1.0
 
 
+class Distillation(Method):
+    """Regression to what a teacher, a network that has learnt, makes of the same images.
+
+    The teacher sees them turned, in one of eight ways: so the target is on average the mean of its eight results,
+    which is better than each of them, as with --tta. It is hardly noisy, other than all targets with noise in them,
+    so that a small network learns in minutes what a large one learnt in hours.
+    """
+
+    def __init__(self, teacher):
+        self.teacher = teacher
+
+    def beside(self, noisy, streams):
+        return (streams(MORE).integers(8),)
+
+    def __call__(self, network, noisy, way, ramp=0.0):
+        """The distance in decibels, so that images with little noise count as much as the others."""
+        self.teacher.ops = network.ops
+        with paddle.no_grad():
+            target = turned(self.teacher, noisy, int(way[0]))  # one way for the whole batch, that of its first patch
+        each = ((network(noisy) - target) ** 2).mean(axis=[1, 2, 3])
+        loss = paddle.mean((each + LEAST_DISTANCE).log()) * 10 / np.log(10)
+        return loss, paddle.mean(each), paddle.zeros_like(loss), 0.0
+
+
+def turned(network, images, way):
+    """Applies a network to square images that are turned by so many quarters, and flipped from four on."""
+    images = paddle.rot90(images, way % 4, axes=[2, 3])
+    images = network(images.flip(3) if way >= 4 else images)
+    return paddle.rot90(images.flip(3) if way >= 4 else images, -(way % 4), axes=[2, 3])
+
+
 class Regression(Method):
     """The distance of the output from a target, which is another image of the scene.
 
@@ -265,9 +297,10 @@ def intact(diff):
 
 EM_ROUNDS = 8
 LEAST_MSE = (5 / 255) ** 2  # below about this, --loss psnr takes images for equally good, and is L2
+LEAST_DISTANCE = (0.5 / 255) ** 2  # from a teacher; below about this, all images are taken for equally near
 LOSSES = ("l2", "l1", "l0", "robust", "hdr", "tone_mapped", "psnr", "sigma")
-METHODS = ("neighbor2neighbor", "recorrupted2recorrupted", "noise2noise", "supervised")
-SINGLE = METHODS[:2]  # learn from single noisy images
+METHODS = ("neighbor2neighbor", "recorrupted2recorrupted", "distillation", "noise2noise", "supervised")
+SINGLE = METHODS[:3]  # learn from single noisy images
 
 
 def build_method(options):
@@ -277,7 +310,19 @@ def build_method(options):
         return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
     if options.method == "recorrupted2recorrupted":
         return Recorrupted2Recorrupted(noise, in_files=bool(options.known_noise))
+    if options.method == "distillation":
+        return Distillation(load_teacher(options.teacher, options.n_channel))
     return {"noise2noise": Noise2Noise, "supervised": Supervised}[options.method](options.loss, noise)
+
+
+def load_teacher(path, n_channel):
+    """The network of --teacher, which must take and give images of so many channels."""
+    teacher, _ = load_network(path)
+    channels, inputs = teacher.options["n_channel"], teacher.options.get("n_input")
+    if channels != n_channel or (inputs or channels) != channels:
+        what = f"images of {channels} channels" if (inputs or channels) == channels else "no plain images"
+        raise UserError(f"--teacher: {path} denoises {what}, and --n_channel is {n_channel}")
+    return teacher
 
 
 def default_loss(method, noisetype):

@@ -163,6 +163,20 @@ def test_images_whose_noise_is_known_train(folders, tmp_path):
     assert (about["method"], about["known_noise"], about["step"]) == ("recorrupted2recorrupted", "poisson255", 2)
 
 
+def test_a_light_network_learns_from_a_teacher(folders, tmp_path, weights, capsys):
+    """Of any noise, and resumed to the bit, for which way the teacher sees a batch follows from the seed."""
+    lesson = ["--method", "distillation", "--teacher", weights, "--arch", "unet_lite", "--noisetype", "text0.2"]
+    folder = trained(folders, tmp_path / "r", *lesson, *BARE, "--max_steps", 30, "--lr", 3e-3)
+    losses = values_of(folder, "loss/full")
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 1  # a decibel
+    assert "only --method noise2noise" not in capsys.readouterr().err
+    network, about = checkpoint.load_network(folder / "best_model.pdparams")
+    assert (network.options["arch"], about["method"], about["noisetype"]) == ("unet_lite", "distillation", "text0.2")
+    assert "--teacher" in refusal(train.main, flags(folders, tmp_path, *lesson, "--n_channel", 1), capsys)
+    missing = flags(folders, tmp_path, "--method", "distillation", "--teacher", tmp_path / "none.pdparams")
+    assert "none.pdparams" in refusal(train.main, missing, capsys)
+
+
 def test_an_early_full_Lambda_trains(folders, tmp_path):
     folder = trained(folders, tmp_path, "--max_steps", 8, "--reg_full", 0.5, *BARE)
     assert values_of(folder, "schedule/Lambda") == pytest.approx([0.5, 1, 1.5, 2, 2, 2, 2, 2])
@@ -245,6 +259,7 @@ VARIANTS: list[tuple] = [
     ("--ema", 0, "--noise_protocol", "frozen", "--augment", "--clip_grad", 1),
     ("--optimizer", "muon", "--lr", 1e-3, "--n_feature", 16),
     ("--method", "recorrupted2recorrupted", "--noisetype", "gauss5_50", "--augment"),
+    ("--method", "distillation", "--teacher", ROOT / "models/photo_fast.pdparams", "--precision", "fp32"),
 ]
 LENGTH = ["--n_epoch", 4, "--n_snapshot", 2, "--save_minutes", 0, "--val_images", 1]
 UNSCORED = [*LENGTH, "--val_dirs", "none"]

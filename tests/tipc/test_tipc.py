@@ -383,8 +383,8 @@ def takes(words):
         return
     name, flags = words[place], words[place + 1 :]
     assert (ROOT / name).is_file()
-    if Path(name).stem in ("train_for_tipc", "train_fpgm", "train_distill", "train_qat"):
-        flags, _ = train_for_tipc.translate([word for word in flags if not word.startswith("--teacher=")])
+    if Path(name).stem in ("train_for_tipc", "train_fpgm", "train_qat"):
+        flags, _ = train_for_tipc.translate(flags)
         name = "train.py"
     importlib.import_module(Path(name).stem).get_parser().parse_args(flags)
 
@@ -948,34 +948,7 @@ def test_pruning_filters_that_do_nothing_changes_nothing():
     np.testing.assert_allclose(small(image).numpy(), network(image).numpy(), atol=1e-6)
 
 
-# --- Distillation, 8 bits in training, the official runner's places --------------------------------------------
-
-
-def test_a_student_also_learns_from_its_teacher():
-    import paddle
-
-    import train_distill
-    from arch_unet import build_network
-
-    paddle.seed(5)
-    student, teacher = build_network(n_feature=4), build_network(n_feature=6)
-
-    class Method:
-        target = "sub"
-
-        def __call__(self, network, noisy, *more, ramp):
-            return paddle.to_tensor(3.0), paddle.to_tensor(2.0), paddle.to_tensor(1.0), 0.5
-
-    image = paddle.rand([1, 3, 32, 32])
-    loss, loss1, loss2, Lambda = train_distill.Distillation(Method(), teacher)(student, image, ramp=1)
-    distance = float(np.mean((student(image).numpy() - teacher(image).numpy()) ** 2))
-    assert distance > 0
-    np.testing.assert_allclose([loss.item(), loss1.item()], [3 + distance, 2 + distance], rtol=1e-5)
-    assert (loss2.item(), Lambda) == (1.0, 0.5)
-    loss.backward()
-    assert np.abs(student.enc_conv0.weight.grad.numpy()).sum() > 0
-    assert teacher.enc_conv0.weight.grad is None
-    assert_user_error(run_script("test_tipc/train_distill.py", "--data_dir=."), "--teacher")
+# --- 8 bits in training, the official runner's places ----------------------------------------------------------
 
 
 def test_8_bits_are_rounded_in_training_and_ranges_are_learnt():

@@ -11,7 +11,10 @@ from denoising.data import renders
 from denoising.data.streams import CROP, MORE, NOISE, ORDER, PICKS, TARGET, generator, streams
 from denoising.imaging import noise
 from denoising.imaging.noise import parse_noise
+from denoising.inference.checkpoint import save_network
 from denoising.training.methods import (
+    LEAST_DISTANCE,
+    Distillation,
     Neighbor2Neighbor,
     Noise2Noise,
     Recorrupted2Recorrupted,
@@ -23,6 +26,7 @@ from denoising.training.methods import (
     intact,
     picks_of_published,
     subimages,
+    turned,
 )
 
 
@@ -438,6 +442,67 @@ def test_the_flags_make_the_method():
         method = built(method=name, loss="l1")
         assert (type(method), method.loss, method.noise.name) == (kind, "l1", "gauss25")
     assert Regression().noise.name == "none"
+
+
+def test_a_teacher_sees_eight_turns_and_its_results_are_turned_back():
+    images, seen = paddle.rand([2, 3, 4, 4]), []
+    for way in range(8):
+        back = turned(lambda x: seen.append(x.numpy()) or x, images, way)
+        assert (back.numpy() == images.numpy()).all()
+    assert len({array.tobytes() for array in seen}) == 8
+    # What is not the same in all turns is turned as well.
+    down = turned(lambda x: paddle.roll(x, 1, axis=2), images, 1)
+    assert (down.numpy() == paddle.roll(images, -1, axis=3).numpy()).all() or (
+        down.numpy() == paddle.roll(images, 1, axis=3).numpy()
+    ).all()
+
+
+class Scaled(paddle.nn.Layer):
+    """A network of one number."""
+
+    ops = None
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = self.create_parameter([1], default_initializer=paddle.nn.initializer.Constant(by))
+
+    def forward(self, images):
+        return images * self.by
+
+
+def test_distillation_ends_at_the_teacher_and_images_count_equally():
+    noisy = paddle.rand([2, 3, 8, 8]) * paddle.to_tensor([1.0, 0.01]).reshape([2, 1, 1, 1])
+    teacher, pupil = Scaled(0.5), Scaled(0.9)
+    method = Distillation(teacher)
+    (way,) = method.beside(noisy[0].numpy(), streams(3))
+    assert way == method.beside(noisy[0].numpy(), streams(3))[0]
+    assert {int(method.beside(None, streams(seed))[0]) for seed in range(60)} == set(range(8))
+    ways = paddle.to_tensor(np.stack([way, way]))
+    loss, distance, _, _ = method(pupil, noisy, ways)
+    each = 0.16 * (noisy**2).mean(axis=[1, 2, 3]).numpy()
+    assert float(loss) == pytest.approx(np.mean(10 * np.log10(each + LEAST_DISTANCE)), rel=1e-4)
+    assert float(distance) == pytest.approx(each.mean(), rel=1e-4)
+    loss.backward()
+    assert teacher.by.grad is None
+    assert pupil.by.grad.item() > 0
+    assert float(method(Scaled(0.5), noisy, ways)[0]) == pytest.approx(10 * np.log10(LEAST_DISTANCE), abs=1e-3)
+
+
+def test_a_teacher_takes_the_images_of_the_network(tmp_path):
+    def built(name, wanted, **structure):
+        network = build_network(n_feature=2, **structure)
+        save_network(tmp_path / name, {key: t.numpy() for key, t in network.state_dict().items()}, network.options)
+        return build_method(Namespace(
+            method="distillation", teacher=tmp_path / name, n_channel=wanted, known_noise=None, noisetype="text0.2"
+        ))  # fmt: skip
+
+    assert built("a.pdparams", 1, n_channel=1).teacher.options["n_channel"] == 1
+    for name, structure, words in (
+        ("b.pdparams", {"n_channel": 1}, "--teacher: .*b.pdparams denoises images of 1 channels"),
+        ("c.pdparams", {"arch": "joint_bilateral", "n_input": 9}, "--teacher: .*c.pdparams denoises no plain images"),
+    ):
+        with pytest.raises(UserError, match=words):
+            built(name, 3, **structure)
 
 
 def test_mri_is_put_back_before_the_loss():

@@ -64,6 +64,10 @@ class NoiseModel:
         """
         raise NotImplementedError
 
+    def recorruption_deviation(self, brightness):
+        """The deviation of what `recorrupt` adds where the image is so bright; for one strength."""
+        raise NotImplementedError
+
     def hides(self, step):
         """Whether a recorruption hides what was added to files whose values are steps of this size: else it is seen."""
         raise NotImplementedError
@@ -120,9 +124,12 @@ class PoissonGaussian(Chain):
         photons, read_out = self.parts
         return 1 / photons.low, (read_out.low / 255) ** 2
 
-    def recorrupt(self, noisy_01, rng, more):
+    def recorruption_deviation(self, brightness):
         a, b = self.line
-        deviation = MORE_NOISE * np.sqrt(a * np.maximum(noisy_01, 0) + b)
+        return MORE_NOISE * np.sqrt(a * np.maximum(brightness, 0) + b)
+
+    def recorrupt(self, noisy_01, rng, more):
+        deviation = self.recorruption_deviation(noisy_01)
         noise = (_normal(noisy_01.shape, 1.0, more) * deviation).astype(np.float32, copy=False)
         return noisy_01 + noise, noisy_01 - noise
 
@@ -149,6 +156,9 @@ class Gaussian(NoiseModel):
         noise = _normal(noisy_01.shape, MORE_NOISE * self._strength(rng) / 255.0, more)
         return noisy_01 + noise, noisy_01 - noise
 
+    def recorruption_deviation(self, brightness):
+        return MORE_NOISE * self.low / 255
+
     def hides(self, step):
         return self.low / 255 > 2.9 * step
 
@@ -173,6 +183,9 @@ class Poisson(NoiseModel):
         photons = np.rint(np.clip(noisy_01, 0.0, 1e9) * peak).astype(np.int64)
         kept = 1 - MORE_NOISE**2
         return tuple((more.binomial(photons, kept) / (peak * kept)).astype(np.float32) for _ in range(2))
+
+    def recorruption_deviation(self, brightness):
+        return MORE_NOISE * np.sqrt(brightness / self.low / (1 - MORE_NOISE**2))
 
     def hides(self, step):
         return self.low * step < 1.1  # a photon is a step, or several

@@ -116,6 +116,10 @@ class Recorrupted2Recorrupted(Method):
     recorruptions of y are used at once, and what is zero on average or does not depend on the network is left out: so
     the loss is hardly noisier than with y as target, however little noise is added.
 
+    Files cut noise off at black and white. What is near these values in a recorruption is mostly a pixel that was cut
+    off, which tells a network how much was added; so such pixels do not count. Which ones they are is seen in what the
+    network gets, so of all others it learns the same as before.
+
     Args:
         noise: the model, which has a `recorrupt`.
         in_files: whether the images have this noise already.
@@ -142,15 +146,28 @@ class Recorrupted2Recorrupted(Method):
 
     def beside(self, noisy, streams):
         # The noise is drawn with what made it, whose strength may be random.
-        return self.noise.recorrupt(noisy, streams(NOISE), streams(MORE))
+        both = self.noise.recorrupt(noisy, streams(NOISE), streams(MORE))
+        return (*both, *(self._intact(noisy, one) for one in both)) if self.in_files else both
 
-    def __call__(self, network, noisy, first, second, ramp=0.0):
-        """An unbiased estimate of the mean squared error against the clean images, from two recorruptions of y."""
+    def _intact(self, noisy, recorrupted):
+        """Where a recorruption is not near a value at which the noise of the file is cut off: 1, elsewhere 0."""
+        black, white = (CUT_OFF * self.noise.recorruption_deviation(brightness) for brightness in (0.0, 1.0))
+        # Where values lie beyond black or white, nothing was cut off there.
+        low = black if noisy.min() >= 0 else -np.inf
+        high = 1 - white if noisy.max() <= 1 else np.inf
+        return ((recorrupted >= low) & (recorrupted <= high)).astype(np.float32)
+
+    def __call__(self, network, noisy, first, second, intact1=1.0, intact2=1.0, ramp=0.0):
+        """An unbiased estimate of the mean squared error against the clean images, from two recorruptions of y.
+
+        Where files cut noise off it is only nearly that, because the noise of what counts is not quite as strong.
+        """
         denoised1, denoised2 = paddle.split(network(paddle.concat([first, second])), 2)
-        distance = paddle.mean((denoised1 - noisy) ** 2 + (denoised2 - noisy) ** 2) / 2
+        distance = paddle.mean(intact1 * (denoised1 - noisy) ** 2 + intact2 * (denoised2 - noisy) ** 2) / 2
         added = first - second
-        passed = self.weight * paddle.mean((denoised1 - denoised2) * added)  # how much of the noise comes through
-        noise = self.weight / 2 * paddle.mean(added**2)
+        removed = intact1 * (first - denoised1) - intact2 * (second - denoised2)
+        noise = self.weight / 4 * paddle.mean((intact1 + intact2) * added**2)
+        passed = 2 * noise - self.weight * paddle.mean(removed * added)  # how much of the noise comes through
         return distance + passed - noise, distance, passed, 1.0
 
 
@@ -160,10 +177,16 @@ class Distillation(Method):
     The teacher sees them turned, in one of eight ways: so the target is on average the mean of its eight results,
     which is better than each of them, as with --tta. It is hardly noisy, other than all targets with noise in them,
     so that a small network learns in minutes what a large one learnt in hours.
+
+    Where noise is added, some of the images stay as they are: what the teacher leaves alone the network is to leave
+    alone, too, and fine texture is not to be taken for noise.
     """
 
     def __init__(self, teacher):
         self.teacher = teacher
+
+    def corrupt(self, clean, noise, streams):
+        return [clean] if streams(TARGET).random() < UNTOUCHED else super().corrupt(clean, noise, streams)
 
     def beside(self, noisy, streams):
         return (streams(MORE).integers(8),)
@@ -297,6 +320,8 @@ def intact(diff):
 
 EM_ROUNDS = 8
 LEAST_MSE = (5 / 255) ** 2  # below about this, --loss psnr takes images for equally good, and is L2
+CUT_OFF = 3.0  # deviations of a recorruption: what is nearer to black or white may have been cut off
+UNTOUCHED = 0.2  # of the images that a teacher shows
 LEAST_DISTANCE = (0.5 / 255) ** 2  # from a teacher; below about this, all images are taken for equally near
 LOSSES = ("l2", "l1", "l0", "robust", "hdr", "tone_mapped", "psnr", "sigma")
 METHODS = ("neighbor2neighbor", "recorrupted2recorrupted", "distillation", "noise2noise", "supervised")

@@ -224,6 +224,15 @@ def test_two_draws_are_independent(text, new_rng):
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < (0.2 if "text" in text else 0.02)
 
 
+@pytest.mark.parametrize("text", ["gauss25", "poisson30", "poisson500+gauss3"])
+def test_the_deviation_of_what_a_recorruption_adds(text):
+    model, rng = parse_noise(text), np.random.default_rng(0)
+    for brightness in (0.0, 0.5, 1.0):
+        clean = np.full((300, 300), brightness, np.float32)
+        added = model.recorrupt(clean, rng, rng)[0] - clean
+        assert added.std() == pytest.approx(model.recorruption_deviation(brightness), rel=0.02, abs=1e-9)
+
+
 @pytest.mark.parametrize("text", ["gauss25", "gauss5_50", "poisson30", "poisson5_50"])
 def test_recorruptions_add_a_little_noise_of_the_same_kind_and_strength(text):
     model, clean, ratios = parse_noise(text), np.full((300, 300, 3), 0.4, np.float32), []

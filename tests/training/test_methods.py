@@ -369,6 +369,49 @@ def test_the_recorrupted_loss_shows_its_parts():
     assert [float(part) for part in found] == pytest.approx([distance + passed - added, distance, passed, 1])
 
 
+def cut_off(clean, sigma=25, size=64):
+    """A flat patch of a file of 8 bits, CHW, noisy and clean, 0..1."""
+    noisy = clean * 255 + np.random.default_rng(3).normal(size=(3, size, size)) * sigma
+    return (np.clip(np.rint(noisy), 0, 255) / 255).astype(np.float32), np.full((3, size, size), clean, np.float32)
+
+
+@pytest.mark.parametrize("level", [4, 20, 251])
+def test_values_that_files_cut_off_do_not_count(level):
+    """A network knows the noise that was added to black, and would put as much of it back as it likes."""
+    noisy, clean = cut_off(level / 255)
+    near = 3 * parse_noise("gauss25").recorruption_deviation(0)
+
+    def cheat(images):
+        edge = 0.0 if level < 128 else 1.0
+        at_edge = ((images - edge).abs() < near).astype("float32")
+        return honest(images) - at_edge * 4 * (images - edge)
+
+    def honest(images):
+        return paddle.full_like(images, float(clean.mean()))
+
+    for in_files in (False, True):
+        method = Recorrupted2Recorrupted(parse_noise("gauss25"), in_files)
+        parts = method.beside(noisy, streams(1))
+        batch = [paddle.to_tensor(part[None]) for part in (noisy, *parts)]
+        cheated, right = (float(method(network, *batch)[0]) for network in (cheat, honest))
+        assert (right <= cheated + 1e-7) == in_files
+        if in_files:
+            for one, counts in zip(parts[:2], parts[2:], strict=True):
+                assert np.array_equal(counts, (one >= near) if level < 128 else (one <= 1 - near))
+
+
+def test_where_nothing_is_cut_off_everything_counts():
+    photons, gauss = parse_noise("poisson30"), parse_noise("gauss25")
+    rng, dark = np.random.default_rng(0), np.full((3, 32, 32), 0.05, np.float32)
+    for model, noisy in (
+        (photons, photons.add(dark, rng)),
+        (gauss, gauss.add(dark, rng)),
+        (gauss, gauss.add(1 - dark, rng)),
+    ):
+        for counts in Recorrupted2Recorrupted(model, in_files=True).beside(noisy, streams(1))[2:]:
+            assert counts.all()  # black is a count of photons, or not the least value
+
+
 # --- What each gets -----------------------------------------------------------------------------------------
 
 CLEAN = np.random.default_rng(2).random((12, 16, 3), np.float32)
@@ -476,6 +519,8 @@ def test_distillation_ends_at_the_teacher_and_images_count_equally():
     method = Distillation(teacher)
     (way,) = method.beside(noisy[0].numpy(), streams(3))
     assert way == method.beside(noisy[0].numpy(), streams(3))[0]
+    drawn = [method.corrupt(CLEAN, parse_noise("gauss25"), streams(seed))[0] for seed in range(300)]
+    assert sum(image is CLEAN for image in drawn) == pytest.approx(60, abs=25)
     assert {int(method.beside(None, streams(seed))[0]) for seed in range(60)} == set(range(8))
     ways = paddle.to_tensor(np.stack([way, way]))
     loss, distance, _, _ = method(pupil, noisy, ways)

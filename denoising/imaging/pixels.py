@@ -112,6 +112,12 @@ def to_grey(array):
     return from_01(luma[..., None], array.dtype)
 
 
+def is_grey(array):
+    """Whether H x W x C shows no colours: it has one channel, or three that are all the same."""
+    same = array.shape[2] == 3 and np.array_equal(array[..., 0], array[..., 1])
+    return array.shape[2] == 1 or (same and np.array_equal(array[..., 1], array[..., 2]))
+
+
 def as_channels(array, n_channel, name):
     """Gives an HWC image the channels that the network takes: RGB to grey, grey to RGB, Bayer raw to four."""
     channels = array.shape[2]

@@ -20,10 +20,11 @@ from denoising.cli import UserError
 from denoising.engine import operators
 from denoising.imaging.noise import Camera, Gaussian, NoiseModel, Poisson, parse_noise
 from denoising.imaging.noise_analysis import Analysis, analyse
+from denoising.imaging.pixels import is_grey
 from denoising.inference.checkpoint import load_network
 
 # In the order in which they are taken where two are for the same noise.
-SHIPPED = ("best_model", "gauss5_50", "grey_gauss25", "photo", "photo_fast", "poisson30")
+SHIPPED = ("best_model", "gauss5_50", "gauss5_50_fast", "grey_gauss25", "photo", "photo_fast", "poisson30")
 FOR_RENDERS = "renders"  # path-traced ones, whose noise is like none of these
 FOR_MOSAICS = "raw"  # the sensors' of cameras, before they are developed
 SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts them, below the environment's folder
@@ -149,7 +150,7 @@ class Shelf:
         if not able:
             raise ValueError(f"the image has {channels} channels, and no weights here take so many: name some that do")
         analysis = analyse(np.ascontiguousarray(image))
-        taken = fitting(able, analysis, channels, fast)
+        taken = fitting(able, analysis, 1 if is_grey(image) else channels, fast)
         if analysis.kind == "none" and taken:
             return Choice(taken.name, f"{analysis.describe()}: {taken.name}, which changes little if so", analysis)
         if analysis.kind == "none":
@@ -171,6 +172,8 @@ def fitting(able, analysis, channels, fast=False):
         return (min if fast else max)(cameras, key=lambda weights: weights.numbers)
     if analysis.kind == "none":
         return None
+    # Noise that is white in each channel and the same in all of a grey image would pass for a part of it.
+    able = [weights for weights in able if weights.n_channel == channels] or able
     if analysis.kind == "poisson":
         near = [w for w in of(Poisson) if _is_near(w.noise, analysis.peak)]
         if near:
@@ -178,10 +181,13 @@ def fitting(able, analysis, channels, fast=False):
     ranges = [weights for weights in of(Gaussian) if weights.noise.low < weights.noise.high]
     exact = [w for w in of(Gaussian) if w not in ranges and _is_near(w.noise, analysis.sigma)]
     if analysis.kind == "gauss" and exact:
-        # Of weights for the same strength, those for the image's own channels.
-        return min(exact, key=lambda weights: weights.n_channel != channels)
-    rest = ranges or of((Gaussian, Poisson, Camera))
-    return min(rest, key=lambda weights: _distance(weights.noise, analysis.sigma), default=None)
+        light = [weights for weights in ranges if fast and _distance(weights.noise, analysis.sigma) == 1]
+        return min(exact + light, key=lambda weights: fast * weights.numbers)
+
+    def rank(weights):
+        return _distance(weights.noise, analysis.sigma), weights.numbers if fast else 0
+
+    return min(ranges or of((Gaussian, Poisson, Camera)), key=rank, default=None)
 
 
 def _is_near(noise, strength):

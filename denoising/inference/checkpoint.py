@@ -103,11 +103,23 @@ def set_weights(network, state, path):
 
 
 def to_grey(state):
-    """Weights of a U-Net for RGB as a start for grey images: the channels at its ends, taken for one.
+    """Weights of a `unet` or `unet_lite` for RGB as a start for grey images: the channels at its ends, taken for one.
 
     On a grey image it computes what the RGB network gives for that image in all three channels, averaged. Others
     are returned as they are.
     """
+    entry, last, bias = (state.get(name) for name in ("enc_conv1a.weight", "last.weight", "last.bias"))
+    if all(isinstance(array, np.ndarray) for array in (entry, last, bias)):
+        if entry.shape[1:2] != (12,) or entry.ndim != 4 or last.ndim != 4 or len(last) != 12 or bias.shape != (12,):
+            return state
+        fixed = {name: array for name, array in state.items() if name.startswith(("centre.", "blur."))}
+        # At half the size each channel is four. What is not learnt is the same for each channel.
+        return state | {
+            "enc_conv1a.weight": entry.reshape(len(entry), 3, 4, *entry.shape[2:]).sum(1),
+            "last.weight": last.reshape(3, 4, *last.shape[1:]).mean(0),
+            "last.bias": bias.reshape(3, 4).mean(0),
+            **{name: array[:1, :1] if array.ndim == 4 else array[:1] for name, array in fixed.items()},
+        }
     entry, head, last = (state.get(f"{name}.weight") for name in ("enc_conv0", "dec_conv1a", "nin_c"))
     bias = state.get("nin_c.bias")
     if not all(isinstance(array, np.ndarray) and array.ndim == 4 for array in (entry, head, last)):

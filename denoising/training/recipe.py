@@ -16,6 +16,7 @@ from denoising.data import renders
 from denoising.files import images, pair_files
 from denoising.imaging import noise_traces
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import is_grey
 from denoising.inference import auto, devices, distributed
 from denoising.training.checks import checked
 from denoising.training.methods import SINGLE
@@ -74,12 +75,12 @@ def with_recipe(options, given):
 
 
 def channels_of(folder):
-    """The --n_channel for the images of a folder, by the first that can be read: 1 if it is grey, 4 if a mosaic."""
+    """The --n_channel for the images of a folder, by the first that can be read: 1 without colours, 4 if a mosaic."""
     for path in images.find_images("--data_dir", folder):
         with contextlib.suppress(UserError):
             image = images.read_image(path).pages[0]
-            grey = image.shape[2] == 1
-            return (4 if noise_traces.is_mosaic(image) else 1) if grey else 3
+            mosaic = image.shape[2] == 1 and noise_traces.is_mosaic(image)
+            return 4 if mosaic else 1 if is_grey(image) else 3
     return 3
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import predict
+from arch_unet import build_network
 from conftest import noisy_scene, refusal, save, scene, tiny_network
 from denoising.cli import UserError
 from denoising.files import images
@@ -25,6 +26,8 @@ ALL = [
     weights_of("photons", "poisson30"),
 ]  # fmt: skip
 
+LIGHT = [weights_of("light_broad", "gauss5_50", numbers=3), *ALL]
+
 
 def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL, certainty="sure"):
     analysis = SimpleNamespace(kind=kind, sigma=sigma, peak=peak, certainty=certainty)
@@ -39,6 +42,21 @@ def test_each_noise_gets_its_weights():
         "broad", "broad", "broad", "best", "best", "broad", "broad"
     ]  # fmt: skip
     assert taken("gauss", 25, channels=1) == "grey"
+    # The light weights are for a range alone; beyond it, too, they are taken if asked for.
+    assert [taken("gauss", sigma, fast=True, able=LIGHT) for sigma in (3, 12, 25, 70)] == ["light_broad"] * 4
+    able = [*ALL, LIGHT[0]]
+    assert [taken("gauss", sigma, able=able) for sigma in (3, 12, 25, 70)] == ["broad", "broad", "best", "broad"]
+    # Networks for colours would take noise that is the same in all channels for a part of the image.
+    assert [taken("gauss", sigma, channels=1, fast=True, able=LIGHT) for sigma in (12, 25)] == ["grey"] * 2
+    assert taken("poisson", 20, 29, channels=1) == "grey"
+    grey_broad = weights_of("grey_broad", "gauss5_50", 1, numbers=3)
+    able = [grey_broad, *ALL]
+    assert [taken("gauss", sigma, channels=1, able=able) for sigma in (12, 25)] == ["grey_broad", "grey"]
+    assert taken("gauss", 25, channels=1, able=able, fast=True) == "grey_broad"
+    assert taken("poisson", 20, 29, channels=1, able=able) == "grey_broad"
+    assert taken("gauss", 12, channels=1, able=ALL[:3]) == "broad"
+    assert taken("gauss", 25, fast=True) == "best"
+    assert taken("poisson", 20, 29, fast=True, able=LIGHT) == "photons"
     assert [taken("poisson", 20, peak) for peak in (10, 29, 33, 60)] == ["broad", "photons", "photons", "broad"]
     # Where none are for it, those that come next; where there are none at all, nothing.
     assert taken("correlated", able=ALL[:4]) == "broad"
@@ -54,6 +72,19 @@ def test_where_noise_cannot_be_measured_the_weights_for_cameras_are_taken(shippe
     choice = Shelf(shipped.values()).choose(scene(20, 20))  # too few pixels
     assert (choice.analysis.kind, choice.analysis.certainty, choice.name) == ("none", "guess", "photo")
     assert choice.why.endswith("photo, which changes little if so")
+
+
+def test_an_image_in_colours_that_shows_none_is_grey(shipped, tmp_path):
+    network = build_network(n_feature=4, n_channel=1)
+    path = tmp_path / "grey.pdparams"
+    options = {**network.options, "noisetype": "gauss5_50"}
+    checkpoint.save_network(path, checkpoint.network_state(network), options)
+    noisy = np.random.default_rng(0).normal(120, 12, (128, 128, 1)).astype(np.uint8)
+    shelf = Shelf([*shipped.values(), path])
+    assert shelf.choose(noisy).name == shelf.choose(np.repeat(noisy, 3, axis=2)).name == "grey"
+    assert Denoiser(shelf.network("grey"))(np.repeat(noisy, 3, axis=2)).shape == (128, 128, 3)
+    colours = np.random.default_rng(1).normal(120, 12, (128, 128, 3)).astype(np.uint8)
+    assert shelf.choose(colours).name == "broad"
 
 
 def test_the_names_of_the_noise_stand_in_the_weights_that_ship():

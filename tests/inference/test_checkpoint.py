@@ -136,6 +136,23 @@ def test_colour_weights_start_a_grey_network(weights):
     assert checkpoint.to_grey(state) is state
 
 
+def test_light_weights_for_colours_start_a_grey_network():
+    paddle.seed(3)
+    colour, grey = (build_network("unet_lite", n_channel=channels, n_feature=6) for channels in (3, 1))
+    state = checkpoint.network_state(colour)
+    checkpoint.set_weights(grey, checkpoint.to_grey(state), "a.pdparams")
+    x = paddle.rand([1, 1, 32, 64])
+    expected = colour(x.expand([1, 3, 32, 64])).mean(1, keepdim=True)
+    assert float(abs(grey(x) - expected).max()) < 1e-5
+    for change in (
+        {"last.bias": np.zeros(4)},
+        {"last.weight": state["last.weight"][:4]},
+        {"enc_conv1a.weight": "text"},
+    ):
+        other = state | change
+        assert checkpoint.to_grey(other) is other
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path, weights, monkeypatch):
     path = tmp_path / "a.pdparams"
     path.write_bytes(b"old")

@@ -86,6 +86,9 @@ def upright(picture, orientation):
     return picture
 
 
+PLAIN_SPAN = (0.0, 1.0)  # of to_01: black and white
+
+
 def to_01(array):
     """Maps uint8 and uint16 to float32 in 0..1; float passes, 0..1 being its display range."""
     if array.dtype.kind == "u":

@@ -8,6 +8,7 @@
 What noise weights are for is what they say themselves (`noisetype` in the file), so weights of one's own take part.
 """
 
+import dataclasses
 import sysconfig
 import threading
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from denoising.cli import UserError
 from denoising.engine import operators
 from denoising.imaging.noise import Camera, Gaussian, NoiseModel, Poisson, parse_noise
 from denoising.imaging.noise_analysis import Analysis, analyse
-from denoising.imaging.pixels import is_grey
+from denoising.imaging.pixels import PLAIN_SPAN, is_grey, to_01
 from denoising.inference.checkpoint import load_network
 
 # In the order in which they are taken where two are for the same noise.
@@ -94,6 +95,7 @@ class Choice:
     name: str | None
     why: str
     analysis: Analysis
+    span: tuple[float, float] = PLAIN_SPAN  # of a Denoiser
 
 
 class Shelf:
@@ -150,14 +152,40 @@ class Shelf:
         if not able:
             raise ValueError(f"the image has {channels} channels, and no weights here take so many: name some that do")
         analysis = analyse(np.ascontiguousarray(image))
-        taken = fitting(able, analysis, 1 if is_grey(image) else channels, fast)
+        span = span_of(image)
+        seen, values = analysis, ""
+        if span != PLAIN_SPAN:
+            seen, values = within(analysis, span), f", which sees {span[0]:.4g} to {span[1]:.4g} of white as 0 to 1"
+        taken = fitting(able, seen, 1 if is_grey(image) else channels, fast)
         if analysis.kind == "none" and taken:
-            return Choice(taken.name, f"{analysis.describe()}: {taken.name}, which changes little if so", analysis)
+            why = f"{analysis.describe()}: {taken.name}, which changes little if so{values}"
+            return Choice(taken.name, why, analysis, span)
         if analysis.kind == "none":
             return Choice(None, f"{analysis.describe()}: it stays as it is", analysis)
         if taken is None:
             raise ValueError(f"{analysis.describe()}; no weights here are for it: name some by --model_path")
-        return Choice(taken.name, f"{analysis.describe()}: {taken.name}, trained on {taken.noise.name}", analysis)
+        why = f"{analysis.describe()}: {taken.name}, trained on {taken.noise.name}{values}"
+        return Choice(taken.name, why, analysis, span)
+
+
+def span_of(image):
+    """Which values of 0..1 a network is to see as black and white: those that nearly all of the image lies between.
+
+    Counts of a sensor use a small part of 16 bits, or lie far beyond 1 in files of floats: networks have learnt from
+    images that are neither so dark nor so bright. Where values fill a quarter of the range or more, it stays.
+    """
+    if image.dtype == np.uint8:
+        return PLAIN_SPAN
+    step = max(1, int((image.shape[0] * image.shape[1] / 1e6) ** 0.5))
+    low, high = map(float, np.percentile(to_01(image[::step, ::step]), (0.1, 99.9)))
+    usual = low > -0.25 and high < 1.25 and high - low > 0.25
+    return PLAIN_SPAN if usual or high <= low else (low, high)
+
+
+def within(analysis, span):
+    """The analysis of the image as a network sees it that sees this span."""
+    width = span[1] - span[0]
+    return dataclasses.replace(analysis, sigma=analysis.sigma / width, peak=analysis.peak * width)
 
 
 def fitting(able, analysis, channels, fast=False):

@@ -125,6 +125,7 @@ class OneForAll:
     """The weights that --model_path names, for every image."""
 
     prepare = None  # takes a page, and returns what is denoised in its place and a line about it, or ""
+    by_noise = False  # whether the weights, and what they see as black and white, follow from each image
 
     def __init__(self, options):
         flag = f"--model_path: {options.model_path}"
@@ -165,6 +166,7 @@ class ByNoise:
 
     of_renders = needs_buffers = False
     prepare = None
+    by_noise = True
 
     def __init__(self, options):
         self.ops = devices.prepare(options)
@@ -184,7 +186,8 @@ class ByNoise:
         if choice.name is None:
             return Taken(None, why=choice.why)
         weights = self.shelf.weights[choice.name]
-        return Taken(Denoiser(self.shelf.network(choice.name), **self.amounts), weights.noise, choice.why)
+        denoiser = Denoiser(self.shelf.network(choice.name), span=choice.span, **self.amounts)
+        return Taken(denoiser, weights.noise, choice.why)
 
     def of_mosaics(self):
         """Those for raw files."""

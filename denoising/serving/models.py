@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from denoising.imaging.noise import NoiseModel, noise_of_flag
 from denoising.imaging.noise_analysis import Analysis, analyse
+from denoising.imaging.pixels import PLAIN_SPAN
 from denoising.serving.image_process import Refused
 
 NAMED = "named in the request"
@@ -22,6 +23,7 @@ class TakenModel:
     network: object  # None: the image has no noise
     noise: NoiseModel | None
     analysis: Analysis | None = None  # where the noise was measured
+    span: tuple[float, float] = PLAIN_SPAN  # of a Denoiser
 
 
 class OneModel:
@@ -99,7 +101,8 @@ class ManyModels:
         if choice.name is None:
             return TakenModel("none", choice.why, None, None, choice.analysis)
         noise = self.shelf.weights[choice.name].noise
-        return TakenModel(choice.name, choice.why, self.shelf.network(choice.name), noise, choice.analysis)
+        network = self.shelf.network(choice.name)
+        return TakenModel(choice.name, choice.why, network, noise, choice.analysis, choice.span)
 
     def first(self):
         """A network to warm up."""

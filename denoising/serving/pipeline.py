@@ -130,7 +130,7 @@ class Pipeline:
 
     def _run(self, pages, taken, output, asked, job):
         """Puts the denoised pages in the place of the noisy ones."""
-        amounts = {name: getattr(asked, name) for name in ("strength", "detail", "chroma")}
+        amounts = {name: getattr(asked, name) for name in ("strength", "detail", "chroma")} | {"span": taken.span}
         denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, output, tile=self.options.tile, **amounts)
         denoise.on_progress = job.progress
         for number, page in enumerate(pages):
@@ -182,7 +182,7 @@ class Pipeline:
 
     def _probe(self, taken, level, noisy, job):
         """Finds what the network removes of drawn noise in some rows after the other, and tells how far it is."""
-        denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, tile=self.options.tile)
+        denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, tile=self.options.tile, span=taken.span)
         rows_done, (height, width, _) = 0, noisy.shape
 
         def probe(rows, clean):

@@ -9,7 +9,8 @@ from denoising.data import bursts, renders
 from denoising.files import images, raw
 from denoising.imaging import stripes
 from denoising.imaging.noise_analysis import analyse
-from denoising.inference import checkpoint, prediction
+from denoising.imaging.pixels import PLAIN_SPAN
+from denoising.inference import auto, checkpoint, prediction
 from denoising.training.adapting import Length, adapt
 from denoising.training.lessons import SMALLEST, Rendered, Subject
 
@@ -66,6 +67,9 @@ def _groups(weights, paths):
         file = weights.file_for(page) if page is not None else None
         if file is None:
             continue
+        if weights.by_noise and auto.span_of(page) != PLAIN_SPAN:
+            seen.elsewhere += 1
+            continue
         subject = seen.subject(page, paths, index)
         if subject is not None:
             groups.setdefault(file, []).append(subject)
@@ -107,7 +111,7 @@ class _Seen:
     """Reads images, and counts what has been found."""
 
     def __init__(self):
-        self.raw = self.small = self.quiet = self.shared = self.paired = self.unlike = self.shift = 0
+        self.elsewhere = self.raw = self.small = self.quiet = self.shared = self.paired = self.unlike = self.shift = 0
 
     def page(self, path):
         """The first page of a file without stripes, or None: what is broken is reported when it is denoised."""
@@ -171,6 +175,11 @@ class _Seen:
             )
         if self.raw:
             cli.note(f"--adapt: {nothing} raw files, whose weights know the noise of sensors")
+        if self.elsewhere:
+            cli.note(
+                f"--adapt: {nothing} {_counted(self.elsewhere)} whose values use a small part of their range, or lie "
+                "beyond it"
+            )
         if self.small:
             cli.note(f"--adapt: {nothing} {_counted(self.small)} smaller than {SMALLEST}x{SMALLEST} pixels")
 

@@ -87,6 +87,39 @@ def test_an_image_in_colours_that_shows_none_is_grey(shipped, tmp_path):
     assert shelf.choose(colours).name == "broad"
 
 
+@pytest.mark.parametrize("kind", ["counts", "floats"])
+def test_counts_of_a_sensor_are_seen_as_an_image(shipped, kind, tmp_path, capfd):
+    """What fills a small part of 16 bits, or lies beyond 1, is denoised as the same in 8 bits is."""
+    plain = noisy_scene(128, 160, sigma=12).astype(np.float32)
+    counts = 300 + 8 * plain
+    image = counts.astype(np.uint16 if kind == "counts" else np.float32)
+    shelf = Shelf(shipped.values())
+    choice = shelf.choose(image)
+    top = 65535 if kind == "counts" else 1
+    assert np.array(choice.span) * top == pytest.approx(300 + 8 * np.percentile(plain, (0.1, 99.9)), rel=0.02)
+    assert "of white as 0 to 1" in choice.why
+    assert choice.name == shelf.choose(plain.astype(np.uint8)).name == "broad"
+    low, high = np.array(choice.span) * top
+    expected = Denoiser(shelf.network("broad"))((image.astype(np.float32) - np.float32(low)) / np.float32(high - low))
+    np.save(tmp_path / "a.npy", image)
+    run("--image_path", tmp_path / "a.npy", "--save_dir", tmp_path / "o", "--keep_format")
+    found = np.load(tmp_path / "o" / "a_denoise.npy")
+    assert found.dtype == image.dtype
+    expected = expected * (high - low) + low
+    expected = np.clip(expected, 0, 65535) if kind == "counts" else expected
+    assert np.abs(found - expected).max() < 0.02 * (high - low)
+    half = Denoiser(shelf.network("broad"), span=choice.span, strength=0.5)(image)
+    inside = (found > 0) & (found < 65535) if kind == "counts" else np.full(found.shape, True)
+    np.testing.assert_allclose(half[inside], (image * 0.5 + found * 0.5)[inside], atol=1.5)
+
+
+def test_values_that_fill_the_range_stay(shipped):
+    dark = noisy_scene(96, 96, sigma=12)
+    for image in (dark, dark // 9, dark.astype(np.uint16) * 100, dark.astype(np.float32) / 255 * 1.2 - 0.1):
+        assert auto.span_of(image) == (0, 1)
+    assert auto.span_of(np.full((64, 64, 1), 7, np.uint16)) == (0, 1)  # nothing to tell
+
+
 def test_the_names_of_the_noise_stand_in_the_weights_that_ship():
     shelf = Shelf(auto.shipped_weights())
     noises = {name: weights.noise.name for name, weights in shelf.weights.items()}

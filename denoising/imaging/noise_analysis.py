@@ -7,13 +7,14 @@ Only places without texture are looked at (`noise_blocks`). Their spectrum says 
 highest frequencies, where images have least, give its strength. Else all frequencies do.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from denoising.imaging import camera, noise_blocks, noise_curve, noise_traces
 from denoising.imaging.noise_blocks import HIGH, MIDDLE, ORDER, SHARES, SIZE, USED
-from denoising.imaging.pixels import pack_bayer
+from denoising.imaging.pixels import pack_bayer, to_01
 
 SHIFTS = 3  # of the autocorrelation, in each direction
 KINDS = ("none", "gauss", "poisson", "correlated")
@@ -88,12 +89,38 @@ def analyse(image, second=None):
     if min(image.shape[:2]) < 2 * SIZE:
         return _nothing(channels, "guess", f"{image.shape[1]}x{image.shape[0]} pixels are too few")
     blocks = noise_blocks.cut(image, second)
+    if len(blocks) < 20 and second is None and (sigma := _sigma_of_clipped(image)):
+        curve = ((0.0, (sigma / 255) ** 2),) * channels
+        nothing = _nothing(channels, "likely", "so strong that it is clipped nearly everywhere", blocks.clipped)
+        return dataclasses.replace(nothing, kind="gauss", sigma=sigma, curve=curve)
     if not len(blocks):
         return _nothing(channels, "sure", "all of it is black, white or of one colour", blocks.clipped)
     if len(blocks) < 20:
         reason = "there is hardly a place that is not clipped or of one colour"
         return _nothing(channels, "guess", reason, blocks.clipped)
     return _as_white(blocks) or _as_correlated(blocks)
+
+
+def _sigma_of_clipped(image):
+    """What is left of white noise, 0..255, in an image that it takes to black or white nearly everywhere; 0: none."""
+    pixels = 255 * to_01(image)
+    finest, next_ = (_differences(x) for x in (pixels, _halved(pixels)))
+    fine = np.sqrt(np.square(finest).mean())
+    # Drawings and dithered pictures have few values, and change in few places; texture is as strong at half the size.
+    drawn = len(np.unique(image[:256, :256])) < 8 or (np.abs(finest) > 2).mean() < 0.5
+    return 0.0 if drawn or np.sqrt(np.square(next_).mean()) > 0.7 * fine else float(fine)
+
+
+def _differences(pixels):
+    """Across each 2x2 pixels; of white noise their deviation is that of the noise."""
+    pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]
+    return (pixels[::2, ::2] - pixels[1::2, ::2] - pixels[::2, 1::2] + pixels[1::2, 1::2]) / 2
+
+
+def _halved(pixels):
+    """Half the size, each pixel the mean of four."""
+    pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]
+    return (pixels[::2, ::2] + pixels[1::2, ::2] + pixels[::2, 1::2] + pixels[1::2, 1::2]) / 4
 
 
 def _nothing(channels, certainty, reason, clipped=0.0):

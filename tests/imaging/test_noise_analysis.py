@@ -132,3 +132,14 @@ def test_the_benchmark_in_its_smallest_form(tmp_path, capsys):
     assert "no noise in 100%" in output
     assert "Gaussian 5" in output
     assert "correlated noise in 100% of 1" in output
+
+
+def test_noise_that_is_clipped_nearly_everywhere_is_seen():
+    rng, dark = np.random.default_rng(0), scene(160, 160).astype(float) / 8
+    for sigma in (60, 90):
+        found = analyse(np.clip(np.rint(dark + rng.normal(size=dark.shape) * sigma), 0, 255).astype(np.uint8))
+        assert (found.kind, found.certainty) == ("gauss", "likely")
+        assert 0.4 * sigma < found.sigma < sigma  # what is left of it
+    # What is drawn or dithered in black and white has no noise.
+    for drawn in (dark > 12, dark > rng.random(dark.shape) * 30, dark < 0):
+        assert analyse((drawn * 255).astype(np.uint8)).kind == "none"

@@ -29,8 +29,8 @@ ALL = [
 LIGHT = [weights_of("light_broad", "gauss5_50", numbers=3), *ALL]
 
 
-def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL, certainty="sure"):
-    analysis = SimpleNamespace(kind=kind, sigma=sigma, peak=peak, certainty=certainty)
+def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL, certainty="sure", between=0.0):
+    analysis = SimpleNamespace(kind=kind, sigma=sigma, peak=peak, certainty=certainty, between_channels=between)
     found = fitting(able, analysis, channels, fast)
     return found and found.name
 
@@ -62,6 +62,10 @@ def test_each_noise_gets_its_weights():
     assert taken("correlated", able=ALL[:4]) == "broad"
     assert taken("gauss", 12, able=[ALL[0]]) == "best"
     assert taken("gauss", 12, able=[]) is None
+    # White noise that the channels share is none that the weights for white noise know.
+    assert [taken(kind, 15, between=0.9) for kind in ("gauss", "poisson")] == ["photo"] * 2
+    assert taken("gauss", 15, between=0.3) == taken("gauss", 15, between=0.9, able=ALL[:4]) == "broad"
+    assert taken("gauss", 25, channels=1, between=0.9) == "grey"
     # Noise that texture may hide is a camera's, if any.
     assert taken("none") is taken("none", certainty="likely") is taken("none", able=ALL[:4], certainty="guess") is None
     assert taken("none", certainty="guess") == "photo"

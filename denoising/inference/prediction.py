@@ -24,7 +24,7 @@ def get_parser(doc):
         help="an image, a raw file (docs/predicting.md), a folder (searched recursively), or a glob")
     add("--model_path", default="auto",
         help="the .pdparams weights; auto measures the noise of each image and takes those that ship for it")
-    add("--fast", action="store_true", help="with auto, for photographs: the light weights, several times as fast")
+    add("--fast", action="store_true", help="with auto: light weights where there are some, several times as fast")
     add("--save_dir", default="./output/", help="where results go; created if needed")
     add("--keep_format", action="store_true",
         help="write each image in its own format, not PNG; raw files as DNG, not TIFF")
@@ -69,7 +69,7 @@ def plan(options):
     cli.refuse(
         (options.skip_existing and options.overwrite, "--skip_existing: it keeps what --overwrite replaces: give one"),
         (options.fast and own, "--fast: chooses among the weights that ship, without --model_path"),
-        (options.fast and chosen_for_renders, "--fast: is for photographs, not for renders"),
+        (options.fast and chosen_for_renders, "--fast: is for images, not for renders"),
         (of_renders and not plain, "--detail, --chroma: are for images, not for renders"),
     )
     if not of_renders:

@@ -17,7 +17,7 @@ QUERY = {
     "detail": ("How much of the fine texture that went with the noise is given back.", SHARE | {"default": 0}),
     "chroma": ("How much of the colour noise is removed, apart from brightness.", SHARE | {"default": 1}),
     "model": ("A name of GET /models; auto measures the noise and takes what fits.", {"type": "string"}),
-    "fast": ("With auto, for photographs: the light network.", {"type": "integer", "enum": [0, 1], "default": 0}),
+    "fast": ("With auto: a light network where there is one.", {"type": "integer", "enum": [0, 1], "default": 0}),
     "format": (
         "own: that of the upload; view: a PNG of 8 bits, to be shown.",
         {"enum": ["own", *KINDS], "default": "own"},

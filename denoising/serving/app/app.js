@@ -10,8 +10,9 @@ import { noiseFigures } from "./noise.js";
 import { zip } from "./zip.js";
 
 const MODELS = {
-  auto: "Automatic", photo: "Photo", photo_fast: "Photo, fast", gauss5_50: "Gaussian noise 5\u201350", best_model: "Gaussian noise 25",
-  poisson30: "Poisson noise", grey_gauss25: "Grey images, Gaussian noise 25",
+  auto: "Automatic", photo: "Photo", photo_fast: "Photo, fast", gauss5_50: "Gaussian noise 5\u201350",
+  gauss5_50_fast: "Gaussian noise 5\u201350, fast", best_model: "Gaussian noise 25", poisson30: "Poisson noise",
+  grey_gauss25: "Grey images, Gaussian noise 25",
 };
 const SUFFIXES = { own: undefined, png: ".png", tiff: ".tif", jpeg: ".jpg" };
 const MIXING = ["strength", "detail", "chroma"];
@@ -223,7 +224,7 @@ function showPanel(item) {
   const { model, why, analysis, mixing } = item;
   $("model").value = item.settings.model;
   $("fast").checked = Boolean(item.settings.fast);
-  $("fast-row").hidden = item.settings.model !== "auto" || !hasModel("photo_fast");
+  $("fast-row").hidden = item.settings.model !== "auto" || !hasFast();
   const reason = why ?? analysis?.why, taken = model ?? analysis?.model;
   $("why").textContent = item.settings.model === "auto" && taken ? `${labelOf(taken)}. ${reason ? sentence(reason) : ""}` : "";
   for (const name of MIXING) {
@@ -260,8 +261,8 @@ function labelOf(name) {
   return name === "none" ? "Nothing to do" : (MODELS[name] ?? name);
 }
 
-function hasModel(name) {
-  return [...$("model").options].some((option) => option.value === name);
+function hasFast() {
+  return [...$("model").options].some((option) => option.value.endsWith("_fast"));
 }
 
 for (const name of MIXING) {

@@ -109,6 +109,20 @@ def from_01(array_01, dtype):
     return np.clip(np.floor(result, out=result), 0, top, out=result).astype(dtype)
 
 
+def span_of(image):
+    """Which values of 0..1 a network is to see as black and white: those that nearly all of the image lies between.
+
+    Counts of a sensor use a small part of 16 bits, or lie far beyond 1 in files of floats: networks have learnt from
+    images that are neither so dark nor so bright. Where values fill a quarter of the range or more, it stays.
+    """
+    if image.dtype == np.uint8:
+        return PLAIN_SPAN
+    step = max(1, int((image.shape[0] * image.shape[1] / 1e6) ** 0.5))
+    low, high = map(float, np.percentile(to_01(image[::step, ::step]), (0.1, 99.9)))
+    usual = low > -0.25 and high < 1.25 and high - low > 0.25
+    return PLAIN_SPAN if usual or high <= low else (low, high)
+
+
 def to_grey(array):
     """Luma of Rec. 601 as H x W x 1, rounded to the image's own type."""
     luma = to_01(array) @ np.array([0.299, 0.587, 0.114], np.float32)

@@ -21,7 +21,7 @@ from denoising.cli import UserError
 from denoising.engine import operators
 from denoising.imaging.noise import Camera, Gaussian, NoiseModel, Poisson, parse_noise
 from denoising.imaging.noise_analysis import Analysis, analyse
-from denoising.imaging.pixels import PLAIN_SPAN, is_grey, to_01
+from denoising.imaging.pixels import PLAIN_SPAN, is_grey, span_of
 from denoising.inference.checkpoint import load_network
 
 # In the order in which they are taken where two are for the same noise.
@@ -167,20 +167,6 @@ class Shelf:
             raise ValueError(f"{analysis.describe()}; no weights here are for it: name some by --model_path")
         why = f"{analysis.describe()}: {taken.name}, trained on {taken.noise.name}{values}"
         return Choice(taken.name, why, analysis, span)
-
-
-def span_of(image):
-    """Which values of 0..1 a network is to see as black and white: those that nearly all of the image lies between.
-
-    Counts of a sensor use a small part of 16 bits, or lie far beyond 1 in files of floats: networks have learnt from
-    images that are neither so dark nor so bright. Where values fill a quarter of the range or more, it stays.
-    """
-    if image.dtype == np.uint8:
-        return PLAIN_SPAN
-    step = max(1, int((image.shape[0] * image.shape[1] / 1e6) ** 0.5))
-    low, high = map(float, np.percentile(to_01(image[::step, ::step]), (0.1, 99.9)))
-    usual = low > -0.25 and high < 1.25 and high - low > 0.25
-    return PLAIN_SPAN if usual or high <= low else (low, high)
 
 
 def within(analysis, span):

@@ -8,7 +8,7 @@ from denoising import cli
 from denoising.data import renders
 from denoising.files import images
 from denoising.imaging import trust
-from denoising.imaging.pixels import Picture, from_01, to_01
+from denoising.imaging.pixels import Picture, from_01, span_of, to_01
 from denoising.inference import distributed
 from denoising.inference.estimate import judge
 from denoising.reports.montage import displayable
@@ -44,7 +44,8 @@ class TrustReport:
         self._entries.append((name, found))
         if number >= self._limit:
             return
-        noisy_01, denoised_01 = to_01(noisy), to_01(denoised)
+        black, white = span_of(noisy)
+        noisy_01, denoised_01 = ((to_01(image) - black) / (white - black) for image in (noisy, denoised))
         residual = np.clip(128 + 255 * REMOVED_GAIN * (noisy_01 - denoised_01), 0, 255).astype(np.uint8)
         pictures = {
             "input": from_01(noisy_01, np.uint8),

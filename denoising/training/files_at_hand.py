@@ -9,8 +9,8 @@ from denoising.data import bursts, renders
 from denoising.files import images, raw
 from denoising.imaging import stripes
 from denoising.imaging.noise_analysis import analyse
-from denoising.imaging.pixels import PLAIN_SPAN
-from denoising.inference import auto, checkpoint, prediction
+from denoising.imaging.pixels import PLAIN_SPAN, span_of
+from denoising.inference import checkpoint, prediction
 from denoising.training.adapting import Length, adapt
 from denoising.training.lessons import SMALLEST, Rendered, Subject
 
@@ -67,7 +67,7 @@ def _groups(weights, paths):
         file = weights.file_for(page) if page is not None else None
         if file is None:
             continue
-        if weights.by_noise and auto.span_of(page) != PLAIN_SPAN:
+        if weights.by_noise and span_of(page) != PLAIN_SPAN:
             seen.elsewhere += 1
             continue
         subject = seen.subject(page, paths, index)

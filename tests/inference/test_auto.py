@@ -11,6 +11,7 @@ from conftest import noisy_scene, refusal, save, scene, tiny_network
 from denoising.cli import UserError
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import span_of
 from denoising.inference import auto, checkpoint
 from denoising.inference.auto import Shelf, Spread, Weights, fitting
 from denoising.inference.denoiser import Denoiser
@@ -120,8 +121,8 @@ def test_counts_of_a_sensor_are_seen_as_an_image(shipped, kind, tmp_path, capfd)
 def test_values_that_fill_the_range_stay(shipped):
     dark = noisy_scene(96, 96, sigma=12)
     for image in (dark, dark // 9, dark.astype(np.uint16) * 100, dark.astype(np.float32) / 255 * 1.2 - 0.1):
-        assert auto.span_of(image) == (0, 1)
-    assert auto.span_of(np.full((64, 64, 1), 7, np.uint16)) == (0, 1)  # nothing to tell
+        assert span_of(image) == (0, 1)
+    assert span_of(np.full((64, 64, 1), 7, np.uint16)) == (0, 1)  # nothing to tell
 
 
 def test_the_names_of_the_noise_stand_in_the_weights_that_ship():

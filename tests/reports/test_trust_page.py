@@ -69,3 +69,12 @@ def test_the_map_lies_over_the_picture_and_can_be_hidden(page):
         shown.keyboard.press("PageDown")
         shown.get_by_role("heading", name="other.png").last.wait_for()
         assert complaints == []
+
+
+def test_counts_of_a_sensor_are_shown_as_an_image(tmp_path):
+    noisy = np.random.default_rng(0).normal(900, 40, (64, 80, 1)).astype(np.uint16)
+    found = judge(lambda image: image, noisy, denoised=noisy)
+    TrustReport("--report", str(tmp_path), "Counts").add("a.tif", noisy, noisy, found)
+    shown = images.read_image(str(tmp_path / "00000-input.png")).pages[0]
+    assert shown.min() < 5
+    assert shown.max() > 250

@@ -25,7 +25,16 @@ from denoising.imaging.pixels import PLAIN_SPAN, is_grey, span_of
 from denoising.inference.checkpoint import load_network
 
 # In the order in which they are taken where two are for the same noise.
-SHIPPED = ("best_model", "gauss5_50_fast", "gauss5_50", "grey_gauss25", "grey_gauss5_50", "photo", "photo_fast", "poisson30")
+SHIPPED = (
+    "best_model",
+    "gauss5_50_fast",
+    "gauss5_50",
+    "grey_gauss25",
+    "grey_gauss5_50",
+    "photo",
+    "photo_fast",
+    "poisson30",
+)
 FOR_RENDERS = "renders"  # path-traced ones, whose noise is like none of these
 FOR_MOSAICS = "raw"  # the sensors' of cameras, before they are developed
 SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts them, below the environment's folder

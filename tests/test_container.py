@@ -37,7 +37,8 @@ def in_context():
         assert (ROOT / name).exists(), f".dockerignore: {name}"
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     folders = tuple(f"{name}/" for name in wanted)
-    return [name for name in tracked.splitlines() if name in wanted or name.startswith(folders)]
+    present = (name for name in tracked.splitlines() if name in wanted or name.startswith(folders))
+    return [name for name in present if name not in lines[1:]]  # what is named without an exclamation mark stays out
 
 
 def test_what_is_copied_exists_and_reaches_the_builder():

@@ -61,6 +61,7 @@ export class Mixture {
   }
 
   async measured() {
+    await new Promise(requestAnimationFrame); // a tile is being filled, which must not count as filled with texture
     const samples = [];
     let end = performance.now() + FRAME_MS;
     for (const part of this.parts()) {
@@ -149,8 +150,9 @@ class Tiles {
   }
 
   fill(tile, part) {
+    const { version } = this; // the settings may change meanwhile
     tile.canvas ??= new OffscreenCanvas(part.width, part.height);
     tile.canvas.getContext("2d").putImageData(this.compute(part, tile), 0, 0);
-    tile.version = this.version;
+    tile.version = version;
   }
 }

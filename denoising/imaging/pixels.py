@@ -123,6 +123,13 @@ def span_of(image):
     return PLAIN_SPAN if usual or high <= low else (low, high)
 
 
+def seen_in(span, array):
+    """As float32, what is 0 and 1 in the span being 0 and 1; the array itself where that is so already."""
+    if span == PLAIN_SPAN:
+        return array
+    return (to_01(array) - np.float32(span[0])) / np.float32(span[1] - span[0])
+
+
 def to_grey(array):
     """Luma of Rec. 601 as H x W x 1, rounded to the image's own type."""
     luma = to_01(array) @ np.array([0.299, 0.587, 0.114], np.float32)

@@ -165,7 +165,10 @@ class Shelf:
         span = span_of(image)
         seen, values = analysis, ""
         if span != PLAIN_SPAN:
-            seen, values = within(analysis, span), f", which sees {span[0]:.4g} to {span[1]:.4g} of white as 0 to 1"
+            seen, values = (
+                within(analysis, span),
+                f"; {span[0]:.4g} is taken for black and {span[1]:.4g} for white, where the type's own white is 1",
+            )
         taken = fitting(able, seen, 1 if is_grey(image) else channels, fast)
         if analysis.kind == "none" and taken:
             why = f"{analysis.describe()}: {taken.name}, which changes little if so{values}"

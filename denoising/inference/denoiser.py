@@ -11,7 +11,7 @@ from denoising import machine
 from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging.detail import Amount, mix
-from denoising.imaging.pixels import PLAIN_SPAN
+from denoising.imaging.pixels import PLAIN_SPAN, seen_in
 from denoising.inference.checkpoint import load_network
 from denoising.inference.windows import reflected, round_up, windows
 
@@ -48,7 +48,7 @@ class Denoiser:
             raise ValueError(f"strength is 0..1 and tile a positive number, not {strength} and {tile}")
         self.amount = Amount(strength, detail, chroma)
         self.network, self.tile, self.tta = network, tile, tta
-        self.black, self.width = (np.float32(value) for value in (span[0], span[1] - span[0]))
+        self.span = span
         self.n_channel = network.options["n_channel"]
         self.n_input = network.options.get("n_input") or self.n_channel
         if self.n_input != self.n_channel and not self.amount.is_plain:
@@ -100,8 +100,8 @@ class Denoiser:
         strength = np.float32(self.amount.strength if self.amount.is_plain else 1)
         result = np.empty((height, width, channels if mixed else self.n_channel), hwc.dtype)
         for place, denoised in self._turned_pieces(hwc) if self.tta else self._pieces(hwc, self.on_progress):
-            if not self._sees_plain:
-                denoised = denoised * self.width + self.black
+            if self.span != PLAIN_SPAN:
+                denoised = denoised * np.float32(self.span[1] - self.span[0]) + np.float32(self.span[0])
             if strength < 1 and mixed:
                 noisy = images.to_01(hwc[place])
                 denoised = noisy + strength * (denoised - noisy)
@@ -109,10 +109,6 @@ class Denoiser:
                 denoised = denoised.mean(axis=2, keepdims=True)
             result[place] = images.from_01(finite(denoised), hwc.dtype)
         return result if self.amount.is_plain else mix(hwc, result, self.amount)
-
-    @property
-    def _sees_plain(self):
-        return (self.black, self.width) == (0, 1)
 
     def _turned_pieces(self, hwc):
         """Like `_pieces`, averaged over the eight flips and rotations."""
@@ -206,9 +202,8 @@ class Denoiser:
 
     def _image(self, hwc, window):
         """A window of the image as the network takes it, 1 x C x H x W; past the image's end it is reflected."""
-        window_01 = images.to_01(reflected(reflected(hwc, *window.rows, axis=0), *window.columns, axis=1))
-        if not self._sees_plain:
-            window_01 = (window_01 - self.black) / self.width
+        around = reflected(reflected(hwc, *window.rows, axis=0), *window.columns, axis=1)
+        window_01 = images.to_01(seen_in(self.span, around))
         if window_01.shape[2] < self.n_channel:
             window_01 = np.repeat(window_01, self.n_channel, axis=2)
         return np.ascontiguousarray(window_01.transpose(2, 0, 1)[None])

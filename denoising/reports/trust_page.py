@@ -1,5 +1,6 @@
 """The page that judges denoised images without clean ones: pictures, the map of lost structure, and a verdict each."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from denoising import cli
 from denoising.data import renders
 from denoising.files import images
 from denoising.imaging import trust
-from denoising.imaging.pixels import Picture, from_01, span_of, to_01
+from denoising.imaging.pixels import PLAIN_SPAN, Picture, from_01, seen_in, span_of, to_01
 from denoising.inference import distributed
 from denoising.inference.estimate import judge
 from denoising.reports.montage import displayable
@@ -44,8 +45,8 @@ class TrustReport:
         self._entries.append((name, found))
         if number >= self._limit:
             return
-        black, white = span_of(noisy)
-        noisy_01, denoised_01 = ((to_01(image) - black) / (white - black) for image in (noisy, denoised))
+        span = span_of(noisy)
+        noisy_01, denoised_01 = (to_01(seen_in(span, image)) for image in (noisy, denoised))
         residual = np.clip(128 + 255 * REMOVED_GAIN * (noisy_01 - denoised_01), 0, 255).astype(np.uint8)
         pictures = {
             "input": from_01(noisy_01, np.uint8),
@@ -61,6 +62,11 @@ class TrustReport:
 
     def judge(self, path, noisy, denoised, denoiser):
         """Judges an image that predict.py has denoised, and takes it."""
+        if denoiser.span != PLAIN_SPAN:
+            # All of it as the network sees it: what is judged lies in 0..1.
+            noisy, denoised = (seen_in(denoiser.span, image) for image in (noisy, denoised))
+            denoiser = copy.copy(denoiser)
+            denoiser.span = PLAIN_SPAN
         self.add(str(path), noisy, denoised, judge(denoiser, noisy, denoised=denoised))
 
     def close(self):

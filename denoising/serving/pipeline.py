@@ -162,7 +162,9 @@ class Pipeline:
         try:
             output = self.kept.get(key)
             taken = output.taken if output else self.models.take(asked.model, picture, asked.fast)
-            level = trust.level_of(taken.analysis or analyse(noisy))
+            noisy = pixels.seen_in(taken.span, noisy)  # what is judged lies in 0..1, as the network sees it
+            measured = taken.analysis if taken.span == pixels.PLAIN_SPAN else None
+            level = trust.level_of(measured or analyse(noisy))
             if taken.network is None or level is None:
                 return {"verdict": f"cannot be judged: {taken.why}", "lost": None, "map": None}
             with nullcontext(output) if output else self.kept.place(key, taken, picture.pages) as output:
@@ -170,7 +172,8 @@ class Pipeline:
         except ValueError as error:
             raise Refused(422, f"image: {error}") from None
         job.state = "denoising"
-        loss = trust.lost_structure(noisy, picture.pages[0], level, self._probe(taken, level, noisy, job))
+        denoised = pixels.seen_in(taken.span, picture.pages[0])
+        loss = trust.lost_structure(noisy, denoised, level, self._probe(taken, level, noisy, job))
         colour, opaque = trust.structure_picture(smaller(loss.structure))
         png = images.encode("map.png", colour, pixels.Picture(pages=[], alpha=[opaque]))
         if work > LARGE:
@@ -182,7 +185,7 @@ class Pipeline:
 
     def _probe(self, taken, level, noisy, job):
         """Finds what the network removes of drawn noise in some rows after the other, and tells how far it is."""
-        denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, tile=self.options.tile, span=taken.span)
+        denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, tile=self.options.tile)
         rows_done, (height, width, _) = 0, noisy.shape
 
         def probe(rows, clean):

@@ -102,7 +102,7 @@ def test_counts_of_a_sensor_are_seen_as_an_image(shipped, kind, tmp_path, capfd)
     choice = shelf.choose(image)
     top = 65535 if kind == "counts" else 1
     assert np.array(choice.span) * top == pytest.approx(300 + 8 * np.percentile(plain, (0.1, 99.9)), rel=0.02)
-    assert "of white as 0 to 1" in choice.why
+    assert "is taken for black and" in choice.why
     assert choice.name == shelf.choose(plain.astype(np.uint8)).name == "broad"
     low, high = np.array(choice.span) * top
     expected = Denoiser(shelf.network("broad"))((image.astype(np.float32) - np.float32(low)) / np.float32(high - low))

@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, noisy_scene
 from denoising.files import images
 from denoising.imaging import trust
 from denoising.imaging.noise import parse_noise
+from denoising.inference.denoiser import Denoiser
 from denoising.inference.estimate import judge
 from denoising.reports.trust_page import TrustReport
 
@@ -78,3 +79,18 @@ def test_counts_of_a_sensor_are_shown_as_an_image(tmp_path):
     shown = images.read_image(str(tmp_path / "00000-input.png")).pages[0]
     assert shown.min() < 5
     assert shown.max() > 250
+
+
+def test_counts_are_judged_as_the_same_in_8_bits(tmp_path):
+    """Values far beyond 1 neither make the noise large nor the loss of structure."""
+    weights = ROOT / "models" / "gauss5_50_fast.pdparams"
+    plain = np.clip(np.random.default_rng(0).normal(noisy_scene(160, 192, sigma=0), 12), 0, 255).astype(np.float32)
+    judged = []
+    for image, span in ((plain / 255, (0.0, 1.0)), (plain * 10 + 300, (300.0, 2850.0))):
+        denoiser = Denoiser(str(weights), span=span)
+        report = TrustReport("--report", str(tmp_path), "Counts", overwrite=True)
+        report.judge("a.tif", image, denoiser(image), denoiser)
+        ((_, found),) = report._entries
+        judged.append(found)
+    assert judged[1].error == pytest.approx(judged[0].error, rel=0.05)
+    assert judged[1].sigma == pytest.approx(judged[0].sigma, rel=0.05)

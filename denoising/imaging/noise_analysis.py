@@ -19,6 +19,7 @@ from denoising.imaging.pixels import pack_bayer, to_01
 SHIFTS = 3  # of the autocorrelation, in each direction
 KINDS = ("none", "gauss", "poisson", "correlated")
 GRAIN = 2.0  # of 255: weaker noise that neighbours hardly share is the grain of a scanned film, a part of the picture
+SHARED = 0.5  # correlation of two channels, from which on they count as sharing their noise
 WHITE = 1.25  # how much more of white noise may seem to lie at high frequencies than at the highest ones
 LEAST_READ = 0.5  # of what sensors with such shot noise usually have in the dark
 _CORNER, _NEXT = ORDER >= 22, (ORDER >= 15) & (ORDER < 20)
@@ -58,6 +59,11 @@ class Analysis:
     clipped: float
     certainty: str
     reason: str
+
+    @property
+    def channels_share(self):
+        """Whether the colours have much of their noise in common, as in JPEGs, which keep colour more coarsely."""
+        return len(self.curve) == 3 and self.between_channels > SHARED
 
     def describe(self):
         """One line, for people."""

@@ -41,7 +41,6 @@ SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts th
 # How far noise may be from the one strength that weights are for, until those for a range do better: measured on BSD300
 # (docs/predicting.md).
 NEAR = {Gaussian: (0.97, 1.07), Poisson: (0.94, 1.12)}
-SHARED = 0.5  # correlation of the noise of two channels
 MIXED = 10.0  # images of one folder whose noise differs by this factor are said to
 LOW_MEMORY = 512 << 20  # free; below it, of the networks only the one in use is kept
 
@@ -106,6 +105,11 @@ class Choice:
     why: str
     analysis: Analysis
     span: tuple[float, float] = PLAIN_SPAN  # of a Denoiser
+
+    @property
+    def sigma(self):
+        """Of the noise, as the network sees it, on 0..255."""
+        return within(self.analysis, self.span).sigma
 
 
 class Shelf:
@@ -196,7 +200,7 @@ def fitting(able, analysis, channels, fast=False):
     # Texture may hide what noise there is: better a photograph that changes a little than one that keeps its noise.
     hidden = analysis.kind == "none" and analysis.certainty == "guess"
     # Neighbours share the noise, or channels do, as in a JPEG, whose colours are coarser.
-    shared = analysis.kind == "correlated" or (channels == 3 and analysis.between_channels > SHARED)
+    shared = analysis.kind == "correlated" or (channels == 3 and analysis.channels_share)
     if (shared or hidden) and (cameras := of(Camera)):
         return (min if fast else max)(cameras, key=lambda weights: weights.numbers)
     if analysis.kind == "none":

@@ -181,7 +181,7 @@ class ByNoise:
             ValueError: there are no weights for such an image.
         """
         choice = self.shelf.choose(picture.pages[0], self.fast)
-        if mixed := self.spread.note(choice.analysis.sigma):
+        if mixed := self.spread.note(choice.sigma):
             cli.note(mixed)
         if choice.name is None:
             return Taken(None, why=choice.why)

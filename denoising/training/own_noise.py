@@ -40,6 +40,7 @@ class OwnNoise:
         analyses: what was measured in each image of the sample that has this kind of noise.
         measured: how many images were measured in all.
         smallest_side: of the images that were measured, in pixels.
+        channels_share: whether most images' colours have much of it in common.
         step: between two values of the files, in 0..1; 0 where they are floats.
         reason: why there is none.
     """
@@ -51,6 +52,7 @@ class OwnNoise:
     analyses: tuple[Analysis, ...]
     measured: int
     smallest_side: int
+    channels_share: bool = False
     step: float = 0.0
     reason: str = ""
 
@@ -62,7 +64,8 @@ class OwnNoise:
     @property
     def can_be_told(self):
         """Whether Recorrupted-to-Recorrupted can use the name: one strength for all images, which the files resolve."""
-        return self.is_white and self.spread <= ALIKE and parse_noise(self.known_noise).hides(self.step)
+        one = self.is_white and self.spread <= ALIKE and not self.channels_share
+        return one and parse_noise(self.known_noise).hides(self.step)
 
     def describe(self):
         """One line, for people."""
@@ -74,7 +77,8 @@ class OwnNoise:
             shared = np.mean([analysis.neighbour for analysis in self.analyses])
             return f"correlated noise of {self.sigma:.1f}{differs}; next pixels share {shared:.2f} ({sample})"
         grows = " that grows with brightness" if self.kind == "poisson" else ""
-        return f"white noise of {self.sigma:.1f}{grows}{differs}: {self.known_noise} ({sample})"
+        shared = ", which the channels share" if self.channels_share else ""
+        return f"white noise of {self.sigma:.1f}{grows}{shared}{differs}: {self.known_noise} ({sample})"
 
 
 def measure_folder(flag, folder, n_channel, size=None):
@@ -115,7 +119,8 @@ def measure(images):
     step = max([1 / np.iinfo(part.dtype).max for part in values if part.dtype.kind == "u"], default=0.0)
     name = name_of_curve(a, b, step, np.concatenate([to_01(part) for part in values]))
     kind, spread = "poisson" if "poisson" in name else "gauss", _spread_about((a, b), alike)
-    return OwnNoise(kind, sigma, spread, name, alike, len(analyses), min(sides), step)
+    shared = np.mean([analysis.channels_share for analysis in alike]) > 0.5
+    return OwnNoise(kind, sigma, spread, name, alike, len(analyses), min(sides), bool(shared), step)
 
 
 def with_known_noise(options, found=None):
@@ -123,15 +128,23 @@ def with_known_noise(options, found=None):
     if options.known_noise != "auto":
         return options
     found = found or measure_folder("--data_dir", options.data_dir, options.n_channel, options.train_size)
-    cli.refuse(
-        (found.kind == "none", f"--known_noise: {found.describe()}; name it, if you know it: --known_noise gauss2"),
-        (not found.is_white,
-         f"--known_noise: {found.describe()}; recorrupted2recorrupted needs white noise (docs/own_data.md)"),
-    )  # fmt: skip
+    refuse_unknown(found)
     cli.note(f"--known_noise: {found.describe()}")
     if found.spread > ALIKE:
         cli.note("--known_noise: one strength is used for all; --method neighbor2neighbor needs to know none")
     return options.but(known_noise=found.known_noise)
+
+
+def refuse_unknown(found):
+    """Recorrupted-to-Recorrupted has to know the noise, and that it is the same for all pixels and channels."""
+    cli.refuse(
+        (found.kind == "none", f"--known_noise: {found.describe()}; name it, if you know it: --known_noise gauss2"),
+        (not found.is_white,
+         f"--known_noise: {found.describe()}; recorrupted2recorrupted needs white noise (docs/own_data.md)"),
+        (found.channels_share,
+         f"--known_noise: {found.describe()}; recorrupted2recorrupted needs noise of each channel's own: "
+         "--method neighbor2neighbor"),
+    )  # fmt: skip
 
 
 def _wide_kind(analysis):

@@ -20,7 +20,7 @@ from denoising.imaging.pixels import is_grey
 from denoising.inference import auto, devices, distributed
 from denoising.training.checks import checked
 from denoising.training.methods import SINGLE
-from denoising.training.own_noise import measure_folder, with_known_noise
+from denoising.training.own_noise import measure_folder, refuse_unknown, with_known_noise
 
 PATCH = 192  # pixels a side: smaller patches leave too few at the deepest level (docs/training.md)
 FROM_WEIGHTS = {"max_minutes": 6.0, "lr": 5e-4, "warmup_steps": 50, "ema": 0.99}
@@ -59,6 +59,8 @@ def with_recipe(options, given):
     method = given.get("method") or best_method(found)
     recipe = {"method": method, "batchsize": 4, "reg_start": 0.3}
     if method == "recorrupted2recorrupted":
+        if not options.known_noise:
+            refuse_unknown(found)
         recipe |= {"known_noise": options.known_noise or found.known_noise, "batchsize": 2}  # two whole patches a step
     recipe["patchsize"] = min(PATCH, max(found.smallest_side // 32 * 32, 32))
     start = options.pretrained or nearest_weights(found, options)

@@ -30,8 +30,8 @@ ALL = [
 LIGHT = [weights_of("light_broad", "gauss5_50", numbers=3), *ALL]
 
 
-def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL, certainty="sure", between=0.0):
-    analysis = SimpleNamespace(kind=kind, sigma=sigma, peak=peak, certainty=certainty, between_channels=between)
+def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL, certainty="sure", shared=False):
+    analysis = SimpleNamespace(kind=kind, sigma=sigma, peak=peak, certainty=certainty, channels_share=shared)
     found = fitting(able, analysis, channels, fast)
     return found and found.name
 
@@ -64,9 +64,9 @@ def test_each_noise_gets_its_weights():
     assert taken("gauss", 12, able=[ALL[0]]) == "best"
     assert taken("gauss", 12, able=[]) is None
     # White noise that the channels share is none that the weights for white noise know.
-    assert [taken(kind, 15, between=0.9) for kind in ("gauss", "poisson")] == ["photo"] * 2
-    assert taken("gauss", 15, between=0.3) == taken("gauss", 15, between=0.9, able=ALL[:4]) == "broad"
-    assert taken("gauss", 25, channels=1, between=0.9) == "grey"
+    assert [taken(kind, 15, shared=True) for kind in ("gauss", "poisson")] == ["photo"] * 2
+    assert taken("gauss", 15) == taken("gauss", 15, shared=True, able=ALL[:4]) == "broad"
+    assert taken("gauss", 25, channels=1, shared=True) == "grey"
     # Noise that texture may hide is a camera's, if any.
     assert taken("none") is taken("none", certainty="likely") is taken("none", able=ALL[:4], certainty="guess") is None
     assert taken("none", certainty="guess") == "photo"
@@ -102,6 +102,7 @@ def test_counts_of_a_sensor_are_seen_as_an_image(shipped, kind, tmp_path, capfd)
     choice = shelf.choose(image)
     top = 65535 if kind == "counts" else 1
     assert np.array(choice.span) * top == pytest.approx(300 + 8 * np.percentile(plain, (0.1, 99.9)), rel=0.02)
+    assert choice.sigma == pytest.approx(12 * 255 / np.ptp(np.percentile(plain, (0.1, 99.9))), rel=0.1)
     assert "is taken for black and" in choice.why
     assert choice.name == shelf.choose(plain.astype(np.uint8)).name == "broad"
     low, high = np.array(choice.span) * top

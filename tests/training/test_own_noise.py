@@ -6,7 +6,7 @@ from conftest import noisy_scene, save, scene
 from denoising.cli import UserError
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.pixels import from_01, to_01
-from denoising.training import own_noise
+from denoising.training import own_noise, recipe
 from denoising.training.options import get_parser, parse_options
 
 R2R = ("--method", "recorrupted2recorrupted", "--noisetype", "none", "--known_noise", "auto")
@@ -58,6 +58,21 @@ def test_noise_that_cannot_be_told_by_one_name():
     assert "times as strong" in found.describe()
     shared = own_noise.measure(map(smoothed, range(4)))
     assert (shared.kind, shared.is_white, shared.can_be_told) == ("correlated", False, False)
+
+
+def test_noise_that_channels_share():
+    def images(i):
+        noise = np.random.default_rng(i).normal(0, 20, (160, 200, 1))
+        return np.clip(scene(160, 200, seed=i) + noise, 0, 255).astype(np.uint8)
+
+    found = own_noise.measure(map(images, range(4)))
+    assert (found.kind, found.is_white, found.channels_share, found.can_be_told) == ("gauss", True, True, False)
+    assert "which the channels share" in found.describe()
+    assert recipe.best_method(found) == "neighbor2neighbor"
+    with pytest.raises(UserError, match="needs noise of each channel's own"):
+        own_noise.refuse_unknown(found)
+    grey = own_noise.measure(images(i)[..., :1] for i in range(4))
+    assert not grey.channels_share
 
 
 def test_the_commonest_kind_counts():

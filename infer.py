@@ -3,7 +3,7 @@ r"""Denoises images with an exported model on Paddle Inference, ONNX Runtime or 
     python infer.py --model_file=output/model.pdmodel --params_file=output/model.pdiparams \
         --input_file=validation/BSD300/test --save_dir output/inference_img --batch_size=2 \
         --use_gpu=False --enable_mkldnn=True --cpu_threads=2 --precision=fp32 --enable_benchmark=True
-    python infer.py --runtime=openvino --precision=int8 --model_file=models/best_model_int8.onnx \
+    python infer.py --runtime=openvino --precision=int8 --model_file=output/model_int8.onnx \
         --input_file=demo/astronaut_noise.png --save_dir output/int8
 
 It needs neither the training code nor the weights, and Paddle only if the model runs on Paddle: copy this file, the

@@ -9,7 +9,7 @@ Examples:
   python predict.py --image_path photos/ --save_dir denoised/ --report report     # what was removed: docs/trust.md
   python predict.py --image_path shots/ --save_dir denoised/ --keep_format        # raw files: DNG; without it TIFF
   python predict.py --image_path telescope/ --save_dir out/ --adapt 5      # trained on these images first
-  python predict.py --image_path renders/valid --model_path renders.pdparams --save_dir denoised/   # docs/rendering.md
+  python predict.py --image_path renders/valid --save_dir denoised/   # docs/rendering.md
 """
 
 from denoising import cli

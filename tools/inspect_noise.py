@@ -220,14 +220,16 @@ def _of(some, results):
 def advice(results, where):
     """The command to run next."""
     noisy = [result.found for result in results if result.found.kind != "none"]
+    predict = f"python predict.py --image_path {where} --save_dir denoised"  # which measures, and takes what fits
     if not noisy:
-        return "nothing to do"
+        hidden = any(result.found.certainty == "guess" for result in results)  # by texture
+        return predict if hidden else "nothing to do"
     kind = Counter(found.kind for found in noisy).most_common(1)[0][0]
     alike = [found for found in noisy if found.kind == kind]
     sigma = float(np.median([found.sigma for found in alike]))
     channels = len(alike[0].curve)
     if channels in (1, 3) or all(raw.is_raw(result.path) for result in results):
-        return f"python predict.py --image_path {where} --save_dir denoised"  # which measures, and takes what fits
+        return predict
     train = f"python train.py --data_dir {where} --noisetype none --n_channel {channels}"
     if kind == "correlated":
         return train

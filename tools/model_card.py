@@ -78,7 +78,7 @@ def get_parser():
     add("--val_set", help="name of the validation set to use instead of the first")
     add("--val_images", type=number(int, 1), default=10, help="how many images of the set are scored")
     add("--val_repeats", type=number(int, 1), default=1, help="how often each is scored, with fresh noise")
-    add("--noisetype", help="noise to score on; by default the noise that the network was trained on")
+    add("--noisetype", help="noise to score on; by default that which the network was trained on, or --noise")
     add = parser.add_argument_group("speed").add_argument
     add("--sizes", type=number(int, 32, 4096), nargs="+", default=[256, 512], help="sides of the square images to time")
     add("--batches", type=number(int, 1, 64), nargs="+", default=[1, 8], help="numbers of images at once")
@@ -160,7 +160,12 @@ def choose_set(options, trained):
     name = options.val_set or present[0].name
     if name not in sets:
         raise UserError(f"--val_set: {options.val_dirs} has no {name}, but {', '.join(sets)}")
-    noisetype = options.noisetype or trained.get("noisetype", "gauss25")
+    cli.refuse(
+        (options.noisetype == "none" and not sets[name].own_noise,
+         f"--noisetype: none, but the images of {name} are clean: there would be nothing to remove"),
+    )  # fmt: skip
+    named = (options.noisetype, trained.get("noisetype"), options.noise)
+    noisetype = next((name for name in named if name and name != "none"), "gauss25")  # weights of pairs know no noise
     noise_of_flag("--noisetype", noisetype)
     noise_of_flag("--noise", options.noise)
     if sets[name].own_noise:

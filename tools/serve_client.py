@@ -44,7 +44,7 @@ def get_parser():
         help="how much of the colour noise is removed, apart from brightness")  # fmt: skip
     add("--model", help="one of the models that the service has; by default the service chooses by each image's noise, "
         "if it has several")  # fmt: skip
-    add("--fast", action="store_true", help="for photographs, where the service chooses: the light network")
+    add("--fast", action="store_true", help="where the service chooses: light weights, if there are some for the noise")
     add("--jobs", type=number(int, 1, 64), default=4, help="images sent at a time")
     add("--patience", type=number(float, 0), default=PATIENCE,
         help="how many seconds to go on asking while the service is busy")  # fmt: skip

@@ -129,7 +129,7 @@ def get_parser(description=None):
         help="length in minutes without those of scoring; the shortest length counts")
     add("--batchsize", type=number(int, 1), default=4, help="patches per step and process")
     add("--optimizer", default="adam", choices=OPTIMIZERS,
-        help="adam as published, or muon, which needs a fifth of the steps (use --lr 1e-3)")
+        help="adam as published, or muon, which needs a fifth of the steps or fewer (use --lr 1e-3)")
     add("--lr", type=number(float, 0), default=3e-4, help="learning rate of Adam; Muon's follows from it")
     add("--lr_schedule", default="step", choices=["step", "cosine"],
         help="step: the rate is multiplied by --gamma at 20, 40, 60 and 80 %% of the run, as published; cosine: it "

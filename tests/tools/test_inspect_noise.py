@@ -48,11 +48,17 @@ def test_noise_that_neighbours_share_gets_no_model(tmp_path, capsys):
     assert "--model_path" not in lines[-1]
 
 
-@pytest.mark.parametrize("image", [np.zeros((64, 64, 3)), np.full((64, 64, 3), 255), scene(), np.zeros((3, 5, 1))])
+@pytest.mark.parametrize("image", [np.zeros((64, 64, 3)), np.full((64, 64, 3), 255), scene()])
 def test_no_noise_is_an_answer(image, tmp_path, capsys):
     lines = lines_of(save(tmp_path / "a.png", image.astype(np.uint8)), capsys)
     assert "no noise that can be measured" in lines[0]
     assert lines[-1] == "next: nothing to do"
+
+
+def test_where_noise_may_hide_predict_decides(tmp_path, capsys):
+    lines = lines_of(save(tmp_path / "a.png", np.zeros((3, 5, 1), np.uint8)), capsys)
+    assert "5x3 pixels are too few" in lines[0]
+    assert lines[-1].startswith("next: python predict.py")
 
 
 def test_a_mosaic_is_measured_in_its_four_phases(tmp_path, capsys):

@@ -208,6 +208,10 @@ def test_no_noise_is_told_of_where_none_is_added(folders, tmp_path):
 
     assert chosen("--val_dirs", tmp_path / "sets") == ("Real", "none")
     assert chosen("--val_dirs", folders / "val") == ("Tiny", "camera0_16")
+    without = model_card.get_parser().parse_args(
+        ["--model_path", "m", "--val_dirs", str(folders / "val"), "--noise", "gauss9"]
+    )
+    assert model_card.choose_set(without, {"noisetype": "none"})[2] == "gauss9"  # weights of pairs
 
 
 @pytest.mark.parametrize(
@@ -216,6 +220,7 @@ def test_no_noise_is_told_of_where_none_is_added(folders, tmp_path):
         (["--images", "none"], "--images: none does not exist"),
         (["--val_set", "Kodak9"], "--val_set: .* has no Kodak9, but Tiny"),
         (["--noisetype", "gauss"], "--noisetype: unknown noise"),
+        (["--noisetype", "none"], "there would be nothing to remove"),
         (["--only", "TensorFlow"], "--only: TensorFlow is none of ONNX Runtime; OpenVINO; Paddle, GPU; "),
     ],
 )

@@ -356,6 +356,7 @@ class HalfSizeUNet(DenoisingNetwork):
 
     multiple = 8
     slope = 0.1
+    blocks: dict[str, int] = {}  # how many residual blocks follow a layer
 
     def add_layers(self, in_nc, outputs, size, n_feature):
         """The layers of `at_half_size`, which gives so many channels of the full size."""
@@ -366,20 +367,36 @@ class HalfSizeUNet(DenoisingNetwork):
         }  # fmt: skip
         for name, (inputs, outgoing) in widths.items():
             self.add_sublayer(name, conv(inputs, outgoing, slope=self.slope))
+            for block in self._blocks_of(name):
+                first, second = (conv(outgoing, outgoing, slope=self.slope) for _ in range(2))
+                second.weight.set_value(paddle.zeros_like(second.weight))  # so it adds nothing until it has learnt to
+                self.add_sublayer(f"{block}a", first)
+                self.add_sublayer(f"{block}b", second)
         self.up2 = UpsampleCat(widest, wide)
         self.up1 = UpsampleCat(wide, n)
         self.last = conv(n, 4 * outputs, size=size, slope=1.0)
 
     def at_half_size(self, x):
         """The U-Net: N x in_nc x H x W to N x outputs x H x W."""
-        conv, pool, upsample_cat = self.ops.conv, self.ops.pool, self.ops.upsample_cat
-        x = conv(self.ops.unshuffle(x), self.enc_conv1a, self.slope)
-        skip1 = x = conv(x, self.enc_conv1b, self.slope)
-        skip2 = x = conv(pool(x), self.enc_conv2, self.slope)
-        x = conv(pool(x), self.enc_conv3, self.slope)
-        x = conv(upsample_cat(x, self.up2.deconv, skip2), self.dec_conv2, self.slope)
-        x = conv(upsample_cat(x, self.up1.deconv, skip1), self.dec_conv1, self.slope)
-        return self.ops.shuffle(conv(x, self.last, slope=1.0))
+        pool, upsample_cat = self.ops.pool, self.ops.upsample_cat
+        x = self._layer(self.ops.unshuffle(x), "enc_conv1a")
+        skip1 = x = self._layer(x, "enc_conv1b")
+        skip2 = x = self._layer(pool(x), "enc_conv2")
+        x = self._layer(pool(x), "enc_conv3")
+        x = self._layer(upsample_cat(x, self.up2.deconv, skip2), "dec_conv2")
+        x = self._layer(upsample_cat(x, self.up1.deconv, skip1), "dec_conv1")
+        return self.ops.shuffle(self.ops.conv(x, self.last, slope=1.0))
+
+    def _layer(self, x, name):
+        """A convolution, and the residual blocks that follow it."""
+        x = self.ops.conv(x, getattr(self, name), self.slope)
+        for block in self._blocks_of(name):
+            inner = self.ops.conv(x, getattr(self, f"{block}a"), self.slope)
+            x = self.ops.add(x, self.ops.conv(inner, getattr(self, f"{block}b"), self.slope))
+        return x
+
+    def _blocks_of(self, name):
+        return [f"{name}_block{index}" for index in range(self.blocks.get(name, 0))]
 
 
 class UNetLite(HalfSizeUNet):
@@ -389,13 +406,14 @@ class UNetLite(HalfSizeUNet):
     would have to take the noise away first. A pixel costs an eleventh of what it does in `UNet`.
     """
 
+    arch = "unet_lite"
     margin = 32
 
     def __init__(self, in_nc=3, out_nc=3, n_feature=48):
-        super().__init__(arch="unet_lite", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
+        super().__init__(arch=self.arch, n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
         self.memory = 0.2 * n_feature / 48
         if in_nc != out_nc:
-            raise ValueError(f"unet_lite adds to its input, which has {in_nc} channels and not {out_nc}")
+            raise ValueError(f"{self.arch} adds to its input, which has {in_nc} channels and not {out_nc}")
         self.add_layers(in_nc, out_nc, 3, n_feature)
         self.last.weight.set_value(self.last.weight * 0.1)
         # Not learnt: the image around zero, and the blurred one, whose border is grey then and not black.
@@ -407,6 +425,17 @@ class UNetLite(HalfSizeUNet):
         x = self.ops.conv(x, self.centre, slope=1.0)
         blurred = self.ops.conv(x, self.blur, slope=1.0)
         return self.ops.add(self.at_half_size(x), blurred)
+
+
+class UNetDeep(UNetLite):
+    """`UNetLite` with residual blocks, most of them where the image is small and they cost little.
+
+    They begin by adding nothing, so the weights of a `UNetLite` are a start for this network: it computes the same.
+    """
+
+    arch = "unet_deep"
+    margin = 88
+    blocks = {"enc_conv2": 1, "enc_conv3": 2, "dec_conv2": 1, "dec_conv1": 1}
 
 
 class UNetRaw(HalfSizeUNet):
@@ -589,6 +618,7 @@ NETWORKS = {
     "unet": UNet,
     "unet_n2n": UNetN2N,
     "unet_lite": UNetLite,
+    "unet_deep": UNetDeep,
     "unet_raw": UNetRaw,
     "joint_bilateral": JointBilateral,
 }

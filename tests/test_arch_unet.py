@@ -68,6 +68,20 @@ def test_options_of_another_network_are_refused(tmp_path):
             checkpoint.load_network(tmp_path / "a.pdparams")
 
 
+def test_a_pixel_of_the_deep_network_depends_on_none_beyond_the_margin():
+    network = build_network("unet_deep", n_feature=4)
+    for parameter in network.parameters():
+        parameter.set_value(0.1 * paddle.rand(parameter.shape))  # nothing cancels out, and blocks add something
+    reach = 0
+    for place in range(128, 136):
+        x = paddle.rand([1, 3, 256, 256])
+        x.stop_gradient = False
+        (gradient,) = paddle.grad(network(x)[0, :, place, place].sum(), x)
+        rows = np.nonzero(gradient.abs().sum([0, 1, 3]).numpy())[0]
+        reach = max(reach, place - rows.min(), rows.max() - place)
+    assert network.margin - 8 < reach <= network.margin
+
+
 def test_tiles_equal_the_whole():
     paddle.seed(1)
     network = build_network("unet_n2n", n_feature=4)

@@ -102,6 +102,12 @@ def set_weights(network, state, path):
     network.set_state_dict(weights)
 
 
+def to_deep(network, state):
+    """Weights of a `unet_lite` as a start for a `unet_deep`, whose blocks then add nothing; others as they are."""
+    lacking = {name for name in network.state_dict() if "_block" in name} - set(state)
+    return state | {name: network.state_dict()[name].numpy() for name in lacking}
+
+
 def to_grey(state):
     """Weights of a `unet` or `unet_lite` for RGB as a start for grey images: the channels at its ends, taken for one.
 

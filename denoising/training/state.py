@@ -47,6 +47,7 @@ class Training:
         state = checkpoint.read_state(path)
         if self.options.n_channel == 1:
             state = checkpoint.to_grey(state)
+        state = checkpoint.to_deep(self.network, state)
         checkpoint.set_weights(self.network, state, path)
         distributed.broadcast_parameters(self.network)
         if self.averaged is not self.network:

@@ -21,17 +21,21 @@ NETWORKS = {
     "n2n, batch": {"arch": "unet_n2n", "n_feature": 6, "norm": "batch"},
     "n2n, instance": {"arch": "unet_n2n", "n_feature": 6, "norm": "instance"},
     "lite": {"arch": "unet_lite", "n_feature": 8},
+    "deep": {"arch": "unet_deep", "n_feature": 6},
 }
 
 
 def network_of(kind):
-    """A network whose output looks like an image, and whose normalisations do something."""
+    """A network whose output looks like an image, and whose normalisations and blocks do something."""
     from arch_unet import build_network
 
     paddle.seed(3)
     network = build_network(**NETWORKS[kind])
     last = [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.Conv2D)][-1]
     last.weight.set_value(last.weight * 10)
+    for name, parameter in network.named_parameters():
+        if "_block" in name and name.endswith("b.weight"):  # zero at the start
+            parameter.set_value(0.1 * paddle.randn(parameter.shape))
     for layer in network.sublayers():
         if isinstance(layer, paddle.nn.BatchNorm2D):
             for tensor in (layer._mean, layer._variance, layer.weight, layer.bias):

@@ -194,6 +194,19 @@ def test_grey_trainings_start_from_the_weights_of_colours(tmp_path):
     np.testing.assert_allclose(first[:, 0], network.parameters()[0].numpy().sum(axis=1), atol=1e-6)
 
 
+def test_the_deep_network_starts_from_light_weights(tmp_path):
+    light = build_network("unet_lite", n_feature=4)
+    checkpoint.save_network(tmp_path / "w.pdparams", checkpoint.network_state(light), light.options)
+    made = training("--arch", "unet_deep", "--n_feature", 4)
+    made.start_from(tmp_path / "w.pdparams")
+    x = paddle.rand([1, 3, 32, 40])
+    assert (made.network(x) - light(x)).abs().max() == 0
+    other = build_network("unet", n_feature=4)
+    checkpoint.save_network(tmp_path / "u.pdparams", checkpoint.network_state(other), other.options)
+    with pytest.raises(UserError, match=r"u\.pdparams: holds another network"):
+        made.start_from(tmp_path / "u.pdparams")
+
+
 # --- Several processes as one -------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from denoising.data import noisy_frames, validation
 from denoising.files import images
 from denoising.imaging import trust
 from denoising.imaging.noise import list_of_noise, noise_of_flag
-from denoising.imaging.pixels import to_01
+from denoising.imaging.pixels import PLAIN_SPAN, span_of, to_01
 from denoising.inference import devices, distributed
 from denoising.inference.denoiser import Denoiser, finite
 from denoising.inference.estimate import judge
@@ -174,6 +174,18 @@ def noise_of_files(options):
     return noise if known else None
 
 
+def check_range(path, noisy):
+    """Refuses numbers beyond white, which cannot be judged, and tells of an image that fills little of its range."""
+    low, high = span_of(noisy)
+    better = "predict.py --report without --model_path lets weights see it as an image"
+    cli.refuse(
+        (high > 1.25 or low < -0.25,
+         f"--no_clean: {path}: its values lie from {low:.4g} to {high:.4g}, where white is 1; {better}")
+    )  # fmt: skip
+    if (low, high) != PLAIN_SPAN:
+        cli.note(f"{path}: its values lie from {low:.4g} to {high:.4g}, where white is 1; {better}")
+
+
 def judge_files(options, files):
     """Judges noisy images by what was removed from them, prints a table, and writes what was asked for."""
     refuse_existing(options)
@@ -187,6 +199,7 @@ def judge_files(options, files):
     level, entries = noise and trust.known_level(noise, denoiser.n_channel), []
     for name, path, second in cli.progress(files, unit="image"):
         noisy, other = noisy_frames.read(path, second, denoiser.n_channel, "--pair_dir")
+        check_range(path, noisy)
         try:
             denoised = finite(denoiser(to_01(noisy)))
         except ValueError as error:

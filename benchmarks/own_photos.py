@@ -97,7 +97,7 @@ class Photos:
         self.images, self.levels, self.patchsize = [], [], patchsize
         for path in cli.progress(images.find_images("--data_dir", folder), unit="image", label="measuring the noise"):
             image = images.read_image(path).pages[0]
-            level = trust.level_of(analyse(image))
+            level = trust.level_of(analyse(image), image.shape[2])
             if level is not None:
                 self.images.append(image)
                 self.levels.append(level)

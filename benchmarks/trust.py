@@ -125,7 +125,7 @@ def accuracy(options, ops):
             pictures(options, kind, options.accuracy_images), total=options.accuracy_images, label=kind
         ):
             denoised = np.clip(denoise(noisy), 0, 1)
-            levels = trust.known_level(parse_noise(kind), 3), trust.level_of(analyse(noisy))
+            levels = trust.known_level(parse_noise(kind), 3), trust.level_of(analyse(noisy), noisy.shape[2])
             errors = [level and estimate_error(denoise, noisy, denoised, level)[0] for level in levels]
             errors.append(trust.error_of_pair(denoised, noisy, second))
             for name, error in zip(differences, errors, strict=True):
@@ -141,7 +141,7 @@ def accuracy(options, ops):
 def measured(kind, denoise, clean, noisy, second):
     """The true PSNR of a denoiser on an image, and what each measure says: less is better."""
     denoised = np.clip(denoise(noisy), 0, 1)
-    level = trust.level_of(analyse(noisy))
+    level = trust.level_of(analyse(noisy), noisy.shape[2])
     known = trust.known_level(parse_noise(kind), 3) if kind in OWN else None
     found = {"true": true_psnr(clean, denoised)}
     if known:

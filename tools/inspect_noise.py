@@ -159,15 +159,17 @@ def _strength(noisy):
         thirds = np.array_split(np.sqrt(np.maximum(points[:, 1], 0)) * 255, 3)
         by_place.append([third.mean() for third in thirds if len(third)])
     places = np.array([place for place in by_place if len(place) == 3])
-    text = "strength: "
+    parts = []
     if len(places):
-        text += "{:.1f} in dark places, {:.1f} in middle ones, {:.1f} in bright ones".format(*np.median(places, axis=0))
+        text = "{:.1f} in dark places, {:.1f} in middle ones, {:.1f} in bright ones".format(*np.median(places, axis=0))
+        parts.append(text)
     counts = {len(result.found.curve) for result in noisy}
     if len(counts) == 1 and counts != {1}:
         levels = np.median([np.sqrt(np.maximum(r.found.points[..., 1], 0)).mean(1) * 255 for r in noisy], axis=0)
         names = noise_page.channel_names(counts.pop())
-        text += "; " + ", ".join(f"{name} {level:.1f}" for name, level in zip(names, levels, strict=True))
-    return text + " (standard deviation of 255)"
+        parts.append(", ".join(f"{name} {level:.1f}" for name, level in zip(names, levels, strict=True)))
+    parts = parts or [f"{np.median([result.found.sigma for result in noisy]):.1f}"]
+    return f"strength: {'; '.join(parts)} (standard deviation of 255)"
 
 
 def _shared(noisy):

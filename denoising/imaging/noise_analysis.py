@@ -69,10 +69,11 @@ class Analysis:
         """One line, for people."""
         if self.kind == "none":
             return f"no noise that can be measured ({self.certainty}): {self.reason}"
+        sigma = f"{self.sigma:.1f}" if self.sigma > 0.95 else f"{self.sigma:.2g}"
         what = {
-            "gauss": f"white noise of {self.sigma:.1f}",
-            "poisson": f"white noise of {self.sigma:.1f} that grows with brightness, {self.peak:.0f} photons at white",
-            "correlated": f"correlated noise of {self.sigma:.1f}",
+            "gauss": f"white noise of {sigma}",
+            "poisson": f"white noise of {sigma} that grows with brightness, {self.peak:.0f} photons at white",
+            "correlated": f"correlated noise of {sigma}",
         }[self.kind]
         why = self.reason or ("neighbours share it, as in a camera's JPEG" if self.kind == "correlated" else "")
         return f"{what} ({self.certainty})" + (f": {why}" if why else "")
@@ -98,7 +99,8 @@ def analyse(image, second=None):
     if len(blocks) < 20 and second is None and (sigma := _sigma_of_clipped(image)):
         curve = ((0.0, (sigma / 255) ** 2),) * channels
         nothing = _nothing(channels, "likely", "so strong that it is clipped nearly everywhere", blocks.clipped)
-        return dataclasses.replace(nothing, kind="gauss", sigma=sigma, curve=curve)
+        points = [[(level, (sigma / 255) ** 2)] for level in to_01(image).mean((0, 1))]
+        return dataclasses.replace(nothing, kind="gauss", sigma=sigma, curve=curve, points=np.array(points))
     if not len(blocks):
         return _nothing(channels, "sure", "all of it is black, white or of one colour", blocks.clipped)
     if len(blocks) < 20:

@@ -1,6 +1,6 @@
 """How far a denoised image is to be trusted, where there is no clean one: what was removed, against the noise it had.
 
->>> level = level_of(analyse(noisy))  # or known_level("gauss25", channels)
+>>> level = level_of(analyse(noisy), 3)  # or known_level("gauss25", channels)
 >>> found = compare(noisy, denoised, level, probe)
 >>> found.strength, found.shared, found.lost, found.structure
 
@@ -98,11 +98,15 @@ def unclipped(noisy, level):
     return where if where.mean() > LEAST_SHARE else None
 
 
-def level_of(analysis):
+def level_of(analysis, channels):
     """What `noise_analysis.analyse` has measured, or None where there is no noise that can be measured."""
     if analysis.kind == "none":
         return None
-    return Level(analysis.kind, analysis.curve, analysis.correlation, analysis.between_channels)
+    curve, correlation = analysis.curve, analysis.correlation
+    if len(curve) != channels:  # what looks like a mosaic has been measured in its four phases
+        curve = (tuple(np.mean(curve, 0)),) * channels
+        correlation = np.repeat(correlation.mean(0, keepdims=True), channels, 0)
+    return Level(analysis.kind, curve, correlation, analysis.between_channels)
 
 
 def known_level(noise, channels):

@@ -11,6 +11,7 @@ What noise weights are for is what they say themselves (`noisetype` in the file)
 import dataclasses
 import sysconfig
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +155,22 @@ class Shelf:
         with self.lock:
             self.replaced[name] = network
             self.loaded.pop(name, None)
+
+    def choose_for_pages(self, pages, fast=False):
+        """One choice for the pages of a file, which are alike: that of most of those that have noise.
+
+        Returns:
+            The choice, and for each page the span of a Denoiser; None: it has no noise, and stays as it is.
+        """
+        choices = [self.choose(page, fast) for page in pages]
+        names = Counter(choice.name for choice in choices if choice.name)
+        if not names:
+            return choices[0], (None,) * len(pages)
+        taken = next(choice for choice in choices if choice.name == names.most_common(1)[0][0])
+        if names.total() < len(pages):
+            there = f"; {names.total()} of {len(pages)} pages have noise, the others stay as they are"
+            taken = dataclasses.replace(taken, why=taken.why + there)
+        return taken, tuple(choice.span if choice.name else None for choice in choices)
 
     def choose(self, image, fast=False):
         """Measures the noise of H x W x C and takes the weights that are for it.

@@ -70,7 +70,7 @@ def judge(denoise, noisy, level=None, second=None, denoised=None):
     why_not = ""
     if level is None:
         analysis = analyse(noisy, second)
-        level, why_not = trust.level_of(analysis), analysis.reason
+        level, why_not = trust.level_of(analysis, noisy.shape[2]), analysis.reason
     if level is None:
         return Trust(None, why_not or "no noise that can be measured")
     noisy_01 = to_01(noisy)

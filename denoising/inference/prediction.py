@@ -70,7 +70,7 @@ def plan(options):
         (options.skip_existing and options.overwrite, "--skip_existing: it keeps what --overwrite replaces: give one"),
         (options.fast and own, "--fast: chooses among the weights that ship, without --model_path"),
         (options.fast and chosen_for_renders, "--fast: is for images, not for renders"),
-        (of_renders and not plain, "--detail, --chroma: are for images, not for renders"),
+        (chosen_for_renders and not plain, "--detail, --chroma: are for images, not for renders"),
     )
     if not of_renders:
         raw_prediction.check(options, [path for (path,) in sources])
@@ -117,8 +117,22 @@ class Taken:
     """What is taken for an image."""
 
     denoiser: Denoiser | None  # None: it has no noise
+    spans: tuple = ()  # of the Denoiser, for each page; None: it has no noise. Empty: it is the same for all
     noise: NoiseModel | None = None  # that the network was trained on, which may know pixels that are to be kept
     why: str = ""  # it was taken, where it had to be chosen
+
+    def at(self, number):
+        """The Denoiser, ready for the page of that number; None if it stays as it is."""
+        if self.spans and self.spans[number] is None:
+            return None
+        if self.spans:
+            self.denoiser.span = self.spans[number]
+        return self.denoiser
+
+    @property
+    def first(self):
+        """The number of the first page that is denoised."""
+        return next((number for number, span in enumerate(self.spans) if span), 0)
 
 
 class OneForAll:
@@ -134,6 +148,11 @@ class OneForAll:
         noise = noise_of_flag(flag, saved.get("noisetype", "none"))
         self.of_renders = network.options.get("n_input") == renders.N_INPUT
         self.needs_buffers = network.needs_buffers
+        others = network.options.get("n_input") not in (None, network.options["n_channel"])
+        cli.refuse(
+            (others and (options.detail, options.chroma) != (0, 1),
+             f"--detail, --chroma: are for images, and {options.model_path} is for renders or raw files")
+        )  # fmt: skip
         if renders.is_folder(options.image_path) and not self.of_renders:
             raise UserError(f"{flag} takes images, {options.image_path} holds renders")
         if options.precision == "auto" and needs_fp32(network, saved):
@@ -141,7 +160,7 @@ class OneForAll:
         self.ops = network.ops = devices.prepare(options)
         self.path, self.amounts = Path(options.model_path), _amounts(options)
         self.together = {}  # files of further renders of a view, by the first one's first file
-        self.taken = Taken(Denoiser(network, **self.amounts), noise)
+        self.taken = Taken(Denoiser(network, **self.amounts), noise=noise)
 
     def take(self, picture):
         """The same as ever."""
@@ -175,19 +194,19 @@ class ByNoise:
         self.mosaics = None  # loaded with the first raw file
 
     def take(self, picture):
-        """Measures the noise of the first page.
+        """Measures the noise.
 
         Raises:
             ValueError: there are no weights for such an image.
         """
-        choice = self.shelf.choose(picture.pages[0], self.fast)
+        choice, spans = self.shelf.choose_for_pages(picture.pages, self.fast)
         if mixed := self.spread.note(choice.sigma):
             cli.note(mixed)
         if choice.name is None:
             return Taken(None, why=choice.why)
         weights = self.shelf.weights[choice.name]
-        denoiser = Denoiser(self.shelf.network(choice.name), span=choice.span, **self.amounts)
-        return Taken(denoiser, weights.noise, choice.why)
+        denoiser = Denoiser(self.shelf.network(choice.name), **self.amounts)
+        return Taken(denoiser, spans, weights.noise, choice.why)
 
     def of_mosaics(self):
         """Those for raw files."""
@@ -230,7 +249,7 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
         files: that it is read from.
         target: the result's path.
         note: what says which weights were taken, and why.
-        on_image: is called with the path, the first page noisy and denoised, and the Denoiser, where there is one.
+        on_image: is called with the path, the first page with noise, noisy and denoised, and the Denoiser, if any.
     """
     if raw.is_raw(files[0]) and not weights.of_renders:
         raw_prediction.denoise_file(weights, files[0], target, note)
@@ -250,11 +269,11 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
             note(f"{files[0]}: {taken.why}")
         same_bytes = taken.denoiser is None and not prepared and target.suffix.lower() == files[0].suffix.lower()
         data = data if same_bytes else None  # no longer needed
-        noisy = picture.pages[0] if on_image else None
+        noisy = picture.pages[taken.first] if on_image else None
         with _windows_shown(taken.denoiser, files[0]):
             pages = _denoised(taken, frame, picture)
         if on_image and taken.denoiser:
-            on_image(files[0], noisy, pages[0], taken.denoiser)
+            on_image(files[0], noisy, pages[taken.first], taken.at(taken.first))
     except ValueError as error:
         raise UserError(f"{files[0]}: {error}") from None
     cli.writable_folder("--save_dir", target.parent)
@@ -279,7 +298,8 @@ def _denoised(taken, frame, picture):
         return [finite(renders.as_stored(frame, renders.denoise(taken.denoiser, frame)))]
     pages, picture.pages = picture.pages, []
     for number_, page in enumerate(pages):
-        pages[number_] = finite(taken.noise.restore(page, taken.denoiser(page)))
+        if denoiser := taken.at(number_):
+            pages[number_] = finite(taken.noise.restore(page, denoiser(page)))
     return pages
 
 
@@ -318,9 +338,11 @@ def denoise_files(weights, planned, on_image=None):
         for files, target in bar:
             try:
                 denoise_file(weights, files, target, lambda line: bar.write(line, file=sys.stderr), on_image)
-            except UserError as error:
+            except (UserError, MemoryError) as error:
                 if len(planned) == 1:
                     raise
+                if isinstance(error, MemoryError):
+                    error = f"{files[0]}: more memory is needed than there is: {error}"
                 failed += 1
                 bar.write(f"{error}", file=sys.stderr)
             else:

@@ -84,7 +84,8 @@ def _curve(found):
     is_line = found.kind != "correlated"  # a camera's tone curve bends it
     width, height, left, bottom, top = 480, 260, 40, 34, 10
     deepest = max(float(np.sqrt(found.points[..., 1].max()) * 255), found.sigma)
-    step = next(s for s in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if 1.1 * deepest <= 6 * s)
+    power = 10.0 ** np.floor(np.log10(max(deepest, 0.5) / 6))  # floats may be counts: any number
+    step = next(s for s in power * np.array((0.5, 1, 2, 5, 10, 20)) if 1.1 * deepest <= 6 * s)
     high = step * np.ceil(1.1 * deepest / step)
     brightest = max(1e-6, float(found.points[..., 0].max()))
     wide = 255 if brightest > 0.3 else 255 * brightest * 1.05

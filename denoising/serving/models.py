@@ -23,7 +23,11 @@ class TakenModel:
     network: object  # None: the image has no noise
     noise: NoiseModel | None
     analysis: Analysis | None = None  # where the noise was measured
-    span: tuple[float, float] = PLAIN_SPAN  # of a Denoiser
+    spans: tuple = ()  # of a Denoiser, for each page; None: it has no noise. Empty: PLAIN_SPAN for all
+
+    def span_of(self, page):
+        """That of the page of a number."""
+        return self.spans[page] if self.spans else PLAIN_SPAN
 
 
 class OneModel:
@@ -97,12 +101,12 @@ class ManyModels:
         """The same, with the noise measured in any case."""
         if name not in (None, "auto"):
             return TakenModel(name, NAMED, None, None, analyse(picture.pages[0]))
-        choice = self.shelf.choose(picture.pages[0], fast)
+        choice, spans = self.shelf.choose_for_pages(picture.pages, fast)
         if choice.name is None:
             return TakenModel("none", choice.why, None, None, choice.analysis)
         noise = self.shelf.weights[choice.name].noise
         network = self.shelf.network(choice.name)
-        return TakenModel(choice.name, choice.why, network, noise, choice.analysis, choice.span)
+        return TakenModel(choice.name, choice.why, network, noise, choice.analysis, spans)
 
     def first(self):
         """A network to warm up."""

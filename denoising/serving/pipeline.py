@@ -103,7 +103,7 @@ class Pipeline:
         model, why = "none", "strength 0 leaves the image as it is"
         untouched = asked.strength == 0
         if not untouched:
-            job.state = "measuring"
+            job.enter("measuring")
             output = self.kept.get(key)
             taken = output.taken if output else self.models.take(asked.model, picture, asked.fast)
             job.take(taken)
@@ -114,11 +114,11 @@ class Pipeline:
         pages = formats.prepared(picture.pages, asked.format)
         picture.pages = []  # only what is left beside the pixels is needed of the input
         if not untouched:
-            job.state = "denoising"
+            job.enter("denoising")
             with nullcontext(output) if output else self.kept.place(key, taken, pages) as output:
                 self._run(pages, taken, output, asked, job)
             del output  # so that it can be dropped while the result is written
-        job.state = "writing"
+        job.enter("writing")
         pages, picture = formats.converted(pages, picture, asked.format)
         if job.ticket.dropped:
             raise Dropped
@@ -130,11 +130,13 @@ class Pipeline:
 
     def _run(self, pages, taken, output, asked, job):
         """Puts the denoised pages in the place of the noisy ones."""
-        amounts = {name: getattr(asked, name) for name in ("strength", "detail", "chroma")} | {"span": taken.span}
+        amounts = {name: getattr(asked, name) for name in ("strength", "detail", "chroma")}
         denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, output, tile=self.options.tile, **amounts)
         denoise.on_progress = job.progress
         for number, page in enumerate(pages):
-            pages[number] = taken.noise.restore(page, denoise(page))
+            if span := taken.span_of(number):
+                denoise.span = span
+                pages[number] = taken.noise.restore(page, denoise(page))
 
     def analyse(self, data, asked, job):
         """What noise a file's image has, and what would be taken for it, as facts for JSON; raises as `denoise`."""
@@ -162,17 +164,20 @@ class Pipeline:
         try:
             output = self.kept.get(key)
             taken = output.taken if output else self.models.take(asked.model, picture, asked.fast)
-            noisy = pixels.seen_in(taken.span, noisy)  # what is judged lies in 0..1, as the network sees it
-            measured = taken.analysis if taken.span == pixels.PLAIN_SPAN else None
-            level = trust.level_of(measured or analyse(noisy))
-            if taken.network is None or level is None:
+            span = taken.span_of(0)
+            noisy = pixels.seen_in(
+                span or pixels.PLAIN_SPAN, noisy
+            )  # what is judged lies in 0..1, as the network sees it
+            measured = taken.analysis if span == pixels.PLAIN_SPAN and len(picture.pages) == 1 else None
+            level = trust.level_of(measured or analyse(noisy), noisy.shape[2])
+            if taken.network is None or level is None or not span:
                 return {"verdict": f"cannot be judged: {taken.why}", "lost": None, "map": None}
             with nullcontext(output) if output else self.kept.place(key, taken, picture.pages) as output:
                 self._run(picture.pages, taken, output, PLAIN, job)
         except ValueError as error:
             raise Refused(422, f"image: {error}") from None
-        job.state = "denoising"
-        denoised = pixels.seen_in(taken.span, picture.pages[0])
+        job.enter("denoising")
+        denoised = pixels.seen_in(span, picture.pages[0])
         loss = trust.lost_structure(noisy, denoised, level, self._probe(taken, level, noisy, job))
         colour, opaque = trust.structure_picture(smaller(loss.structure))
         png = images.encode("map.png", colour, pixels.Picture(pages=[], alpha=[opaque]))

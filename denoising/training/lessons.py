@@ -207,7 +207,7 @@ def lesson(subject, denoiser, side=LARGEST):
         return Frames(noisy, _middle(subject.second, max(side, SMALLEST)))
     noisy_01 = to_01(noisy)
     denoised_01 = np.clip(denoiser(noisy_01), 0, 1)
-    level = look_again(noisy_01, denoised_01, trust.level_of(subject.analysis))
+    level = look_again(noisy_01, denoised_01, trust.level_of(subject.analysis, noisy.shape[2]))
     step = 1 / np.iinfo(noisy.dtype).max if noisy.dtype.kind == "u" else 0.0
     peak = 0 if isinstance(level, SeenLevel) else subject.analysis.peak
     photons = counted(peak, step, noisy_01[::5, ::7]) if peak else None

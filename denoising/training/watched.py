@@ -105,7 +105,7 @@ def _level(noisy, options):
     """The noise of an image: what --known_noise says of it, or what is measured."""
     if options.known_noise:
         return trust.known_level(parse_noise(options.known_noise), noisy.shape[2])
-    return trust.level_of(analyse(noisy))
+    return trust.level_of(analyse(noisy), noisy.shape[2])
 
 
 def _middle(image):

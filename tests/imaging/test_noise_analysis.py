@@ -11,6 +11,7 @@ from denoising.files.images import write_image
 from denoising.imaging import camera
 from denoising.imaging.noise_analysis import analyse, sensor_curve
 from denoising.imaging.pixels import from_01, pack_bayer
+from denoising.training import own_noise
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -140,6 +141,10 @@ def test_noise_that_is_clipped_nearly_everywhere_is_seen():
         found = analyse(np.clip(np.rint(dark + rng.normal(size=dark.shape) * sigma), 0, 255).astype(np.uint8))
         assert (found.kind, found.certainty) == ("gauss", "likely")
         assert 0.4 * sigma < found.sigma < sigma  # what is left of it
+        assert found.points.shape == (3, 1, 2)
+        assert own_noise.measure(
+            [np.clip(dark + rng.normal(size=dark.shape) * sigma, 0, 255).astype(np.uint8)]
+        ).is_white
     # What is drawn or dithered in black and white has no noise.
     for drawn in (dark > 12, dark > rng.random(dark.shape) * 30, dark < 0):
         assert analyse((drawn * 255).astype(np.uint8)).kind == "none"

@@ -44,7 +44,7 @@ def test_what_was_removed_is_compared_with_the_noise():
 
 
 def test_levels():
-    found = trust.level_of(analyse(noisy_scene(160, 160)))
+    found = trust.level_of(analyse(noisy_scene(160, 160)), 3)
     assert (found.kind, found.known) == ("gauss", False)
     poisson = trust.known_level(parse_noise("poisson30"), 1)
     assert poisson.variance(np.float32([[[0.6]]])) == pytest.approx(0.02)

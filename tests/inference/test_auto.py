@@ -197,6 +197,43 @@ def test_a_batch_is_continued(tmp_path, shipped, capfd):
     ]  # fmt: skip
 
 
+def test_the_pages_of_a_stack(shipped, tmp_path, capfd):
+    """A first page without noise decides nothing, and each page is seen in its own span."""
+    rng = np.random.default_rng(0)
+    pages = [np.zeros((128, 128, 1), np.uint16)]
+    pages += [(level * rng.normal(1000, 40, (128, 128, 1))).astype(np.uint16) for level in (1, 8)]
+    images.write_image(tmp_path / "stack.tif", pages)
+    run("--image_path", tmp_path / "stack.tif", "--save_dir", tmp_path / "o", "--report", tmp_path / "r")
+    assert "broad, trained on gauss5_50" in (said := capfd.readouterr().err)
+    assert "2 of 3 pages have noise, the others stay as they are" in said
+    found = images.read_image(tmp_path / "o" / "stack_denoise.tif").pages
+    assert (found[0] == pages[0]).all()
+    for number in (1, 2):
+        images.write_image(tmp_path / "alone.tif", pages[number])
+        run("--image_path", tmp_path / "alone.tif", "--save_dir", tmp_path / "o", "--overwrite")
+        alone = images.read_image(tmp_path / "o" / "alone_denoise.tif").pages[0]
+        np.testing.assert_array_equal(found[number], alone)
+        assert (alone != pages[number]).any()
+    assert "% of the noise" in (tmp_path / "r" / "index.html").read_text(encoding="utf-8")  # of a page that has some
+
+
+def test_an_image_without_memory_for_it_fails_alone(shipped, tmp_path, capfd, monkeypatch):
+    for name in "abc":
+        save(tmp_path / "in" / f"{name}.png", noisy_scene(128, 128, seed=ord(name)))
+    calls, whole = [], Denoiser.__call__
+
+    def failing(self, image):
+        calls.append(image)
+        if len(calls) == 2:
+            raise MemoryError("Unable to allocate 8 GiB")
+        return whole(self, image)
+
+    monkeypatch.setattr(Denoiser, "__call__", failing)
+    run("--image_path", tmp_path / "in", "--save_dir", tmp_path / "o", code=1)
+    assert "b.png: more memory is needed than there is: Unable to allocate 8 GiB" in capfd.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a_denoise.png", "c_denoise.png"]
+
+
 def test_noise_that_differs_tenfold_is_told_once():
     spread = Spread()
     assert [spread.note(sigma) for sigma in (2.0, 19.0, 0.0)] == [None] * 3

@@ -9,6 +9,8 @@ from conftest import assert_user_error, noisy_scene, opened, refusal, run_script
 from denoising import cli
 from denoising.cli import UserError
 from denoising.files import images
+from denoising.imaging.noise_analysis import analyse
+from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
 
 
@@ -79,6 +81,28 @@ def test_a_report_on_what_was_removed(tmp_path, weights, capsys):
     assert np.array_equal(saved, shown)
     again = [*flags, "--save_dir", tmp_path / "other", "--report", tmp_path / "report"]
     assert "--overwrite" in refusal(predict.main, again, capsys)
+
+
+def test_a_report_on_what_looks_like_a_mosaic(tmp_path, weights):
+    """Its noise is measured in four phases, but it is denoised and judged as one channel."""
+    rng = np.random.default_rng(0)
+    mosaic = 60 + np.tile(np.array([[0, 90], [90, 30]]), (64, 64)) + rng.normal(0, 8, (128, 128))
+    assert len(analyse(mosaic.astype(np.uint8)).curve) == 4
+    save(tmp_path / "a.png", mosaic.astype(np.uint8)[..., None])
+    flags = ["--image_path", tmp_path / "a.png", "--model_path", weights, "--save_dir", tmp_path / "out"]
+    run(*flags, "--report", tmp_path / "report")
+    assert "% of the noise" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_amounts_for_images_are_refused_with_weights_for_renders(tmp_path):
+    from arch_unet import build_network
+
+    network = build_network("joint_bilateral", n_input=9, n_feature=4)
+    checkpoint.save_network(tmp_path / "r.pdparams", checkpoint.network_state(network), network.options)
+    save(tmp_path / "a.png", noisy_scene(32, 32))
+    with pytest.raises(UserError, match="--detail, --chroma: are for images"):
+        run("--image_path", tmp_path / "a.png", "--model_path", tmp_path / "r.pdparams", "--save_dir", tmp_path,
+            "--detail", 0.5)  # fmt: skip
 
 
 def test_alpha_exif_and_resolution_are_kept(tmp_path, weights):

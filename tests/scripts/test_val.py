@@ -221,6 +221,7 @@ def test_refusals_without_clean_images(noisy, weights, tmp_path, capsys):
     save(tmp_path / "flat" / "0.png", np.full((80, 80, 3), 90, np.uint8))
     save(tmp_path / "tiny" / "0.png", np.full((3, 2, 3), 90, np.uint8))
     np.save(tmp_path / "five.npy", np.zeros((64, 64, 5), np.float32))
+    np.save(tmp_path / "counts.npy", np.random.default_rng(0).normal(900, 30, (64, 64, 3)).astype(np.float32))
     (tmp_path / "empty").mkdir()
     for flags, words in (
         (["--no_clean", tmp_path / "flat"], ["--no_clean", "--noisetype", "of one colour"]),
@@ -228,6 +229,7 @@ def test_refusals_without_clean_images(noisy, weights, tmp_path, capsys):
         (["--no_clean", tmp_path / "five.npy"], ["five.npy", "5 channels"]),
         (["--no_clean", tmp_path / "empty"], ["--no_clean", "empty"]),
         (["--no_clean", tmp_path / "nowhere"], ["--no_clean", "nowhere"]),
+        (["--no_clean", tmp_path / "counts.npy"], ["counts.npy", "where white is 1", "without --model_path"]),
         (["--no_clean", noisy / "a", "--noisetype", "text0.25"], ["--noisetype", "text0.25", "measured"]),
         (["--no_clean", noisy / "a", "--noisetype", "gauss5_50"], ["--noisetype", "gauss5_50"]),
         (["--no_clean", noisy / "a", "--pair_dir", tmp_path / "flat"], ["--pair_dir", "1"]),

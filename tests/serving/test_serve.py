@@ -50,6 +50,7 @@ from denoising.inference import auto, checkpoint
 from denoising.inference.denoiser import Denoiser
 from denoising.inference.estimate import removed_of_drawn
 from denoising.serving.image_process import ImageProcesses
+from denoising.serving.jobs import Job
 
 pytest.importorskip("aiohttp")
 
@@ -393,7 +394,7 @@ def test_lost_structure_is_told_from_what_is_kept(server, weights):
     assert body == first[2]
     assert server.metrics()["denoise_kept_hits_total"] == hits + 2
     found = json.loads(body)
-    level = trust.level_of(analyse(noisy))
+    level = trust.level_of(analyse(noisy), noisy.shape[2])
     denoise = Denoiser(str(weights))
     loss = trust.lost_structure(noisy, denoise(noisy), level, partial(removed_of_drawn, denoise, level))
     assert found["lost"] == pytest.approx(loss.lost, abs=1e-3)
@@ -446,6 +447,15 @@ def test_a_job_is_cancelled(slow_server):
         assert told.result(30)[-1]["state"] == "cancelled"
     assert slow_server.ask("DELETE", "/jobs/b")[0] == 404
     wait_for(lambda: slow_server.metrics()["denoise_queue"] == 0)
+
+
+def test_a_job_that_has_ended_enters_no_other_state():
+    job = Job()
+    job.enter("measuring")
+    assert job.facts()["state"] == "measuring"
+    job.cancel()
+    job.enter("denoising")
+    assert job.facts()["state"] == "cancelled"
 
 
 def test_jobs_that_are_none(server, png, monkeypatch):

@@ -55,6 +55,19 @@ def test_no_noise_is_an_answer(image, tmp_path, capsys):
     assert lines[-1] == "next: nothing to do"
 
 
+@pytest.mark.parametrize("kind", ["counts", "clipped"])
+def test_a_report_on_unusual_numbers(kind, tmp_path, capsys):
+    noise = np.random.default_rng(0).normal(0, 60, (128, 128, 1))
+    if kind == "counts":
+        images.write_image(tmp_path / "a.tif", (1250 + noise).astype(np.float32))
+    else:
+        save(tmp_path / "a.tif", np.clip(noise, 0, 255).astype(np.uint8))
+    lines = lines_of(tmp_path / "a.tif", capsys, "--report", tmp_path / "report")
+    assert "white noise of" in lines[0]
+    assert "nan" not in " ".join(lines)
+    assert "<circle" in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_where_noise_may_hide_predict_decides(tmp_path, capsys):
     lines = lines_of(save(tmp_path / "a.png", np.zeros((3, 5, 1), np.uint8)), capsys)
     assert "5x3 pixels are too few" in lines[0]

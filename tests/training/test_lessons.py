@@ -13,7 +13,7 @@ from denoising.training.methods import Noise2Noise
 
 
 def level_of(noisy):
-    return trust.level_of(analyse(noisy))
+    return trust.level_of(analyse(noisy), noisy.shape[2])
 
 
 @pytest.mark.parametrize("size", [(192, 192), (193, 900), (700, 300), (1500, 1400)])

@@ -4,8 +4,10 @@ import sys
 import types
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 
 from arch_unet import build_network
@@ -119,6 +121,24 @@ def test_official_weights_are_converted(tmp_path, fake_torch, write, prefix):
         assert (converted.state_dict()[name].numpy() == tensor.numpy()).all()
     again = run_script("tools/convert_weights.py", "--model_path", tmp_path / "official.pth")
     assert_user_error(again, "--save_path", "official.pdparams", "--overwrite")
+
+
+def test_weights_of_half_the_size(tmp_path, weights):
+    run_script(
+        "tools/convert_weights.py", "--model_path", weights, "--save_path", tmp_path / "h.pdparams", "--half", ok=0
+    )
+    assert (tmp_path / "h.pdparams").stat().st_size < 0.7 * Path(weights).stat().st_size
+    (network, about), (halved, same) = map(checkpoint.load_network, (weights, tmp_path / "h.pdparams"))
+    assert about == same
+    image = paddle.rand([1, 3, 32, 32])
+    expected = network(image)
+    assert 0 < float((expected - halved(image)).abs().max()) < 2e-3 * float(expected.abs().max())
+    state = checkpoint.read_state(weights) | {"nin_c.bias": np.full(3, 1e5, np.float32)}
+    checkpoint.write_state(tmp_path / "large.pdparams", state)
+    message = run_script(
+        "tools/convert_weights.py", "--model_path", tmp_path / "large.pdparams", "--half", "--overwrite"
+    )
+    assert_user_error(message, "--half")
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy"])

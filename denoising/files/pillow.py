@@ -84,12 +84,23 @@ def _pixels(image, data):
             raise ValueError("the decoder gives up")
         # Both decoders blow grey with alpha (colour type 4) up to RGBA.
         return _split_alpha(swap_bgr(array), grey=deep_png and data[25] == 4)
+    if image.format == "PNG" and data[25] == 0 and "transparency" in image.info:
+        return _keyed_grey(image, data[24])
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
     elif image.mode not in ("1", "L", "RGB", "F") and not image.mode.startswith("I;16"):
         image = image.convert("RGB")
     array = np.asarray(image)
     return _split_alpha(array if array.ndim == 3 else array[..., None], grey=False)
+
+
+def _keyed_grey(image, depth):
+    """Grey of which one shade is transparent: a PNG names it in as many bits as its samples have."""
+    array = np.asarray(image.convert("L") if depth == 1 else image)
+    shade = (image.info["transparency"] & ((1 << depth) - 1)) * {1: 255, 2: 85, 4: 17}.get(depth, 1)
+    alpha = np.full_like(array, np.iinfo(array.dtype).max)
+    alpha[array == shade] = 0
+    return array[..., None], [alpha]
 
 
 def _split_alpha(array, grey):

@@ -183,6 +183,21 @@ def test_transparent_palette_and_colour_key():
     assert keyed.alpha[0][0, 0] == 0
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_shade_of_grey_is_kept_in_every_depth(depth):
+    """Pillow makes white of 16-bit shades beyond 255, and looks for those of 2 and 4 bits among 8-bit ones."""
+    shades = np.arange(8, dtype=np.uint16) % 4 * 21845 >> 16 - depth
+    bits = "".join(f"{shade:0{depth}b}" for shade in shades)
+    row = b"\0" + int(bits, 2).to_bytes(depth, "big")
+    header, key = struct.pack(">IIBBBBB", 8, 2, depth, 0, 0, 0, 0), struct.pack(">H", shades[1])
+    pieces = {b"IHDR": header, b"tRNS": key, b"IDAT": zlib.compress(row * 2), b"IEND": b""}
+    picture = read(png.MAGIC + b"".join(chunk(kind, content) for kind, content in pieces.items()))
+    white = 65535 if depth == 16 else 255
+    assert picture.pages[0].dtype == picture.alpha[0].dtype == (np.uint16 if depth == 16 else np.uint8)
+    np.testing.assert_array_equal(picture.pages[0][..., 0], [shades.astype(int) * white // ((1 << depth) - 1)] * 2)
+    np.testing.assert_array_equal(picture.alpha[0], [np.where(shades == shades[1], 0, white)] * 2)
+
+
 def test_16_bit_colour_png_stays_16_bit():
     pixels = noise("uint16", 9, 11, 3)
     data = cv2.imencode(".png", pixels)[1].tobytes()

@@ -266,8 +266,7 @@ def encode(path, pages, like=None, quality=95):
     suffix = ALIASES.get(suffix, suffix)
     _check_holds(path, suffix, pages, like)
     if like.alpha:
-        joined = zip(pages, like.alpha, strict=True)
-        pages = [np.concatenate((page, alpha.astype(page.dtype)[..., None]), axis=2) for page, alpha in joined]
+        pages = [_with_alpha(page, alpha) for page, alpha in zip(pages, like.alpha, strict=True)]
     try:
         if suffix == ".tif":
             return tiff.encode(pages, like)
@@ -281,6 +280,13 @@ def encode(path, pages, like=None, quality=95):
     except (OSError, ValueError, struct.error, cv2.error) as error:
         # For example JPEG ends at 65535 pixels a side, WebP at 16383.
         raise UserError(f"{path}: cannot be written as {suffix}: {error}") from error
+
+
+def _with_alpha(page, alpha):
+    """Alpha as the last channel; where the pixels have come to another type than it, it follows them."""
+    if alpha.dtype != page.dtype:
+        alpha = from_01(to_01(alpha), page.dtype)
+    return np.concatenate((page, alpha[..., None]), axis=2)
 
 
 def _check_holds(path, suffix, pages, like):

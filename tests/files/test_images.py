@@ -89,6 +89,15 @@ def test_alpha_is_kept_apart(tmp_path, suffix, dtype, channels):
     np.testing.assert_array_equal(picture.alpha[0], alpha)
 
 
+@pytest.mark.parametrize(("dtype", "white"), [("uint8", 255), ("uint16", 65535), ("float32", 1)])
+def test_alpha_follows_the_pixels_to_another_depth(dtype, white):
+    pixels = noise(dtype, 1, 3, 3)
+    for alpha in (np.uint8([[0, 51, 255]]), np.uint16([[0, 13107, 65535]]), np.float32([[0, 0.2, 1]])):
+        written = read(images.encode("a.tif", pixels, like=images.Picture([], [alpha])))
+        np.testing.assert_array_equal(written.pages[0], pixels)
+        np.testing.assert_allclose(written.alpha[0], [[0, white / 5, white]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])
 def test_stacks_and_many_channels(tmp_path, suffix):
     pages = [noise("float32", 8, 9, 5) for _ in range(3)]

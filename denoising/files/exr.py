@@ -6,6 +6,7 @@ no parts, or an exception, and with remarks of its own on stderr, which are take
 
 import contextlib
 import io
+import numbers
 import os
 import tempfile
 import threading
@@ -19,6 +20,9 @@ MAGIC = b"\x76\x2f\x31\x01"
 # Where the image may lie: at the top, as most programs have it, or in a layer that is called so (Blender, Mitsuba).
 IMAGE_LAYERS = ("", "combined", "beauty", "render", "img")
 HALF_MAX = 65504.0
+# What a header may tell beside the pixels: owner, comments, colours, camera, place in the whole frame.
+PLAIN = (str, numbers.Real, tuple, list, np.ndarray)
+OF_THE_FILE = ("channels", "chunkCount", "version")  # of no other file than the one that was read
 REMARKS = (b"<python_buffer>", b"Warning: Exception raised reading pixel data")
 _stderr = threading.Lock()
 
@@ -49,7 +53,7 @@ def decode(data, path):
         pages=[np.stack(image[: 1 if len(image) < 3 else 3], axis=2)],
         alpha=[image[-1]] if len(image) in (2, 4) else None,
         format="EXR",
-        exr={"half": half, "layers": channels},
+        exr={"half": half, "layers": channels, "attributes": _attributes(header)},
     )
 
 
@@ -78,9 +82,24 @@ def encode(page, like):
     planes |= {name: plane for name, plane in about.get("layers", {}).items() if plane.shape == page.shape[:2]}
     planes = {name: np.ascontiguousarray(plane) for name, plane in planes.items()}
     header = {"compression": library.ZIP_COMPRESSION, "type": library.scanlineimage}
+    attributes = about.get("attributes", {})
+    if attributes and _extent(attributes) != page.shape[:2]:  # its place in the frame is another now
+        attributes = {name: value for name, value in attributes.items() if name not in ("dataWindow", "displayWindow")}
+    try:
+        return _written(library.File(attributes | header, planes, num_threads=0))
+    except (RuntimeError, TypeError, ValueError):  # an attribute that is not of its name's kind is read, not written
+        return _written(library.File(header, planes, num_threads=0))
+
+
+def _written(image):
     file = io.BytesIO()
-    library.File(header, planes, num_threads=0).write(file)
+    image.write(file)
     return file.getvalue()
+
+
+def _attributes(header):
+    """What can be handed to another process and written again; previews and the like show what was there before."""
+    return {name: value for name, value in header.items() if isinstance(value, PLAIN) and name not in OF_THE_FILE}
 
 
 def _extent(header):

@@ -30,7 +30,7 @@ class Picture:
     dpi: tuple | None = None
     plain: bool = False  # 8-bit grey or RGB in the file too, and upright: any decoder gives these pixels
     tiff: dict = field(default_factory=dict)  # descriptions, pixel size, tags, compression
-    exr: dict = field(default_factory=dict)  # whether its numbers are 16-bit floats, and its further layers
+    exr: dict = field(default_factory=dict)  # whether its numbers are 16-bit floats, its further layers, its attributes
 
 
 def check_size(path, data, shapes, itemsize):

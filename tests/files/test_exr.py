@@ -1,6 +1,8 @@
 """OpenEXR: linear light of any range is kept to the bit, with its layers; what is broken or unusual is one line."""
 
 import io
+import pickle
+from fractions import Fraction
 
 import numpy as np
 import OpenEXR
@@ -74,6 +76,33 @@ def test_half_floats_alpha_and_layers_are_handed_on(tmp_path):
     # What 16 bits cannot hold is written with 32.
     images.write_image(tmp_path / "b.exr", np.full((21, 34, 3), 1e6, np.float32), like=picture)
     assert images.read_image(tmp_path / "b.exr").pages[0].max() == 1e6
+
+
+def test_place_in_the_frame_and_attributes_are_handed_on(tmp_path):
+    def corners(*numbers):
+        return np.int32(numbers[:2]), np.int32(numbers[2:])
+
+    about = {"owner": "me", "pixelAspectRatio": 2.0, "framesPerSecond": Fraction(24), "passes": ["a", "b"]}
+    about |= {"chromaticities": tuple(np.arange(1, 9) / 16), "worldToCamera": np.eye(4, dtype=np.float32)}
+    about |= {"dataWindow": corners(-3, 20, 30, 40), "displayWindow": corners(0, 0, 63, 63)}
+    picture = pickle.loads(pickle.dumps(read(exr_bytes({"RGB": HDR}, **about))))  # as between the service's processes
+    images.write_image(tmp_path / "a.exr", picture.pages, like=picture)
+    again = images.read_image(tmp_path / "a.exr")
+    np.testing.assert_array_equal(again.pages[0], HDR)
+    for name, value in about.items():
+        np.testing.assert_array_equal(again.exr["attributes"][name], value)
+    # A part of the image lies elsewhere in the frame.
+    images.write_image(tmp_path / "b.exr", picture.pages[0][:9], like=picture)
+    attributes = images.read_image(tmp_path / "b.exr").exr["attributes"]
+    assert attributes["owner"] == "me"
+    np.testing.assert_array_equal(attributes["dataWindow"], [(0, 0), (33, 8)])
+
+
+def test_what_cannot_be_written_again_is_left_out():
+    """A list of no words is read; the library cannot tell what kind of list it would have to write."""
+    picture = read(exr_bytes({"RGB": HDR}))
+    picture.exr["attributes"]["passes"] = []
+    np.testing.assert_array_equal(read(images.encode("a.exr", HDR, like=picture)).pages[0], HDR)
 
 
 def test_the_image_is_found_in_a_named_layer_and_layers_by_the_end_of_their_name():

@@ -215,7 +215,7 @@ def _read_npy(data, path):
         )
     check_size(path, data, [shape], array.itemsize)
     pages = array if array.ndim == 4 else [array if array.ndim == 3 else array[..., None]]
-    return Picture([known_dtype(page, path) for page in pages], format="NPY")
+    return Picture([known_dtype(page, path) for page in pages], format="NPY", axes=array.ndim)
 
 
 # --- Writing --------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def encode(path, pages, like=None, quality=95):
         if suffix == ".tif":
             return tiff.encode(pages, like)
         if suffix == ".npy":
-            return _encode_npy(pages)
+            return _encode_npy(pages, like.axes)
         if suffix == ".exr":
             return exr.encode(pages[0], like)
         if suffix == ".png":
@@ -305,8 +305,10 @@ def _check_holds(path, suffix, pages, like):
         raise UserError(f"{path}: {suffix or 'a name without suffix'} cannot hold {what}: use {' '.join(able)}")
 
 
-def _encode_npy(pages):
+def _encode_npy(pages, axes):
+    """A single page is H x W or H x W x C unless the input had another axis, of length 1."""
+    array = np.stack(pages) if len(pages) > 1 or axes == 4 else pages[0]
+    array = array[..., 0] if array.shape[2:] == (1,) and axes != 3 else array
     file = io.BytesIO()
-    only = pages[0][..., 0] if pages[0].shape[2] == 1 else pages[0]
-    np.save(file, np.stack(pages) if len(pages) > 1 else np.ascontiguousarray(only), allow_pickle=False)
+    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
     return file.getvalue()

@@ -29,6 +29,7 @@ class Picture:
     icc: bytes = b""
     dpi: tuple | None = None
     plain: bool = False  # 8-bit grey or RGB in the file too, and upright: any decoder gives these pixels
+    axes: int = 0  # of the array in an NPY: a single page or channel may have one of its own
     tiff: dict = field(default_factory=dict)  # descriptions, pixel size, tags, compression
     exr: dict = field(default_factory=dict)  # whether its numbers are 16-bit floats, its further layers, its attributes
 

@@ -528,6 +528,14 @@ def test_npy_is_read_in_both_orders_of_its_axes(version):
         assert (shape, fortran, dtype) == ((2, 3, 4), written is not array, np.float64)
 
 
+@pytest.mark.parametrize("shape", [(8, 9), (8, 9, 1), (8, 9, 3), (1, 8, 9, 3), (1, 8, 9, 1), (2, 8, 9, 1)])
+def test_npy_keeps_its_axes(shape):
+    array = noise("uint16", *shape)
+    picture = read(npy_file(array))
+    data = images.encode("a.npy", picture.pages, like=picture)
+    np.testing.assert_array_equal(npy.read(io.BytesIO(data), len(data)), array, strict=True)
+
+
 def test_npy_that_is_no_array_of_numbers_is_refused():
     good = npy_file(np.arange(12.0).reshape(3, 4))
     objects = io.BytesIO()

@@ -103,6 +103,7 @@ def test_a_picture_is_only_its_pages_unless_told():
     assert pixels.ORIENTATION == ExifTags.Base.Orientation
     bare, other = Picture([CORNERS]), Picture([CORNERS])
     assert (bare.alpha, bare.format, bare.exif, bare.icc, bare.dpi, bare.plain) == (None, "", b"", b"", None, False)
+    assert bare.axes == 0
     assert bare.tiff == bare.exr == {}
     bare.tiff["description"] = "mine"
     assert other.tiff == {}

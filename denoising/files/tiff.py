@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from denoising.cli import UserError
-from denoising.imaging.pixels import ORIENTATION, Picture, check_size, known_dtype, swap_bgr, upright
+from denoising.imaging.pixels import ORIENTATION, Picture, check_size, known_dtype, swap_bgr, turned
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TEXT = (271, 272, 305, 306, 315, 33432)  # Make, Model, Software, DateTime, Artist, Copyright
@@ -54,18 +54,17 @@ def decode(data, path):
         for page, block in zip(chosen, blocks, strict=True):
             # (planes, depth, height, width, samples): a volume in one page is several images.
             for plane in np.moveaxis(block, 0, -2).reshape(*block.shape[1:4], -1):
-                colour, alpha = _colours(page, plane, by_opencv, path)
+                colour, alpha = _colours(page, turned(plane, _tag(page, ORIENTATION)), by_opencv, path)
                 pages.append(known_dtype(colour, path))
                 alphas.append(alpha)
                 descriptions.append(page.description)
         transparent = all(alpha is not None for alpha in alphas)
-        picture = Picture(
+        return Picture(
             pages=pages,
             alpha=[known_dtype(alpha, path) for alpha in alphas] if transparent else None,
             format="TIFF",
             **_metadata(first, descriptions),
         )
-        return upright(picture, _tag(first, ORIENTATION, 1))
 
 
 def _follow_chain(data):
@@ -155,6 +154,8 @@ def _metadata(first, descriptions):
     ratios = [value for value in (_tag(first, 282), _tag(first, 283)) if isinstance(value, tuple) and value[1]]
     resolution = tuple(value[0] / value[1] for value in ratios)
     resolution = resolution if len(resolution) == 2 and all(0 < value < 1e9 for value in resolution) else None
+    if resolution and _tag(first, ORIENTATION) in range(5, 9):
+        resolution = resolution[::-1]  # lies on its side
     inches = {2: 1.0, 3: 2.54}.get(unit)
     extra = [first.tags[code] for code in EXTRA if code in first.tags]
     icc = _tag(first, 34675)

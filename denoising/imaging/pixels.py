@@ -70,21 +70,23 @@ def swap_bgr(array):
 
 def upright(picture, orientation):
     """Turns the pixels as the rotation tag of EXIF and TIFF asks."""
+    if orientation in range(2, 9):
+        picture.plain = False
+        picture.pages = [turned(page, orientation) for page in picture.pages]
+        picture.alpha = picture.alpha and [turned(alpha, orientation) for alpha in picture.alpha]
+        if orientation >= 5 and picture.dpi:
+            picture.dpi = picture.dpi[::-1]
+    return picture
+
+
+def turned(array, orientation):
+    """The same for an array of H x W or H x W x C."""
     if orientation not in range(2, 9):
-        return picture
+        return array
     down = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
     across = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
-
-    def turned(arrays):
-        swapped = (array.swapaxes(0, 1) if orientation >= 5 else array for array in arrays)
-        return [np.ascontiguousarray(array[down, across]) for array in swapped]
-
-    picture.plain = False
-    picture.pages = turned(picture.pages)
-    picture.alpha = picture.alpha and turned(picture.alpha)
-    if orientation >= 5 and picture.dpi:
-        picture.dpi = picture.dpi[::-1]
-    return picture
+    array = array.swapaxes(0, 1) if orientation >= 5 else array
+    return np.ascontiguousarray(array[down, across])
 
 
 PLAIN_SPAN = (0.0, 1.0)  # of to_01: black and white

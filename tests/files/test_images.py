@@ -293,6 +293,21 @@ def test_rotation_is_obeyed_and_its_tag_reset(tmp_path, orientation):
                     assert float(tags.get_ifd(0x8769)[33434]) == 0.5
 
 
+def test_each_page_of_a_tiff_is_turned_by_its_own_tag(tmp_path):
+    lying, standing = noise("uint8", 10, 20), noise("uint8", 20, 10)
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page, orientation in ((lying, 6), (standing, 1), (lying, 3)):
+            tags = [(ORIENTATION, 3, 1, orientation, True)]
+            writer.write(page, extratags=tags, resolution=(204, 98), resolutionunit=2, metadata=None)
+    picture = read(file.getvalue())
+    for page, wanted in zip(picture.pages, (np.rot90(lying, -1), standing, lying[::-1, ::-1]), strict=True):
+        np.testing.assert_array_equal(page[..., 0], wanted)
+    assert picture.dpi == (98, 204)
+    images.write_image(tmp_path / "a.tif", picture.pages, like=picture)
+    assert images.read_image(tmp_path / "a.tif").dpi == (98, 204)
+
+
 @pytest.mark.parametrize("source", [".png", ".jpg", ".tif", ".webp"])
 @pytest.mark.parametrize("target", [".png", ".jpg", ".tif", ".webp"])
 def test_profile_and_resolution_are_carried_over(tmp_path, source, target):

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from denoising.cli import UserError
-from denoising.imaging.pixels import ORIENTATION, Picture, check_size, known_dtype, swap_bgr, turned
+from denoising.imaging.pixels import ORIENTATION, Picture, check_size, from_01, known_dtype, swap_bgr, turned
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TEXT = (271, 272, 305, 306, 315, 33432)  # Make, Model, Software, DateTime, Artist, Copyright
@@ -56,15 +56,13 @@ def decode(data, path):
             for plane in np.moveaxis(block, 0, -2).reshape(*block.shape[1:4], -1):
                 colour, alpha = _colours(page, turned(plane, _tag(page, ORIENTATION)), by_opencv, path)
                 pages.append(known_dtype(colour, path))
-                alphas.append(alpha)
+                alphas.append(alpha if alpha is None else known_dtype(alpha, path))
                 descriptions.append(page.description)
-        transparent = all(alpha is not None for alpha in alphas)
-        return Picture(
-            pages=pages,
-            alpha=[known_dtype(alpha, path) for alpha in alphas] if transparent else None,
-            format="TIFF",
-            **_metadata(first, descriptions),
-        )
+        if any(alpha is not None for alpha in alphas):
+            alphas = [_opaque(page) if alpha is None else alpha for page, alpha in zip(pages, alphas, strict=True)]
+        else:
+            alphas = None
+        return Picture(pages=pages, alpha=alphas, format="TIFF", **_metadata(chosen, descriptions))
 
 
 def _follow_chain(data):
@@ -111,19 +109,27 @@ def _same_layout(page, array):
 
 def _colours(page, plane, by_opencv, path):
     """Returns grey, RGB or N channels, and alpha or None."""
-    photometric = page.photometric
+    photometric, alpha = page.photometric, None
+    if _alpha_kind(page) and plane.shape[-1] == page.samplesperpixel > 1:
+        plane, alpha = plane[..., :-1], plane[..., -1]
     if photometric == 0 and not by_opencv:  # white is zero
         plane = ~plane if plane.dtype.kind in "bu" else plane.max() - plane
     elif photometric == 3 and not by_opencv:
         plane = (page.colormap.T[plane[..., 0]] >> 8).astype(np.uint8)
     elif photometric == 5 and plane.dtype == np.uint8 and plane.shape[-1] == 4:
-        plane = np.asarray(Image.fromarray(plane, "CMYK").convert("RGB"))
+        plane = np.asarray(Image.fromarray(np.ascontiguousarray(plane), "CMYK").convert("RGB"))
     elif photometric not in (0, 1, 2, 3, 6, 32803, 34892):
         raise UserError(f"{path}: colours of kind {getattr(photometric, 'name', photometric)} are not read")
-    # 1 is associated (premultiplied), 2 unassociated; others are channels of data.
-    if plane.shape[-1] > 1 and any(kind in (1, 2) for kind in page.extrasamples[-1:]):
-        return plane[..., :-1], plane[..., -1]
-    return plane, None
+    return plane, alpha
+
+
+def _alpha_kind(page):
+    """1 if the last channel is transparency by which colours are multiplied, 2 if they are not, 0 if it is data."""
+    return int(page.extrasamples[-1]) if page.extrasamples and page.extrasamples[-1] in (1, 2) else 0
+
+
+def _opaque(page):
+    return from_01(np.ones(page.shape[:2], np.float32), page.dtype)
 
 
 def _tag(page, code, default=None):
@@ -148,7 +154,8 @@ def _texts(page):
     return exif
 
 
-def _metadata(first, descriptions):
+def _metadata(pages, descriptions):
+    first = pages[0]
     exif = _texts(first)
     unit = int(_tag(first, 296, 2))
     ratios = [value for value in (_tag(first, 282), _tag(first, 283)) if isinstance(value, tuple) and value[1]]
@@ -169,7 +176,7 @@ def _metadata(first, descriptions):
             "resolutionunit": unit if unit in (1, 2, 3) else 1,
             "extratags": [(tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in extra],
             "compressed": first.compression != 1,
-            "alpha": int(first.extrasamples[-1]) if first.extrasamples else 2,
+            "alpha": next(filter(None, map(_alpha_kind, pages)), 2),
         },
     }
 

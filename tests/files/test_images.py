@@ -235,6 +235,33 @@ def test_tiff_white_is_zero():
     np.testing.assert_array_equal(read(tiff(pixels, photometric="miniswhite")).pages[0][..., 0], 255 - pixels)
 
 
+def test_tiff_alpha_is_not_inverted_with_white_is_zero():
+    pixels = noise("uint8", 8, 9, 2)
+    picture = read(tiff(pixels, photometric="miniswhite", planarconfig="contig", extrasamples=[2]))
+    np.testing.assert_array_equal(picture.pages[0][..., 0], 255 - pixels[..., 0])
+    np.testing.assert_array_equal(picture.alpha[0], pixels[..., 1])
+
+
+@pytest.mark.parametrize(("dtype", "white"), [("uint16", 65535), ("float32", 1)])
+@pytest.mark.parametrize("first", ["transparent", "opaque", "data"])
+def test_a_tiff_page_without_alpha_beside_others_is_opaque(dtype, white, first):
+    transparent, opaque = noise(dtype, 8, 9, 4), noise(dtype, 5, 6, 3)
+    pages = {"transparent": (transparent, [1]), "opaque": (opaque, []), "data": (transparent[:7], [0])}
+    pages = {first: pages[first], **pages}
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page, extra in pages.values():
+            writer.write(page, photometric="rgb", extrasamples=extra, metadata=None)
+    picture = read(file.getvalue())
+    again = read(images.encode("a.tif", picture.pages, like=picture))
+    assert again.tiff["alpha"] == 1
+    for found in (picture, again):
+        for kind, page, alpha in zip(pages, found.pages, found.alpha, strict=True):
+            np.testing.assert_array_equal(page, pages[kind][0][..., : 3 if kind == "transparent" else None])
+            np.testing.assert_array_equal(alpha, transparent[..., 3] if kind == "transparent" else white)
+            assert alpha.dtype == dtype
+
+
 @pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True}, {}, {"imagej": True, "truncate": False}])
 def test_tiff_stacks_keep_description_and_pixel_size(tmp_path, options):
     stack = noise("uint16", 6, 20, 30)

@@ -17,6 +17,7 @@ from denoising.imaging.pixels import ORIENTATION, Picture, check_size, from_01, 
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TEXT = (271, 272, 305, 306, 315, 33432)  # Make, Model, Software, DateTime, Artist, Copyright
+EXTRA_SAMPLES = 338  # the tag that says what channels beyond the colours are
 # What ImageJ and map software store beside the pixels: labels, look-up tables, place on the globe.
 EXTRA = (50838, 50839, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
 
@@ -88,13 +89,22 @@ def _decode_pages(data, chosen, path):
         if "imagecodecs" not in str(error):
             raise
     # LZW, JPEG and fax need a large package that is seldom there; OpenCV reads the usual layouts.
-    ok, arrays = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    ok, arrays = cv2.imdecodemulti(np.frombuffer(_as_it_lies(data, chosen), np.uint8), cv2.IMREAD_UNCHANGED)
     wanted = {page.index for page in chosen}
     arrays = [swap_bgr(array) for index, array in enumerate(arrays) if index in wanted]
     if not ok or len(arrays) != len(chosen) or not all(map(_same_layout, chosen, arrays)):
         name = getattr(chosen[0].compression, "name", chosen[0].compression)
         raise UserError(f"{path}: {name} compression of this layout needs `pip install imagecodecs`")
     return [array[None, None] for array in arrays], True
+
+
+def _as_it_lies(data, pages):
+    """The file without what OpenCV obeys by itself: it turns pages, and multiplies colours by alpha of kind 2."""
+    data = bytearray(data)
+    for page in pages:
+        for tag in (page.tags[code] for code in (ORIENTATION, EXTRA_SAMPLES) if code in page.tags):
+            data[tag.valueoffset : tag.valueoffset + 2] = struct.pack(page.parent.byteorder + "H", 1)
+    return data
 
 
 def _same_layout(page, array):
@@ -112,7 +122,7 @@ def _colours(page, plane, by_opencv, path):
     photometric, alpha = page.photometric, None
     if _alpha_kind(page) and plane.shape[-1] == page.samplesperpixel > 1:
         plane, alpha = plane[..., :-1], plane[..., -1]
-    if photometric == 0 and not by_opencv:  # white is zero
+    if photometric == 0 and not (by_opencv and plane.dtype == np.uint8):  # white is zero; OpenCV inverts 8 bits
         plane = ~plane if plane.dtype.kind in "bu" else plane.max() - plane
     elif photometric == 3 and not by_opencv:
         plane = (page.colormap.T[plane[..., 0]] >> 8).astype(np.uint8)

@@ -230,6 +230,35 @@ def test_tiff_lzw_of_16_bits_and_float():
         np.testing.assert_array_equal(read(data).pages[0], pixels[..., ::-1])
 
 
+def retagged(data, code, value):
+    """The bytes of a TIFF of one page in which a tag that holds a short number holds another."""
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        place = tif.pages[0].tags[code].valueoffset
+    return data[:place] + struct.pack("<H", value) + data[place + 2 :]
+
+
+@pytest.mark.parametrize("pixels", [noise("uint8", 8, 9), noise("uint16", 8, 9)])
+def test_tiff_lzw_obeys_the_same_tags_as_others(pixels):
+    """OpenCV, which unpacks it, inverts 8 bits and not 16, and turns pages by itself."""
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[ORIENTATION] = orientation
+        raw, lzw = (
+            retagged(saved(Image.fromarray(pixels), "TIFF", compression=kind, exif=exif), 262, 0)
+            for kind in ("raw", "tiff_lzw")
+        )
+        np.testing.assert_array_equal(read(lzw).pages[0], read(raw).pages[0])
+
+
+def test_tiff_lzw_colours_are_not_multiplied_by_alpha():
+    pixels = noise("uint8", 8, 9, 4)
+    data = saved(Image.fromarray(pixels), "TIFF", compression="tiff_lzw")
+    for kind in (1, 2):
+        picture = read(retagged(data, 338, kind))
+        np.testing.assert_array_equal(np.dstack([picture.pages[0], picture.alpha[0]]), pixels)
+        assert picture.tiff["alpha"] == kind
+
+
 def test_tiff_white_is_zero():
     pixels = noise("uint8", 8, 9)
     np.testing.assert_array_equal(read(tiff(pixels, photometric="miniswhite")).pages[0][..., 0], 255 - pixels)

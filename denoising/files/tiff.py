@@ -83,8 +83,10 @@ def _follow_chain(data):
 
 def _decode_pages(data, chosen, path):
     """Decodes to blocks of (planes, depth, height, width, samples); says whether OpenCV did it."""
+    ycbcr = any(map(_left_in_ycbcr, chosen))
     try:
-        return [page.asarray().reshape(page.shaped) for page in chosen], False
+        if not ycbcr:
+            return [page.asarray().reshape(page.shaped) for page in chosen], False
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
@@ -93,9 +95,16 @@ def _decode_pages(data, chosen, path):
     wanted = {page.index for page in chosen}
     arrays = [swap_bgr(array) for index, array in enumerate(arrays) if index in wanted]
     if not ok or len(arrays) != len(chosen) or not all(map(_same_layout, chosen, arrays)):
+        if ycbcr:
+            raise UserError(f"{path}: broken, or YCbCr of a layout that is not read: save it as RGB")
         name = getattr(chosen[0].compression, "name", chosen[0].compression)
         raise UserError(f"{path}: {name} compression of this layout needs `pip install imagecodecs`")
     return [array[None, None] for array in arrays], True
+
+
+def _left_in_ycbcr(page):
+    """Whether tifffile would hand out brightness and differences of colours; of JPEG it makes RGB, as OpenCV of all."""
+    return page.photometric == 6 and page.compression not in (6, 7)
 
 
 def _as_it_lies(data, pages):
@@ -113,7 +122,7 @@ def _same_layout(page, array):
     return (
         array.shape == (page.imagelength, page.imagewidth, channels)
         and array.dtype.itemsize == max(1, page.bitspersample // 8)
-        and page.photometric in (0, 1, 2, 3, 6)
+        and (page.photometric in (0, 1, 2, 3) or (page.photometric == 6 and page.bitspersample == 8))
     )
 
 
@@ -128,7 +137,7 @@ def _colours(page, plane, by_opencv, path):
         plane = (page.colormap.T[plane[..., 0]] >> 8).astype(np.uint8)
     elif photometric == 5 and plane.dtype == np.uint8 and plane.shape[-1] == 4:
         plane = np.asarray(Image.fromarray(np.ascontiguousarray(plane), "CMYK").convert("RGB"))
-    elif photometric not in (0, 1, 2, 3, 6, 32803, 34892):
+    elif photometric not in (0, 1, 2, 3, 6, 32803, 34892) or (_left_in_ycbcr(page) and not by_opencv):
         raise UserError(f"{path}: colours of kind {getattr(photometric, 'name', photometric)} are not read")
     return plane, alpha
 

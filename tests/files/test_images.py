@@ -259,6 +259,25 @@ def test_tiff_lzw_colours_are_not_multiplied_by_alpha():
         assert picture.tiff["alpha"] == kind
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "tiff_lzw", "jpeg"])
+def test_tiff_ycbcr_becomes_rgb(compression):
+    options = {"quality": 100} if compression == "jpeg" else {}
+    data = saved(Image.fromarray(BLOCKS).convert("YCbCr"), "TIFF", compression=compression, **options)
+    (page,) = read(data).pages
+    assert np.abs(page.astype(int) - BLOCKS).max() <= 4
+
+
+def test_tiff_ycbcr_of_halved_colours_becomes_rgb_and_what_cannot_is_refused():
+    ycbcr = np.asarray(Image.fromarray(BLOCKS).convert("YCbCr"))
+    # Of two pixels, the brightness of each and the colours of one; then as much as is left of the strip.
+    units = np.dstack([ycbcr[:, ::2, 0], ycbcr[:, 1::2, 0], ycbcr[:, ::2, 1:]])
+    data = retagged(tiff(np.resize(units, ycbcr.shape), photometric="ycbcr"), 530, 2)
+    assert np.abs(read(data).pages[0].astype(int) - BLOCKS).max() <= 4
+    for refused in (ycbcr.astype(np.uint16), ycbcr.astype(np.float32)):
+        with pytest.raises(UserError, match=r"^it\.bin: .*YCbCr of a layout that is not read: save it as RGB$"):
+            read(tiff(refused, photometric="ycbcr"))
+
+
 def test_tiff_white_is_zero():
     pixels = noise("uint8", 8, 9)
     np.testing.assert_array_equal(read(tiff(pixels, photometric="miniswhite")).pages[0][..., 0], 255 - pixels)

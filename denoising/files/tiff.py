@@ -3,9 +3,12 @@
 tifffile decodes; what it leaves to a package that is seldom there, OpenCV does.
 """
 
+import contextlib
+import importlib.util
 import io
 import logging
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -25,6 +28,54 @@ EXTRA = (50838, 50839, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
+# --- Unpacking ------------------------------------------------------------------------------------
+
+
+def _bounded(start):
+    """A decoder for tifffile that unpacks no more than a strip or tile may hold, however much its bytes stand for."""
+
+    def unpack(data, /, *, out):
+        stream = start()
+        unpacked = stream.decompress(data, out + 1)  # one more, so that the checksum behind the last byte is reached
+        if not stream.eof and len(unpacked) <= out:
+            raise ValueError("a strip or tile ends too soon")
+        return unpacked[:out]
+
+    return unpack
+
+
+def _unpack_bits(data, /, *, out):
+    """PackBits: a byte below 128 and one more than so many to copy, or one beyond and a byte to repeat."""
+    unpacked, place = bytearray(), 0
+    while place < len(data) and len(unpacked) < out:
+        head, place = data[place], place + 1
+        if head < 128:
+            unpacked += data[place : place + head + 1]
+            place += head + 1
+        elif head > 128:
+            unpacked += data[place : place + 1] * (257 - head)
+            place += 1
+    return bytes(unpacked[:out])
+
+
+def _decoders():
+    """By the number of the compression, all that tifffile unpacks without a large package that is seldom there."""
+    inflate = _bounded(zlib.decompressobj)
+    found = {8: inflate, 32946: inflate, 50013: inflate, 32773: _unpack_bits}
+    for module, name, kinds in (
+        ("lzma", "LZMADecompressor", (34925,)),
+        ("compression.zstd", "ZstdDecompressor", (34926, 50000)),  # since Python 3.14
+    ):
+        with contextlib.suppress(ImportError):
+            found |= dict.fromkeys(kinds, _bounded(getattr(importlib.import_module(module), name)))
+    return found
+
+
+# tifffile tells a decoder as `out` how much it needs. Those of the package stop there, its own trust a bomb to the end.
+if importlib.util.find_spec("imagecodecs") is None:
+    tifffile.TIFF.DECOMPRESSORS._codecs.update(_decoders())  # type: ignore[attr-defined]
+
+
 # --- Reading --------------------------------------------------------------------------------------
 
 
@@ -41,16 +92,17 @@ def decode(data, path):
     with tifffile.TiffFile(io.BytesIO(data), is_ome=False) as tif:
         first = tif.pages.first
         # A frame of a stack is a full page.
-        chosen = [page for page in (page.aspage() for page in tif.pages) if page is first or not page.is_reduced]
+        every = [page.aspage() for page in tif.pages]
+        chosen = [page for page in every if page is first or not page.is_reduced]
         # ImageJ describes only the first page of a large stack; the others just follow it.
         only_first = len(tif.pages) == 1 and len(tif.series) == 1 and tif.series[0].size > first.size
         if only_first:
             chosen *= tif.series[0].size // first.size
-        check_size(path, data, [page.shaped for page in chosen], first.dtype.itemsize)
+        _check_sizes(path, data, chosen)
         if only_first:
             blocks, by_opencv = tif.series[0].asarray().reshape(-1, *first.shaped), False
         else:
-            blocks, by_opencv = _decode_pages(data, chosen, path)
+            blocks, by_opencv = _decode_pages(data, every, chosen, path)
         pages, alphas, descriptions = [], [], []
         for page, block in zip(chosen, blocks, strict=True):
             # (planes, depth, height, width, samples): a volume in one page is several images.
@@ -64,6 +116,14 @@ def decode(data, path):
         else:
             alphas = None
         return Picture(pages=pages, alpha=alphas, format="TIFF", **_metadata(chosen, descriptions))
+
+
+def _check_sizes(path, data, pages):
+    """Refuses pages, or tiles of which only a corner belongs to a page, that would fill the memory."""
+    itemsize = max(page.dtype.itemsize if page.dtype else 1 for page in pages)
+    check_size(path, data, [page.shaped for page in pages], itemsize)
+    for page in pages:
+        check_size(path, data, [page.chunks], itemsize)
 
 
 def _follow_chain(data):
@@ -81,7 +141,7 @@ def _follow_chain(data):
         raise ValueError("its pages run in a circle")  # which tifffile would follow for ever
 
 
-def _decode_pages(data, chosen, path):
+def _decode_pages(data, every, chosen, path):
     """Decodes to blocks of (planes, depth, height, width, samples); says whether OpenCV did it."""
     ycbcr = any(map(_left_in_ycbcr, chosen))
     try:
@@ -90,7 +150,8 @@ def _decode_pages(data, chosen, path):
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-    # LZW, JPEG and fax need a large package that is seldom there; OpenCV reads the usual layouts.
+    # LZW, JPEG and fax need a large package that is seldom there; OpenCV reads the usual layouts, of every page.
+    _check_sizes(path, data, every)
     ok, arrays = cv2.imdecodemulti(np.frombuffer(_as_it_lies(data, chosen), np.uint8), cv2.IMREAD_UNCHANGED)
     wanted = {page.index for page in chosen}
     arrays = [swap_bgr(array) for index, array in enumerate(arrays) if index in wanted]

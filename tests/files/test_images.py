@@ -3,8 +3,10 @@
 import contextlib
 import io
 import itertools
+import lzma
 import os
 import struct
+import tracemalloc
 import zlib
 
 import cv2
@@ -230,11 +232,12 @@ def test_tiff_lzw_of_16_bits_and_float():
         np.testing.assert_array_equal(read(data).pages[0], pixels[..., ::-1])
 
 
-def retagged(data, code, value):
-    """The bytes of a TIFF of one page in which a tag that holds a short number holds another."""
+def retagged(data, code, value, page=0):
+    """The bytes of a little-endian TIFF in which a page's tag holds another number."""
     with tifffile.TiffFile(io.BytesIO(data)) as tif:
-        place = tif.pages[0].tags[code].valueoffset
-    return data[:place] + struct.pack("<H", value) + data[place + 2 :]
+        tag = tif.pages[page].aspage().tags[code]
+    number = struct.pack("<I" if tag.dtype == 4 else "<H", value)
+    return data[: tag.valueoffset] + number + data[tag.valueoffset + len(number) :]
 
 
 @pytest.mark.parametrize("pixels", [noise("uint8", 8, 9), noise("uint16", 8, 9)])
@@ -468,6 +471,56 @@ def test_decompression_bombs_are_refused_before_they_go_off():
     for data in (picture, array, bomb):
         with pytest.raises(UserError, match=r"refused|does not fit|broken"):
             read(bytes(data))
+
+
+def pack_bits(data):
+    """Each byte as a literal, but zeros at the end, of which it takes a multiple of 128, repeated."""
+    start = data.rstrip(b"\0")
+    return b"".join(b"\0%c" % byte for byte in start) + b"\x81\0" * ((len(data) - len(start)) // 128)
+
+
+def one_strip(compression, packed, height, width):
+    """A TIFF of 8-bit grey whose only strip holds these bytes."""
+    data = tiff(np.frombuffer(packed, np.uint8)[:, None])
+    for code, value in ((259, compression), (256, width), (257, height), (278, height)):
+        data = retagged(data, code, value)
+    return data
+
+
+def pack_xz(data):
+    return lzma.compress(data, preset=0)  # with a small dictionary
+
+
+@pytest.mark.parametrize(
+    ("compression", "pack"),
+    [(8, zlib.compress), (32946, zlib.compress), (34925, pack_xz), (32773, pack_bits)],
+)
+def test_a_tiff_strip_is_unpacked_only_as_far_as_its_page_reaches(compression, pack):
+    pixels = noise("uint8", 10, 12) | np.uint8(1)
+    bomb = one_strip(compression, pack(pixels.tobytes() + bytes(1 << 24)), 10, 12)
+    assert len(bomb) < 1 << 19
+    tracemalloc.start()
+    (page,) = read(bomb).pages
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(page[..., 0], pixels)
+    assert peak < 1 << 22
+    np.testing.assert_array_equal(read(one_strip(compression, pack(pixels.tobytes()), 10, 12)).pages[0], page)
+    with pytest.raises(UserError, match=r"^it\.bin: broken or cut short"):
+        read(one_strip(compression, pack(pixels.tobytes())[:-1], 10, 12))
+
+
+def test_a_tiff_that_is_small_but_for_its_tile_or_a_thumbnail_is_refused():
+    tile = tiff(np.zeros((64, 64), np.uint8), tile=(16, 16), compression="zlib")
+    small = Image.fromarray(BLOCKS)
+    options = {"save_all": True, "append_images": [small], "compression": "tiff_lzw", "tiffinfo": {254: 1}}
+    thumbnail = saved(small, "TIFF", **options)
+    assert len(read(thumbnail).pages) == 1
+    for data, codes, page in ((tile, (322, 323), 0), (thumbnail, (256, 257), 1)):
+        for code in codes:
+            data = retagged(data, code, 65520, page)
+        with pytest.raises(UserError, match=r"^it\.bin: would unpack to 4293 megapixels"):
+            read(data)
 
 
 def test_nan_infinity_and_pickles():

@@ -408,10 +408,11 @@ class UNetLite(HalfSizeUNet):
 
     arch = "unet_lite"
     margin = 32
+    memory = 0.2
 
     def __init__(self, in_nc=3, out_nc=3, n_feature=48):
         super().__init__(arch=self.arch, n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
-        self.memory = 0.2 * n_feature / 48
+        self.memory *= n_feature / 48
         if in_nc != out_nc:
             raise ValueError(f"{self.arch} adds to its input, which has {in_nc} channels and not {out_nc}")
         self.add_layers(in_nc, out_nc, 3, n_feature)
@@ -435,6 +436,7 @@ class UNetDeep(UNetLite):
 
     arch = "unet_deep"
     margin = 88
+    memory = 0.29
     blocks = {"enc_conv2": 1, "enc_conv3": 2, "dec_conv2": 1, "dec_conv1": 1}
 
 

@@ -63,8 +63,12 @@ def get_parser():
 def networks(options):
     """The paths of the networks to compare, by the names of their rows."""
     if options.model_path:
-        several = len(options.model_path) > 1
-        return {f"ours, {Path(path).name}" if several else "ours": path for path in options.model_path}
+        names = [Path(path).name for path in options.model_path]
+        names = names if len(set(names)) == len(names) else options.model_path  # all are best_model.pdparams
+        return {
+            f"ours, {name}" if len(names) > 1 else "ours": path
+            for name, path in zip(names, options.model_path, strict=True)
+        }
     methods = {"ours, noisy targets": "noise2noise", "ours, clean targets": "supervised"}
     return {name: weights_of(options, method) for name, method in methods.items()}
 

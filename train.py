@@ -112,8 +112,12 @@ def training_images(options, method):
     return dataset.TrainingImages(options.data_dir, **common)
 
 
+@contextlib.contextmanager
 def run_folder(options, training, stopped):
-    """The folder of the run: a new one, or the old one, whose state the training takes over."""
+    """Yields the folder of the run: a new one, or the old one, whose state the training takes over.
+
+    Nothing is written where another process is at work, and none gets to work there until the end of the block.
+    """
     if stopped:
         training.load_state(stopped.state, os.path.join(stopped.folder, STATE))
         if json.loads(stopped.state["@options"])["where"]["images"] != training.images:
@@ -125,11 +129,12 @@ def run_folder(options, training, stopped):
     else:
         folder = None
     folder = distributed.from_main(folder)
-    if distributed.IS_MAIN:
-        os.makedirs(os.path.join(folder, "validation"), exist_ok=True)
-        about = {"options": vars(options), "versions": devices.versions()}
-        cli.write_json(os.path.join(folder, "options.json"), about)
-    return folder
+    with cli.only_process_in(folder) if distributed.IS_MAIN else contextlib.nullcontext():
+        if distributed.IS_MAIN:
+            os.makedirs(os.path.join(folder, "validation"), exist_ok=True)
+            about = {"options": vars(options), "versions": devices.versions()}
+            cli.write_json(os.path.join(folder, "options.json"), about)
+        yield folder
 
 
 def impatient(options, training):
@@ -174,18 +179,18 @@ def train(options, stopped=None, method=None, training_class=Training):
     training.images = hashlib.sha256("\0".join(patches.names).encode(errors="surrogateescape")).hexdigest()
     if options.pretrained and not stopped:
         training.start_from(options.pretrained)
-    folder = run_folder(options, training, stopped)
-    log = run_log.RunLog(folder, training.step if stopped else None, enabled=distributed.IS_MAIN)
-    log.line(f"{len(patches)} images, {plan.steps_per_epoch} steps per epoch, {plan}; {folder}")
-    if stopped:
-        log.line(f"resumed at step {training.step}")
-    elif distributed.IS_MAIN:
-        training.save_state(folder)  # a run can be resumed from its first moment on
-
-    stream = batches.starting_at(training.step)
-    pace, last_saved = Pace(), time.perf_counter()
-    lock = cli.only_process_in(folder) if distributed.IS_MAIN else contextlib.nullcontext()
-    with log, contextlib.closing(stream), StopRequest() as stop, lock:
+    with (
+        run_folder(options, training, stopped) as folder,
+        run_log.RunLog(folder, training.step if stopped else None, enabled=distributed.IS_MAIN) as log,
+        contextlib.closing(batches.starting_at(training.step)) as stream,
+        StopRequest() as stop,
+    ):
+        log.line(f"{len(patches)} images, {plan.steps_per_epoch} steps per epoch, {plan}; {folder}")
+        if stopped:
+            log.line(f"resumed at step {training.step}")
+        elif distributed.IS_MAIN:
+            training.save_state(folder)  # a run can be resumed from its first moment on
+        pace, last_saved = Pace(), time.perf_counter()
         while plan.progress(training.step, training.seconds) < 1 and not (stop.signal or impatient(options, training)):
             start = time.perf_counter()
             # Rate.

@@ -367,9 +367,14 @@ def test_metrics_that_are_no_table_are_named_and_kept(copy, content, capsys):
     assert (copy / "metrics.csv").read_bytes() == content
 
 
-def test_a_second_process_does_not_work_in_the_same_run(copy, capsys):
+def test_a_second_process_does_not_work_in_the_same_run_and_leaves_its_files_alone(copy, capsys):
+    with open(copy / "metrics.csv", "a", encoding="utf-8") as file:
+        file.write("9,train/loss,0.5\n")  # of the run in progress, past the saved state
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
     with train.cli.only_process_in(copy):
         assert "another process" in refusal(train.main, ["--resume", copy, "--n_epoch", 3], capsys)
+    after = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    assert {**after, ".lock": b""} == {**before, ".lock": b""}
 
 
 def test_a_run_that_diverged_does_not_write_over_its_last_good_state(folders, tmp_path, capsys):

@@ -93,9 +93,9 @@ def test_a_runs_folder_is_new_or_the_old_one(tmp_path, capsys):
     options = options_of("--save_model_path", tmp_path, "--log_name", "night")
     training = Training(options, PlainOps())
     training.images = "digest"
-    folder = train.run_folder(options, training, None)
-    assert re.fullmatch(re.escape(str(tmp_path / "night")) + r"/\d{4}-\d\d-\d\d-\d\d-\d\d", folder)
-    assert os.path.isdir(os.path.join(folder, "validation"))
+    with train.run_folder(options, training, None) as folder:
+        assert re.fullmatch(re.escape(str(tmp_path / "night")) + r"/\d{4}-\d\d-\d\d-\d\d-\d\d", folder)
+        assert os.path.isdir(os.path.join(folder, "validation"))
     about = json.loads((tmp_path / "night" / os.path.basename(folder) / "options.json").read_text())
     assert about["options"] == vars(options)
     training.seconds = 2.5
@@ -104,7 +104,8 @@ def test_a_runs_folder_is_new_or_the_old_one(tmp_path, capsys):
         again = Training(options, PlainOps())
         again.images = images
         stopped = Namespace(folder=folder, state=checkpoint.read_state(os.path.join(folder, STATE)))
-        assert train.run_folder(options, again, stopped) == folder
+        with train.run_folder(options, again, stopped) as found:
+            assert found == folder
         assert again.seconds == 2.5
         assert ("the training images have changed" in capsys.readouterr().err) == noted
     assert len(list((tmp_path / "night").iterdir())) == 1
@@ -113,7 +114,8 @@ def test_a_runs_folder_is_new_or_the_old_one(tmp_path, capsys):
 def test_only_the_first_process_makes_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "IS_MAIN", False)
     monkeypatch.setattr(distributed, "from_main", lambda value: value or "the first one's")
-    assert train.run_folder(options_of("--save_model_path", tmp_path / "r"), None, None) == "the first one's"
+    with train.run_folder(options_of("--save_model_path", tmp_path / "r"), None, None) as folder:
+        assert folder == "the first one's"
     assert not (tmp_path / "r").exists()
 
 

@@ -10,8 +10,8 @@ run by the real runtime (Paddle Inference without and with oneDNN, or ONNX Runti
 installed) and compared with the network on two odd sizes. A difference above 1e-4 is a failure (exit code 1).
 
 Existing files are replaced only with --overwrite, but an intact export of the very same weights may always be made
-again. `--format json` writes Paddle 3's own program format, `model.json`; `model.pdmodel` is read by Paddle 2 and 3,
-and is faster with oneDNN.
+again in the same precision. `--format json` writes Paddle 3's own program format, `model.json`; `model.pdmodel` is
+read by Paddle 2 and 3, and is faster with oneDNN.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ def get_parser():
     add("--save_dir", default="./output/", help="folder for the export; created if needed")
     add("--format", choices=PROGRAM, default="pdmodel",
         help="pdmodel and json are for Paddle Inference, onnx for ONNX Runtime and OpenVINO")  # fmt: skip
-    add("--overwrite", action="store_true", help="also replace an export of other weights")
+    add("--overwrite", action="store_true", help="also replace an export of other weights, or one in 8 bits")
     return parser
 
 
@@ -54,7 +54,7 @@ def main(argv=None):
         raise UserError(f"--format: Paddle {paddle.__version__} cannot write model.json, 3.0 and later can")
     network, facts = writing.load_exportable(options.model_path)
     record = writing.record_of(network, facts)
-    writing.check_replaceable(folder, options.format, record["weights"], options.overwrite)
+    writing.check_replaceable(folder, options.format, record, options.overwrite)
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary, writing.full_disk_named(folder):
         temporary = Path(temporary)

@@ -25,7 +25,7 @@ def get_parser():
     parser.add_argument("--model_path", required=True, help="the weights of train_qat.py")
     parser.add_argument("--save_dir", default="./output/", help="folder for the model; created if needed")
     parser.add_argument("--least", type=cli.number(float, 0), default=35.0, help="required PSNR to the network, in dB")
-    parser.add_argument("--overwrite", action="store_true", help="also replace a model of other weights")
+    parser.add_argument("--overwrite", action="store_true", help="also replace a model of other weights or in float")
     return parser
 
 
@@ -39,8 +39,8 @@ def main(argv=None):
     if not ranges:
         raise cli.UserError(f"--model_path: {options.model_path} has no ranges; train_qat.py learns them")
     folder = Path(cli.writable_folder("--save_dir", options.save_dir))
-    record = writing.record_of(network, about)
-    writing.check_replaceable(folder, "pdmodel", record["weights"], options.overwrite)
+    record = writing.record_of(network, about, "int8")
+    writing.check_replaceable(folder, "pdmodel", record, options.overwrite)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         temporary = Path(temporary)
         channels = network.options["n_channel"]

@@ -52,7 +52,7 @@ def get_parser():
         help="onnx is for OpenVINO and ONNX Runtime, pdmodel for Paddle Inference")  # fmt: skip
     add("--name", default="model_int8.onnx", help="name of the .onnx file")
     add("--least", type=number(float, 0, 200), default=40.0, help="required PSNR against the float network, in dB")
-    add("--overwrite", action="store_true", help="also replace a model of other weights")
+    add("--overwrite", action="store_true", help="also replace a model of other weights, or one in float")
     add("--json", action="store_true", help="print the result as JSON, everything else to stderr")
     return parser
 
@@ -73,9 +73,9 @@ def main(argv=None):
     folder = Path(cli.writable_folder("--save_dir", options.save_dir))
 
     network, facts = writing.load_exportable(options.model_path)
-    record = writing.record_of(network, facts)
+    record = writing.record_of(network, facts, "int8")
     record["calibration"] = {"method": options.method, "noise": options.noise, "seed": options.seed}
-    writing.check_replaceable(folder, options.format, record["weights"], options.overwrite, options.name)
+    writing.check_replaceable(folder, options.format, record, options.overwrite, options.name)
     crops = calibration.read_crops("--images", options.images, noise, channels_in(network), options.seed, options.crops)
     floats = options.float_layers if options.float_layers == "auto" else set(options.float_layers.split(",")) - {"none"}
 

@@ -40,13 +40,14 @@ def load_exportable(path):
     return network, options
 
 
-def record_of(network, options):
-    """The facts that travel with an export: whose weights these are, and how they were trained."""
+def record_of(network, options, precision="fp32"):
+    """The facts that travel with an export: whose weights these are, in fp32 or int8, and how they were trained."""
     import paddle
 
     return {
         "options": options,
         "weights": weights_digest(network),
+        "precision": precision,
         "widest": max(p.shape[0] for p in network.parameters() if p.ndim == 4),
         "paddle": paddle.__version__,
     }
@@ -175,13 +176,13 @@ def file_digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def check_replaceable(folder, kind, source, overwrite, name=None):
-    """Refuses to replace anything but an intact export of the same weights, unless asked.
+def check_replaceable(folder, kind, record, overwrite, name=None):
+    """Refuses to replace anything but an intact export of the same weights in the same precision, unless asked.
 
     Args:
         folder: where the export goes.
         kind: of PROGRAM.
-        source: the weights' digest.
+        record: of `record_of`, for the new export.
         overwrite: whether it was asked.
         name: of the file, where it is not PROGRAM's.
     """
@@ -191,15 +192,22 @@ def check_replaceable(folder, kind, source, overwrite, name=None):
         return
     try:
         if kind == "onnx":
-            same = read_onnx(existing[0])[1]["weights"] == source
+            found = read_onnx(existing[0])[1]
+            same = found["weights"] == record["weights"]
         else:
-            record = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            intact = all(file_digest(folder / file) == digest for file, digest in record["files"].items())
-            same = intact and record["weights"] == source
+            found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+            intact = all(file_digest(folder / file) == digest for file, digest in found["files"].items())
+            same = intact and found["weights"] == record["weights"]
+        precision = found.get("precision", "fp32")
     except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        same = False
-    if not same:
-        raise UserError(f"--save_dir: {existing[0]} exists, made from other weights; --overwrite replaces it")
+        same, precision = False, None
+    exists = f"--save_dir: {existing[0]} exists"
+    cli.refuse(
+        (not same, f"{exists}, made from other weights; --overwrite replaces it"),
+        (precision != record["precision"],
+         f"{exists}, in {precision}; another folder keeps it beside the {record['precision']} model, --overwrite "
+         "replaces it"),
+    )  # fmt: skip
 
 
 def put_in_place(temporary, folder, program):

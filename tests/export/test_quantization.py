@@ -305,6 +305,25 @@ def test_a_bad_result_is_not_written_and_a_model_of_others_not_replaced(
     assert made[0] == made[1]
 
 
+@needs_runtime
+def test_a_float_model_of_the_same_weights_is_not_replaced_by_one_of_8_bits_nor_the_other_way(
+    noisy_folder, weights, tmp_path
+):
+    network, options = writing.load_exportable(weights)
+    (tmp_path / "model.pdmodel").write_bytes(b"a program")
+    writing.write_record(tmp_path, writing.record_of(network, options))
+    flags = ["--model_path", weights, "--images", noisy_folder, "--format", "pdmodel", "--save_dir", tmp_path]
+    with pytest.raises(cli.UserError, match=r"--save_dir: .*model.pdmodel exists, in fp32; .*--overwrite"):
+        quantize_model.main(flags)
+    int8 = writing.record_of(network, options, "int8")
+    writing.check_replaceable(tmp_path, "pdmodel", int8, overwrite=True)
+    (tmp_path / writing.FACTS).unlink()
+    writing.write_record(tmp_path, int8)
+    writing.check_replaceable(tmp_path, "pdmodel", int8, overwrite=False)
+    with pytest.raises(cli.UserError, match=r"model.pdmodel exists, in int8; "):
+        writing.check_replaceable(tmp_path, "pdmodel", writing.record_of(network, options), overwrite=False)
+
+
 def test_noise_is_added_to_crops_of_clean_images_only(tmp_path):
     from denoising.export import calibration
 

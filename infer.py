@@ -11,10 +11,10 @@ folder denoising/, and what export_model.py or tools/quantize_model.py has writt
 there. What is asked for is what runs: device, threads and precision are read back from the runtime, and a setting
 that the runtime would silently replace is refused (docs/deployment.md).
 
-Images of one size share a batch, whatever their order. None is padded to fit others, because that would change its
-borders. Results are called NAME_denoise.png (NPY, TIFF and EXR keep their format), and an existing one is replaced only
-with --overwrite. A network that was trained on undersampled MRI puts the known frequencies back into its results.
-Reading and writing files is not part of the reported times.
+Images of one size share a batch, unless too many others lie between them. None is padded to fit others, because that
+would change its borders. Results are called NAME_denoise.png (NPY, TIFF and EXR keep their format), and an existing one
+is replaced only with --overwrite. A network that was trained on undersampled MRI puts the known frequencies back into
+its results. Reading and writing files is not part of the reported times.
 """
 
 import contextlib
@@ -33,6 +33,8 @@ from denoising.imaging import metrics
 from denoising.imaging.noise import list_of_noise, noise_of_flag
 from denoising.runtimes import batches, choice
 from denoising.runtimes.autolog import BenchmarkLog
+
+WAITING = 4  # batches: so much is in memory until there are enough images of one size
 
 
 def get_parser():
@@ -195,6 +197,8 @@ class Runner:
                     batch.append((job, page))
                     if len(batch) == self.options.batch_size:
                         self._run_batch(waiting.pop(array.shape), bar)
+                    elif sum(map(len, waiting.values())) > WAITING * self.options.batch_size:
+                        self._run_batch(waiting.pop(next(iter(waiting))), bar)  # that which has waited longest
             for batch in waiting.values():
                 self._run_batch(batch, bar)
 

@@ -273,6 +273,35 @@ def test_batches_of_mixed_sizes_equal_single_runs(exports, pictures, tmp_path, c
             assert np.abs(image - results[1][name]).max() <= 1, name
 
 
+def test_few_pictures_wait_for_others_of_their_size(tmp_path):
+    class Runtime:
+        record, channels = {}, 1
+        batches = []
+
+        def bytes_for(self, shape):
+            return 0
+
+        def __call__(self, x):
+            self.batches.append(x.shape)
+            return x
+
+    for i in range(40):
+        save(tmp_path / f"{i:02d}.png", scene(16 + (i if i % 4 else 0), 16)[..., :1])
+    options = infer.get_parser().parse_args(["-i", str(tmp_path), "-b", "2"])
+    runtime, held = Runtime(), []
+
+    class Runner(infer.Runner):
+        def _load(self, job):
+            super()._load(job)
+            held.append(sum(other.picture is not None for other in jobs))
+
+    jobs = infer.plan(options)
+    Runner(runtime, infer.BenchmarkLog("", "fp32", 2, "dynamic", {}).times, options, None).run(jobs)
+    assert max(held) == infer.WAITING * 2 + 1
+    assert sum(shape[0] for shape in runtime.batches) == 40
+    assert [shape[0] for shape in runtime.batches if shape[2] == 16] == [2] * 5  # they met all the same
+
+
 def test_noise_is_added_only_if_asked_and_by_seed(exports, pictures, tmp_path, capsys):
     def scores(*flags):
         flags = (*flags, "--save_dir", tmp_path, "--overwrite")

@@ -5,6 +5,7 @@ the image (`denoising.data.streams`).
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import os
@@ -46,7 +47,8 @@ class TrainingImages:
         self.groups = self._find(data_dir)[:size]
         # Frozen noise belongs to an image, wherever it stands in the list: its name is the seed.
         self.names = [os.path.relpath(group[0], data_dir) for group in self.groups]
-        self._layers(0, generator(seed, CROP))  # images that do not fit the options are refused before training starts
+        # Images that do not fit the options are refused before training starts.
+        self._layers(self._first_readable(), generator(seed, CROP))
 
     def __len__(self):
         return len(self.groups)
@@ -54,6 +56,15 @@ class TrainingImages:
     def _find(self, data_dir):
         """The files of each image."""
         return [[path] for path in images.find_images("--data_dir", data_dir)]
+
+    def _first_readable(self):
+        """The number of the first image that is not broken; the first one where all are, which is then refused."""
+        for index, group in enumerate(self.groups):
+            with contextlib.suppress(UserError):
+                for path in group:
+                    images.read_image(path)
+                return index
+        return 0
 
     def _cached(self, key, make):
         """What `make` returns, remembered as long as there is room."""

@@ -159,9 +159,9 @@ def train(options, stopped=None, method=None, training_class=Training):
     """
     # Sets, method, data.
     sets, noise = validation_sets(options)
-    judged = None if sets else watched(options)
     method = method or build_method(options)
     patches = training_images(options, method)
+    judged = None if sets else watched(options)
     batches = dataset.Batches(
         patches, options.batchsize, options.seed, distributed.RANK, distributed.WORLD_SIZE, options.workers
     )

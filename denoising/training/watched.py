@@ -88,7 +88,10 @@ def watched(options):
     files = noisy_frames.find("--data_dir", folder, "--pair_dir", frames)[: options.train_size]
     crops = []
     for i in sorted(set(np.linspace(0, len(files) - 1, COUNT).astype(int))):
-        noisy, second = noisy_frames.read(*files[i][1:], options.n_channel, "--pair_dir")
+        try:
+            noisy, second = noisy_frames.read(*files[i][1:], options.n_channel, "--pair_dir")
+        except cli.UserError:
+            continue  # the training says it, and passes over it
         crop = _middle(noisy)
         level = None if frames else _level(noisy, options)
         if second is not None:

@@ -171,10 +171,14 @@ def test_mosaics_of_two_shots(folders):
     assert (noise / given[:, 1:])[intact].std() == pytest.approx(1, abs=0.06)
 
 
-def test_a_broken_image_is_named(tmp_path):
+def test_a_first_image_that_is_broken_is_passed_over_as_later_ones_are(tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(b"\x89PNG nothing more")
-    with pytest.raises(UserError, match=r"a\.png"):
+    with pytest.raises(UserError, match=r"a\.png"):  # there is no other
         patches_of(tmp_path)
+    save(tmp_path / "b.png", scene(64, 64))
+    patches = patches_of(tmp_path)
+    assert (patches.sample(0, 0)[0] == patches.sample(0, 1)[0]).all()
+    assert capsys.readouterr().err.count("a.png") == 1
 
 
 def test_validation_sets_by_name(tmp_path):

@@ -504,12 +504,17 @@ def test_a_mistake_ends_the_process_with_code_2(folders, tmp_path):
     assert_user_error(result, "--loss", "neighbor2neighbor")
 
 
-def test_an_empty_folder_and_a_broken_image_are_one_line(folders, tmp_path, capsys):
+def test_an_empty_folder_and_one_of_broken_images_are_one_line(folders, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "--data_dir" in refusal(train.main, flags(folders, tmp_path / "r", "--data_dir", tmp_path / "empty"), capsys)
-    save(tmp_path / "broken" / "b.png", scene(80, 80))
-    (tmp_path / "broken" / "a.png").write_bytes((tmp_path / "broken" / "b.png").read_bytes()[:400])
-    assert "a.png" in refusal(train.main, flags(folders, tmp_path / "r", "--data_dir", tmp_path / "broken"), capsys)
+    for name in "ab":
+        save(tmp_path / "broken" / f"{name}.png", scene(80, 80))
+        (tmp_path / "broken" / f"{name}.png").write_bytes((tmp_path / "broken" / f"{name}.png").read_bytes()[:400])
+    capsys.readouterr()
+    for noise in ("gauss25", "none"):
+        where = ["--data_dir", tmp_path / "broken", *BARE]
+        assert "a.png" in refusal(train.main, flags(folders, tmp_path / "r", *where, "--noisetype", noise), capsys)
+        assert capsys.readouterr().err == ""
 
 
 def test_weights_of_other_channels_are_refused(folders, tmp_path, weights, capsys):

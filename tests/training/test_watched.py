@@ -53,6 +53,13 @@ def test_the_better_denoiser_scores_less(folder, changes):
     assert all(another > error for another, error in found)
 
 
+def test_a_broken_image_is_passed_over(tmp_path):
+    for name in "abc":
+        save(tmp_path / f"{name}.png", noisy_scene(140, 140, seed=ord(name)))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    assert len(watched(options(tmp_path))) == 2
+
+
 def test_who_is_not_judged(folder, tmp_path, capsys):
     assert watched(options(folder / "a", noisetype="gauss25")) is None
     assert watched(options(None, method="noise2noise", pair_dir=str(folder / "b"))) is None

@@ -223,6 +223,10 @@ def main(argv=None):
         (not options.save_dir, "--save_dir: is empty, the name of a folder or .zip is wanted"),
     )
     if options.validation_set:
+        obeyed = {"input_dir", "save_dir", "validation_set", "overwrite", "workers"}
+        others = changed_flags(options, set(vars(options)) - obeyed)
+        copied = "has no meaning with --validation_set, whose images are copied as they are"
+        cli.refuse((others, f"--{''.join(others[:1])}: {copied}"))
         validation.place(options.validation_set, options.input_dir, options.save_dir, options.overwrite)
         return 0
     check_options(options)
@@ -246,6 +250,12 @@ def main(argv=None):
     return 0
 
 
+def changed_flags(options, names):
+    """Those of the flags that do not have their defaults, in the order of --help."""
+    parser = get_parser()
+    return [name for name, value in vars(options).items() if name in names and value != parser.get_default(name)]
+
+
 def check_options(options):
     """Refuses what cannot work before anything is read."""
     noise_of_flag("--noise", options.noise)
@@ -261,8 +271,7 @@ def check_options(options):
         (same, "--save_dir: is the same folder as --input_dir"),
     )  # fmt: skip
     if options.pairs:
-        defaults = get_parser()
-        changed = [n for n in ("min_size", "max_size", "format") if getattr(options, n) != defaults.get_default(n)]
+        changed = changed_flags(options, ("min_size", "max_size", "format"))
         cli.refuse(
             (not noisy, "--pairs: two corruptions of each patch are wanted; --noise names their kind"),
             (changed,

@@ -331,6 +331,9 @@ def test_a_target_that_is_not_ours_or_made_otherwise_is_refused(tmp_path, source
         (["--input_dir", "images", "--save_dir", "/proc/out"], "--save_dir: cannot write to /proc"),
         (["--input_dir", "images", "--save_dir", "/proc/out.zip"], "/proc/out.zip: cannot be written"),
         (["--input_dir", "empty", "--validation_set", "Kodak"], "--input_dir"),
+        (["--input_dir", "images", "--validation_set", "Kodak", "--noise", "gauss25"], "--noise: has no meaning with"),
+        (["--input_dir", "images", "--validation_set", "Kodak", "--n_channel", "1"], "--n_channel: has no meaning"),
+        (["--input_dir", "images", "--validation_set", "Kodak", "--pairs", "9"], "--pairs: has no meaning with"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, flags, words):

@@ -92,16 +92,21 @@ def phantom_slice(number_, options):
     return [(".png", images.from_01(picture, np.uint8))]
 
 
+def numbers_of(path, count, options):
+    """The numbers of the slices that --slices asks for, of `count` in a file."""
+    first, last = options.slices or (0, count - 1)
+    if not first <= last < count:
+        raise UserError(f"--slices: from {first} to {last}, but {path} has 0 to {count - 1}")
+    return range(first, last + 1)
+
+
 def volume_slices(path, options):
     """The slices of a volume that are not empty, 8 bits."""
     volume = nifti.read_volume(path)
     brightest = volume.max()
     if brightest <= 0:
         raise UserError(f"{path}: holds nothing above 0")
-    first, last = options.slices or (0, len(volume) - 1)
-    if not first <= last < len(volume):
-        raise UserError(f"--slices: from {first} to {last}, but {path} has 0 to {len(volume) - 1}")
-    slices = ((index, np.clip(volume[index] / brightest, 0, 1)) for index in range(first, last + 1))
+    slices = ((i, np.clip(volume[i] / brightest, 0, 1)) for i in numbers_of(path, len(volume), options))
     return [
         (f"_{index:03d}.png", images.from_01(fitted(slice_01, options.size), np.uint8))
         for index, slice_01 in slices
@@ -125,8 +130,9 @@ def measured_slices(path, options):
     array = nifti.read_array(path)
     if array.dtype.kind != "c":
         raise UserError(f"--kspace_share: {path} holds values of type {array.dtype}, k-space is complex")
+    numbers = numbers_of(path, len(array), options)
     try:
-        return [(f"_{i:03d}.npy", mri.from_kspace(plane, options.kspace_share)) for i, plane in enumerate(array)]
+        return [(f"_{i:03d}.npy", mri.from_kspace(array[i], options.kspace_share)) for i in numbers]
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 

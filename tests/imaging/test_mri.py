@@ -386,6 +386,17 @@ def test_volumes_become_slices_of_one_size(tmp_path):
     np.testing.assert_array_equal(np.nonzero(page.any(axis=0))[0], np.arange(25, 55))
 
 
+def test_only_some_slices_of_kspace(tmp_path):
+    planes = np.fft.fft2(np.stack([slice_of(32, 32) * (i + 1) for i in range(4)]))
+    np.save(tmp_path / "k.npy", planes)
+    flags = ["--data", tmp_path / "k.npy", "--kspace_share", 1, "--save_dir", tmp_path / "out"]
+    assert mri_dataset.main([*flags, "--slices", 1, 2]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["k_001.npy", "k_002.npy"]
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "k_002.npy"), mri.from_kspace(planes[2], 1))
+    with pytest.raises(UserError, match="--slices: from 3 to 4, but .*k.npy has 0 to 3"):
+        mri_dataset.main([*flags, "--overwrite", "--slices", 3, 4])
+
+
 def new(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

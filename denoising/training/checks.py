@@ -27,6 +27,7 @@ def checked(options):
         # Where the images come from.
         (pair_file and single, "--method: a pair file is for noise2noise, one with clean images for supervised"),
         (pair_file and options.pair_dir, "--pair_dir: a pair file has both halves of its pairs"),
+        (pair_file and options.translate, "--translate: the patches of a pair file are cut out, not rolled"),
         (pairs and single, f"--pair_dir: {method} learns from single images; --method noise2noise takes pairs"),
         (pairs and adds_noise, "--noisetype: real pairs have their own noise"),
         (pairs and method == "supervised" and not options.data_dir,

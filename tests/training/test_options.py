@@ -194,6 +194,7 @@ REFUSED = {
     "--data_dir P": "--method: a pair file",
     f"--data_dir P {R2R}": "--method: a pair file",
     f"--data_dir P --pair_dir D {N2N}": "--pair_dir: a pair file has both",
+    f"--data_dir P {N2N} --translate 16": "--translate: ",
     "--pair_dir D": "--pair_dir: neighbor2neighbor learns from single images",
     f"--data_dir P {N2N} --noisetype gauss5": "--noisetype: real pairs",
     f"--pair_dir D {N2N} --noisetype gauss5": "--noisetype: real pairs",

@@ -234,9 +234,10 @@ def print_scores(results, absent, val_dirs):
         cli.note(f"{missing.name} is not under {val_dirs}: {missing.origin}")
 
 
-def write_json(target, options, noisetype, results):
-    """The table for machines, into a file or to stdout."""
-    data = {"model": options.model_path, "noisetype": noisetype, "sets": scores.score_summary(results)}
+def write_json(target, options, noisetype, added, results):
+    """The table for machines, into a file or to stdout; `added` is the noise that was added to each set."""
+    sets = [{**row, "noisetype": name} for row, name in zip(scores.score_summary(results), added, strict=True)]
+    data = {"model": options.model_path, "noisetype": noisetype, "sets": sets}
     if target == "-":
         print(json.dumps(data, indent=2))
     else:
@@ -271,6 +272,10 @@ def main(argv=None):
     if files:
         return judge_files(options, files)
     sets, absent = validation.find_validation_sets(options.val_dirs)
+    noisy = all(found.own_noise for found in sets)
+    # What is known of undersampled slices is put back into the results, whoever has undersampled them.
+    needless = noisy and options.noisetype not in (None, "none") and "mri" not in options.noisetype
+    cli.refuse((needless, f"--noisetype: what {options.val_dirs} holds has its own noise, none is added"))
     refuse_existing(options)
     montages = Montages(options)
 
@@ -278,6 +283,8 @@ def main(argv=None):
     denoiser = load(options)
     noisetype = options.noisetype or denoiser.options.get("noisetype", "gauss25")
     noise = noise_of_flag("--noisetype", noisetype)
+    added = ["none" if found.own_noise else noisetype for found in sets]
+    noisetype = "none" if noisy else noisetype
 
     # Score set by set; pictures are written as they come.
     pictures, report = [montages], None
@@ -295,7 +302,7 @@ def main(argv=None):
     if options.json != "-":
         print_scores(results, absent, options.val_dirs)
     if options.json:
-        write_json(options.json, options, noisetype, results)
+        write_json(options.json, options, noisetype, added, results)
     if options.csv:
         write_csv(options.csv, results)
     if report:

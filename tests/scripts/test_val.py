@@ -92,6 +92,22 @@ def test_json_on_stdout_is_nothing_but_json(folders, weights):
     assert [scored["set"] for scored in data["sets"]] == ["Tiny"]
 
 
+def test_noise_is_not_told_of_sets_that_have_their_own(folders, weights, tmp_path, capsys):
+    for name in ("noisy", "clean"):
+        shutil.copytree(folders / "val" / "Tiny", tmp_path / "val" / "Pairs" / name)
+    flags = ["--model_path", weights, "--val_images", 1, "--val_repeats", 1, "--json"]
+    pairs = [*flags, "--val_dirs", tmp_path / "val" / "Pairs"]
+    assert "--noisetype: what " in refusal(val.main, [*pairs, "--noisetype", "poisson30"], capsys)
+    for more in ([], ["--noisetype", "none"]):
+        run(*pairs, *more)
+        data = json.loads(capsys.readouterr().out)
+        assert (data["noisetype"], data["sets"][0]["noisetype"]) == ("none", "none")
+    shutil.copytree(folders / "val" / "Tiny", tmp_path / "val" / "Tiny")
+    run(*flags, "--val_dirs", tmp_path / "val", "--noisetype", "poisson30")
+    data = json.loads(capsys.readouterr().out)
+    assert {scored["set"]: scored["noisetype"] for scored in data["sets"]} == {"Pairs": "none", "Tiny": "poisson30"}
+
+
 def test_absent_sets_are_named_with_their_origin(folders, weights, capsys):
     run("--model_path", weights, "--val_dirs", folders / "val")
     notes = capsys.readouterr().err.splitlines()

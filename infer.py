@@ -96,6 +96,11 @@ def check_options(options):
     """Refuses what would not run as asked, fills in defaults, and returns the noise to add, or None."""
     if bool(options.input_file) == bool(options.random_input):
         raise UserError("--input_file: give either images or --random_input")
+    if options.random_input:
+        parser = get_parser()
+        for name in ("save_dir", "overwrite", "gt_dir", "noise", "batch_size"):
+            changed = getattr(options, name) != parser.get_default(name)
+            cli.refuse((changed, f"--{name}: is for images; --random_input gives the batch, and nothing is written"))
     if options.gt_dir:
         cli.existing_folder("--gt_dir", options.gt_dir)
     choice.check_flags(options)

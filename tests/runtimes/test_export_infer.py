@@ -416,6 +416,14 @@ def test_random_input_is_timed(exports, capsys):
         infer.main(["--model_dir", exports / "pdmodel", "--random_input", "1,1,32,32"])
 
 
+@pytest.mark.parametrize("flag", ["--noise=gauss25", "--save_dir=out", "--gt_dir=.", "--batch_size=7", "--overwrite"])
+def test_what_random_input_would_not_obey_is_refused(flag, exports, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(cli.UserError, match=f"^{flag.partition('=')[0]}: is for images"):
+        infer.main(["--model_dir", exports / "pdmodel", "--random_input", "1,3,32,32", flag])
+    assert not list(tmp_path.iterdir())
+
+
 # --- Bad input: one line, exit 2, nothing of Paddle's own on the terminal --------------------------------------
 
 

@@ -181,7 +181,10 @@ def find_validation_sets(val_dirs):
                 cli.note(f"{error}; passed over")
             else:
                 present.append(_kind_of(entry.path)(entry.name, entry.path))
-    if not present and any(name.lower().endswith(images.IMAGE_SUFFIXES) for name in os.listdir(val_dirs)):
+    beside = [name for name in os.listdir(val_dirs) if name.lower().endswith(images.IMAGE_SUFFIXES)]
+    if present and beside:
+        cli.note(f"--val_dirs: images beside the folders in {val_dirs} are not scored ({len(beside)})")
+    elif beside:
         present.append(ValidationSet(os.path.basename(os.path.abspath(val_dirs)), str(val_dirs)))
     if not present:
         raise UserError(f"--val_dirs: {val_dirs} holds no images and none of the sets Kodak, BSD300/test, Set14")

@@ -56,6 +56,15 @@ def test_published_sets_come_first_in_their_order_and_others_by_name(tmp_path):
     assert [held.name for held in present].count("Kodak24") == 0
 
 
+def test_images_beside_the_folders_of_sets_are_noted(tmp_path, capsys):
+    save(tmp_path / "one.png", scene(12, 12))
+    assert found_in(tmp_path)[0] == [(ValidationSet, tmp_path.name, 1)]
+    assert capsys.readouterr().err == ""
+    save(tmp_path / "sub" / "two.png", scene(12, 12))
+    assert found_in(tmp_path)[0] == [(ValidationSet, "sub", 1)]
+    assert f"--val_dirs: images beside the folders in {tmp_path} are not scored (1)" in capsys.readouterr().err
+
+
 def test_absent_sets_tell_where_they_come_from(tmp_path):
     save(tmp_path / "Mine" / "a.png", scene(12, 12))
     present, absent = find_validation_sets(str(tmp_path))

@@ -24,7 +24,7 @@ def main(argv=None):
     options = prediction.get_parser(__doc__).parse_args(argv)
     planned = prediction.plan(options)
     report, judge = None, None
-    if options.report:
+    if options.report and planned:
         from denoising.reports import trust_page  # needs matplotlib, which whoever only denoises may not have
 
         report = trust_page.of_prediction(options)

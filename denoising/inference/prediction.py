@@ -43,7 +43,7 @@ def get_parser(doc):
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--report", metavar="DIR",
         help="a page that says of each image how much of its noise went, and what structure with it (docs/trust.md); "
-        "takes two more passes")
+        "takes two more passes; with --skip_existing it is about the images of this run")
     add("--skip_existing", action="store_true", help="leave out images whose results exist: a batch is continued")
     devices.add_flags(parser, devices.FASTEST)
     return parser

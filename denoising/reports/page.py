@@ -52,7 +52,7 @@ class HtmlReport:
         if first:
             refuse_report(folder, overwrite)
             # The page goes first, so that it never stands beside pictures of another run.
-            for path in _own_files(folder):
+            for path in own_files(folder):
                 path.unlink()
 
     def add(self, score, clean, noisy, denoised):
@@ -110,13 +110,13 @@ def file_name(number, kind):
 
 def refuse_report(folder, overwrite):
     """Makes the folder of a report, and refuses one that holds a report, or its pictures, unless that may go."""
-    cli.writable_folder("--save_dir", folder)
-    found = _own_files(folder)
+    cli.writable_folder("--report", folder)
+    found = own_files(folder)
     if found and not overwrite:
-        raise cli.UserError(f"--save_dir: {found[0]} exists; --overwrite replaces the report and its pictures")
+        raise cli.UserError(f"--report: {found[0]} exists; --overwrite replaces the report and its pictures")
 
 
-def _own_files(folder):
+def own_files(folder):
     """What a report leaves, the page first."""
     found = [path for path in Path(folder).iterdir() if OWN_FILES.fullmatch(path.name)]
     return sorted(found, key=lambda path: (path.name[0].isdigit(), path.name))

@@ -13,7 +13,7 @@ from denoising.imaging.pixels import PLAIN_SPAN, Picture, from_01, seen_in, span
 from denoising.inference import distributed
 from denoising.inference.estimate import judge
 from denoising.reports.montage import displayable
-from denoising.reports.page import OWN_FILES, REMOVED_GAIN, as_text, file_name, filled, refuse_report
+from denoising.reports.page import REMOVED_GAIN, as_text, file_name, filled, own_files, refuse_report
 
 PICTURES = {
     "input": "noisy",
@@ -21,6 +21,7 @@ PICTURES = {
     "residual": f"removed, \u00d7{REMOVED_GAIN} around grey",
     "structure": "structure that was lost: the more opaque, the more; fully from half of the noise's strength on",
 }
+OF_PREDICTION = "What was removed from the images"  # the title of predict.py's page
 HEAD = ("image", "noise", "removed", "strength", "shared", "expected", "lost", "error", "PSNR")
 
 
@@ -34,9 +35,8 @@ class TrustReport:
     def __init__(self, flag, folder, title, pictures=100, overwrite=False):
         cli.writable_folder(flag, folder)
         refuse_report(folder, overwrite)
-        for path in Path(folder).iterdir():
-            if OWN_FILES.fullmatch(path.name):
-                path.unlink()
+        for path in own_files(folder):
+            path.unlink()
         self._folder, self._title, self._limit, self._entries = Path(folder), title, pictures, []
 
     def add(self, name, noisy, denoised, found):
@@ -109,7 +109,17 @@ def of_prediction(options):
         (distributed.WORLD_SIZE > 1, "--report: takes one process"),
         (renders.is_folder(options.image_path), "--report: is for images, not for renders"),
     )
-    return TrustReport("--report", options.report, "What was removed from the images", overwrite=options.overwrite)
+    left = own_files(cli.writable_folder("--report", options.report))
+    # A batch that is continued gets a page on its further images in place of that on the first ones.
+    replaced = options.overwrite or (options.skip_existing and all(map(_is_of_prediction, left)))
+    return TrustReport("--report", options.report, OF_PREDICTION, overwrite=replaced)
+
+
+def _is_of_prediction(path):
+    """Whether what a report has left is predict.py's: a picture, or its page."""
+    if path.name == "index.html":
+        return f"<h1>{OF_PREDICTION}</h1>" in path.read_text(encoding="utf-8", errors="replace")
+    return path.suffix == ".png"
 
 
 def rows_of(entries):

@@ -334,7 +334,7 @@ def test_a_report_is_replaced_only_when_asked(tmp_path):
     write(["first", "second"])
     (tmp_path / "mine.png").write_bytes(b"")
     before = (tmp_path / "index.html").read_bytes()
-    with pytest.raises(cli.UserError, match="--save_dir: .*index.html exists; --overwrite"):
+    with pytest.raises(cli.UserError, match="--report: .*index.html exists; --overwrite"):
         write(["third"])
     assert (tmp_path / "index.html").read_bytes() == before
     write(["third"], overwrite=True)

@@ -80,7 +80,28 @@ def test_a_report_on_what_was_removed(tmp_path, weights, capsys):
     saved, shown = opened(tmp_path / "out" / "a_denoise.png"), opened(tmp_path / "report" / "00000-output.png")
     assert np.array_equal(saved, shown)
     again = [*flags, "--save_dir", tmp_path / "other", "--report", tmp_path / "report"]
-    assert "--overwrite" in refusal(predict.main, again, capsys)
+    assert refusal(predict.main, again, capsys).startswith("--report: ")
+    assert (tmp_path / "report" / "index.html").read_text(encoding="utf-8") == page
+
+
+def test_a_batch_that_is_continued_gets_its_report(tmp_path, weights, capsys):
+    save(tmp_path / "in" / "a.png", noisy_scene(80, 90))
+    flags = ["--image_path", tmp_path / "in", "--model_path", weights, "--save_dir", tmp_path / "out"]
+    flags += ["--report", tmp_path / "report", "--skip_existing"]
+    page = tmp_path / "report" / "index.html"
+    run(*flags)
+    first = page.read_text(encoding="utf-8")
+    run(*flags)  # there is nothing new to tell
+    assert page.read_text(encoding="utf-8") == first
+    save(tmp_path / "in" / "b.png", noisy_scene(80, 90, seed=1))
+    run(*flags)
+    assert "b.png" in page.read_text(encoding="utf-8")
+    assert "a.png" not in page.read_text(encoding="utf-8")
+    # A page of somebody else's is not touched.
+    page.write_text("<h1>mine</h1>")
+    save(tmp_path / "in" / "c.png", noisy_scene(80, 90, seed=2))
+    assert refusal(predict.main, flags, capsys).startswith(f"--report: {page} exists")
+    assert page.read_text() == "<h1>mine</h1>"
 
 
 def test_a_report_on_what_looks_like_a_mosaic(tmp_path, weights):

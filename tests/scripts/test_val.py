@@ -179,9 +179,9 @@ def test_pictures_are_not_written_over_and_nowhere_else(folders, weights, tmp_pa
         mine.write_text("mine")
     flags = ["--model_path", weights, "--val_dirs", folders / "val", "--save_dir"]
     for folder, words in (
-        (tmp_path / "file", f"--save_dir: cannot write to {tmp_path}/file"),
-        ("/proc/nowhere", "--save_dir: cannot write to /proc/nowhere"),
-        (tmp_path / "used", "--save_dir: .*00000-output.png exists; --overwrite"),
+        (tmp_path / "file", f"--report: cannot write to {tmp_path}/file"),
+        ("/proc/nowhere", "--report: cannot write to /proc/nowhere"),
+        (tmp_path / "used", "--report: .*00000-output.png exists; --overwrite"),
     ):
         with pytest.raises(cli.UserError, match=words):
             val.main([str(flag) for flag in (*flags, folder)])

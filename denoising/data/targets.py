@@ -74,13 +74,13 @@ class FolderTarget:
         settings, records = None, {}
         try:
             with open(self.manifest, encoding="utf-8") as file:
-                settings = json.loads(file.readline())
+                settings = _object(file.readline(), set())
                 for line in file:
-                    record = json.loads(line)
+                    record = _object(line, {"name", "size", "stamp", "stem", "files"})
                     records[record["name"]] = record
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, TypeError, RecursionError):
             pass  # A crash cut the last line short: the images that it listed are made again.
         except OSError as error:
             raise UserError(f"--save_dir: {self.manifest}: {error.strerror}") from None
@@ -112,6 +112,18 @@ class FolderTarget:
         self._write_manifest()
         for name, text in texts.items():
             cli.write_text(os.path.join(self.own, name), text)
+
+
+def _object(line, keys):
+    """The JSON object that a line holds.
+
+    Raises:
+        ValueError: it holds something else, or the object lacks keys.
+    """
+    found = json.loads(line)
+    if not isinstance(found, dict) or not keys <= found.keys():
+        raise ValueError(line)
+    return found
 
 
 class ZipTarget:

@@ -291,6 +291,20 @@ def test_resume_redoes_what_changed_and_nothing_else(tmp_path, source):
     assert tree(target) == tree(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("line", ["[1]", "7", "null", "{}", '{"name": "4.jpg"}', '[{"name": "4.jpg"}]', "[" * 9000])
+def test_a_line_of_the_list_that_is_no_record_is_damaged(tmp_path, source, line):
+    target = tmp_path / "out"
+    (target / ".dataset_tool").mkdir(parents=True)
+    manifest = target / ".dataset_tool" / "manifest.jsonl"
+    manifest.write_text(line + "\n")  # in place of the settings
+    run(source, target)
+    whole = tree(target)
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n")
+    run(source, target)
+    assert tree(target) == whole
+
+
 def test_a_target_that_is_not_ours_or_made_otherwise_is_refused(tmp_path, source):
     target = tmp_path / "out"
     target.mkdir()

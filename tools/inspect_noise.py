@@ -13,6 +13,7 @@ curves, the correlation, the spectrum and the places that were measured. docs/in
 
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -222,7 +223,11 @@ def _of(some, results):
 def advice(results, where):
     """The command to run next."""
     noisy = [result.found for result in results if result.found.kind != "none"]
+    where = shlex.quote(where)
     predict = f"python predict.py --image_path {where} --save_dir denoised"  # which measures, and takes what fits
+    raws = all(raw.is_raw(result.path) for result in results)
+    if not raws and results[0].size[2] not in (1, 3):
+        predict += " --model_path models/grey_gauss5_50.pdparams"  # which take any number of channels, each by itself
     if not noisy:
         hidden = any(result.found.certainty == "guess" for result in results)  # by texture
         return predict if hidden else "nothing to do"
@@ -230,9 +235,9 @@ def advice(results, where):
     alike = [found for found in noisy if found.kind == kind]
     sigma = float(np.median([found.sigma for found in alike]))
     channels = len(alike[0].curve)
-    if channels in (1, 3) or all(raw.is_raw(result.path) for result in results):
+    if raws or channels != 4:
         return predict
-    train = f"python train.py --data_dir {where} --noisetype none --n_channel {channels}"
+    train = f"python train.py --data_dir {where} --noisetype none --n_channel 4"
     if kind == "correlated":
         return train
     known = f"gauss{sigma:.3g}" if kind != "poisson" else f"poisson{np.median([found.peak for found in alike]):.3g}"

@@ -1,13 +1,15 @@
 """tools/inspect_noise.py: five lines, JSON and a page; each kind of file answered truthfully."""
 
 import json
+import shlex
 
 import cv2
 import numpy as np
 import pytest
 
 import inspect_noise
-from conftest import refusal, save
+import predict
+from conftest import ROOT, refusal, save
 from denoising.files import dng, images, raw
 from denoising.imaging import noise_traces
 
@@ -39,6 +41,18 @@ def test_white_noise_is_left_to_the_weights_that_predict_takes(tmp_path, capsys)
     lines = lines_of(path, capsys)
     assert "white noise of 10" in lines[0] or "white noise of 9.9" in lines[0]
     assert lines[-1] == f"next: python predict.py --image_path {path} --save_dir denoised"
+
+
+def test_the_command_to_run_next_runs(tmp_path, capsys, monkeypatch):
+    """Also with a blank in the folder's name, and for images of two channels."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my images").mkdir()
+    images.write_image(tmp_path / "my images" / "a.npy", noisy()[..., :2])
+    command = shlex.split(lines_of("my images", capsys)[-1].removeprefix("next: python "))
+    *command, weights = command
+    assert command == ["predict.py", "--image_path", "my images", "--save_dir", "denoised", "--model_path"]
+    assert predict.main([*command[1:], ROOT / weights]) == 0
+    assert np.load(tmp_path / "denoised" / "a_denoise.npy").shape == noisy()[..., :2].shape
 
 
 def test_noise_that_neighbours_share_gets_no_model(tmp_path, capsys):

@@ -106,10 +106,12 @@ class ImageProcesses:
 class _Process:
     def __init__(self, max_pixels):
         self.connection, theirs = Pipe()
+        # Our package is found first, and what the service itself was told to look for after it.
+        places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
         with theirs:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", __spec__.name, str(theirs.fileno()), str(max_pixels)],
-                env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}, pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}, pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
         self.ready = False

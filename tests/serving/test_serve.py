@@ -920,6 +920,18 @@ def test_a_decoder_that_dies_is_replaced(server, png):
     assert server.metrics()["denoise_image_process_deaths_total"] >= before + 1
 
 
+def test_image_processes_find_what_the_service_finds(png, tmp_path, monkeypatch):
+    """PYTHONPATH may name the place where numpy itself lies."""
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w').close()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    processes = ImageProcesses(1, 10**6)
+    try:
+        assert processes.call("decode", png, limit=60)[0].format == "PNG"
+    finally:
+        processes.end()
+    assert (tmp_path / "seen").exists()
+
+
 def test_mistakes_at_the_start_are_one_line(server, weights, tmp_path):
     (tmp_path / "garbage.pdparams").write_bytes(b"no weights")
     flags = {"--model_path": weights, "--port": 0}

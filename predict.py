@@ -14,6 +14,7 @@ Examples:
 
 from denoising import cli
 from denoising.inference import prediction
+from denoising.reports import trust_page
 from denoising.training import files_at_hand
 
 
@@ -25,20 +26,7 @@ def get_parser():
 def main(argv=None):
     """Denoises all images; a broken one is reported, and the rest goes on."""
     options = get_parser().parse_args(argv)
-    planned = prediction.plan(options)
-    report, judge = None, None
-    if options.report and planned:
-        from denoising.reports import trust_page  # needs matplotlib, which whoever only denoises may not have
-
-        report = trust_page.of_prediction(options)
-        judge = report.judge
-    failed = 0
-    if planned:
-        weights, planned = files_at_hand.load(options, planned)
-        failed = prediction.denoise_files(weights, planned, judge)
-    if report:
-        cli.note(f"report: {report.close()}")
-    return prediction.report(failed, planned)
+    return prediction.run(options, files_at_hand.load, trust_page.of_prediction)
 
 
 if __name__ == "__main__":

@@ -19,23 +19,11 @@ def main(argv=None):
     absent = importlib.util.find_spec("paddle") is None
     cli.refuse((absent, "Paddle is not installed: pip install paddlepaddle (or paddlepaddle-gpu for an NVIDIA GPU)"))
     from denoising.inference import prediction
+    from denoising.reports import trust_page
     from denoising.training import files_at_hand
 
     options = prediction.get_parser(__doc__).parse_args(argv)
-    planned = prediction.plan(options)
-    report, judge = None, None
-    if options.report and planned:
-        from denoising.reports import trust_page  # needs matplotlib, which whoever only denoises may not have
-
-        report = trust_page.of_prediction(options)
-        judge = report.judge
-    failed = 0
-    if planned:
-        weights, planned = files_at_hand.load(options, planned)
-        failed = prediction.denoise_files(weights, planned, judge)
-    if report:
-        cli.note(f"report: {report.close()}")
-    return prediction.report(failed, planned)
+    return prediction.run(options, files_at_hand.load, trust_page.of_prediction)
 
 
 def command():

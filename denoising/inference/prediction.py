@@ -351,8 +351,22 @@ def denoise_files(weights, planned, on_image=None):
     return sum(distributed.gather([failed]))
 
 
-def report(failed, planned):
-    """Says how many images failed, and returns the exit code."""
+def run(options, load_adapted, open_report):
+    """What predict.py and `denoise` do: finds all images, denoises them, and returns the exit code.
+
+    Args:
+        options: of `get_parser`.
+        load_adapted: of options and plan, the weights and the plan; `load`, after --adapt.
+        open_report: of options, what --report asks for: it judges an image, and is closed.
+    """
+    planned = plan(options)
+    report = open_report(options) if options.report and planned else None
+    failed = 0
+    if planned:
+        weights, planned = load_adapted(options, planned)
+        failed = denoise_files(weights, planned, report and report.judge)
+    if report:
+        cli.note(f"report: {report.close()}")
     if failed and distributed.IS_MAIN:
         cli.note(f"{failed} of {len(planned)} images could not be denoised")
     return 1 if failed else 0

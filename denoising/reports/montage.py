@@ -8,7 +8,6 @@ import itertools
 import os
 import sys
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -70,7 +69,9 @@ def _printable(text):
 
 @functools.cache
 def _font(size):
-    # This font comes with matplotlib, and has more letters than Pillow's own.
+    import matplotlib  # takes a tenth of a second, and pages need none of it
+
+    # This font comes with it, and has more letters than Pillow's own.
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 

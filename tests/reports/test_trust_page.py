@@ -1,12 +1,13 @@
 """The page that judges denoised images, opened in a browser: the map of lost structure lies over the picture."""
 
+import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
 
-from conftest import ROOT, noisy_scene
+from conftest import ENVIRONMENT, ROOT, noisy_scene
 from denoising.files import images
 from denoising.imaging import trust
 from denoising.imaging.noise import parse_noise
@@ -70,6 +71,11 @@ def test_the_map_lies_over_the_picture_and_can_be_hidden(page):
         shown.keyboard.press("PageDown")
         shown.get_by_role("heading", name="other.png").last.wait_for()
         assert complaints == []
+
+
+def test_the_page_of_predict_needs_no_matplotlib():
+    code = "import sys; sys.modules['matplotlib'] = None; import predict, denoising.reports.trust_page"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, check=True)
 
 
 def test_counts_of_a_sensor_are_shown_as_an_image(tmp_path):

@@ -90,13 +90,22 @@ def _count(folder):
 
 # --- Sub-sampler -----------------------------------------------------------------------------------------------
 
+# The published order of the eight pairs.
+PUBLISHED_PAIRS = np.array([[0, 1], [0, 2], [1, 3], [2, 3], [1, 0], [2, 0], [3, 1], [3, 2]])
+
+
+def picks_of_published(index):
+    """Turns published pair numbers 0..7, [H/2, W/2], into the bits of `draw_picks`."""
+    first, second = PUBLISHED_PAIRS[index, 0], PUBLISHED_PAIRS[index, 1]
+    return np.stack([first // 2 == 1, first % 2 == 1, first % 2 == second % 2])
+
 
 def subsampler(rounds, size=256):
     """Drawing and splitting a batch of four, against the published algorithm written plainly."""
     import paddle
     import paddle.nn.functional as F
 
-    from denoising.training.methods import PUBLISHED_PAIRS, draw_picks, picks_of_published, subimages
+    from denoising.training.methods import draw_picks, subimages
 
     count, channels, cells = 4, 3, size // 2
     image = paddle.rand([count, channels, size, size])

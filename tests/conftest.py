@@ -1,6 +1,7 @@
 """Shared by the tests: small images, a small network, and the scripts run as users run them."""
 
 import csv
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import forks
 from denoising import cli
 from forks import ENVIRONMENT as ENVIRONMENT
 from forks import ROOT as ROOT
+
+needs_rawpy = pytest.mark.skipif(find_spec("rawpy") is None, reason="raw files need rawpy (requirements-raw.txt)")
 
 
 def scene(height, width, channels=3, seed=0):

@@ -19,9 +19,9 @@ import pytest
 
 import train
 from arch_unet import build_network
-from conftest import ROOT, run_script, save, scene
+from conftest import ROOT, needs_rawpy, run_script, save, scene
 from denoising import cli
-from denoising.files import images, raw
+from denoising.files import images
 from denoising.inference import checkpoint
 
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
@@ -282,7 +282,7 @@ def test_trust_without_clean_images(folders, weights, tmp_path, capsys, monkeypa
     assert order[1:] == ["1.000", "1.000", "-"]
 
 
-@pytest.mark.skipif(not raw.is_installed(), reason="raw files need rawpy (requirements-raw.txt)")
+@needs_rawpy
 def test_raw_files_before_and_after_they_are_developed(folders, weights, tmp_path, capsys):
     """Networks of four features, and images too small for much to be measured."""
     network = build_network("unet_raw", n_channel=1, n_input=2, n_feature=4)

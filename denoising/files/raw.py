@@ -9,7 +9,6 @@ anything is unpacked, and whatever LibRaw refuses ends in a UserError that names
 """
 
 import contextlib
-import importlib.util
 import io
 from pathlib import Path
 
@@ -32,11 +31,6 @@ TURNS = {0: 1, 3: 3, 5: 8, 6: 6}  # LibRaw's number for how the camera was held,
 def is_raw(path):
     """Whether a file's name says that it is a raw file."""
     return Path(path).suffix.lower() in SUFFIXES
-
-
-def is_installed():
-    """Whether rawpy is there."""
-    return importlib.util.find_spec("rawpy") is not None
 
 
 @contextlib.contextmanager

@@ -357,13 +357,3 @@ def default_loss(method, noisetype):
             if kind in noisetype:
                 return loss
     return "l2"
-
-
-# The published order of the eight pairs; `picks_of_published` is for comparing with recorded cases.
-PUBLISHED_PAIRS = np.array([[0, 1], [0, 2], [1, 3], [2, 3], [1, 0], [2, 0], [3, 1], [3, 2]])
-
-
-def picks_of_published(index):
-    """Turns published pair numbers 0..7, [H/2, W/2], into the bits of `draw_picks`."""
-    first, second = PUBLISHED_PAIRS[index, 0], PUBLISHED_PAIRS[index, 1]
-    return np.stack([first // 2 == 1, first % 2 == 1, first % 2 == second % 2])

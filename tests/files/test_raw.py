@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from conftest import needs_rawpy
 from denoising.cli import UserError
 from denoising.files import dng, raw
 
 ORDERS = {"RGGB": (0, 0), "GRBG": (0, 1), "GBRG": (1, 0), "BGGR": (1, 1)}
-needs_rawpy = pytest.mark.skipif(not raw.is_installed(), reason="raw files need rawpy (requirements-raw.txt)")
 
 
 def colours(red, height, width):

@@ -9,7 +9,7 @@ import pytest
 
 import predict
 from arch_unet import build_network
-from conftest import noisy_scene, refusal, save, scene
+from conftest import needs_rawpy, noisy_scene, refusal, save, scene
 from denoising.cli import UserError
 from denoising.engine import operators
 from denoising.files import dng, images, raw
@@ -19,7 +19,6 @@ from denoising.imaging.pixels import pack_bayer
 from denoising.inference import auto, checkpoint, raw_prediction
 from denoising.inference.denoiser import Denoiser
 
-needs_rawpy = pytest.mark.skipif(not raw.is_installed(), reason="raw files need rawpy (requirements-raw.txt)")
 SETTINGS = dataclasses.replace(
     camera.draw_settings(np.random.default_rng(0), 8), exposure=0.9, signed=True, contrast=0.0, blur=0.0
 )

@@ -9,8 +9,8 @@ import pytest
 
 import inspect_noise
 import predict
-from conftest import ROOT, refusal, save
-from denoising.files import dng, images, raw
+from conftest import ROOT, needs_rawpy, refusal, save
+from denoising.files import dng, images
 from denoising.imaging import noise_traces
 
 
@@ -197,7 +197,7 @@ def test_of_several_kinds_the_commonest_is_described(tmp_path, capsys):
     assert page.count("<polyline") == 6  # the curve of shared noise is no line
 
 
-@pytest.mark.skipif(not raw.is_installed(), reason="raw files need rawpy (requirements-raw.txt)")
+@needs_rawpy
 def test_the_mosaic_of_a_raw_file(tmp_path, capsys):
     """Its four colours are measured, and what is to be done is to denoise the raw file itself."""
     light = np.repeat(np.linspace(0.1, 0.9, 320, dtype=np.float32)[None], 200, 0)

@@ -24,7 +24,6 @@ from denoising.training.methods import (
     default_loss,
     draw_picks,
     intact,
-    picks_of_published,
     subimages,
     turned,
 )
@@ -59,10 +58,12 @@ def test_pixels_stay_in_their_cell_and_channels_together():
 
 
 def test_a_recorded_case_of_the_published_sampler():
-    # Made by the published masks (unfold, boolean selection) with these pair numbers.
+    # Made by the published masks (unfold, boolean selection) with pairs 4 7 5, 0 3 3 and 3 7 1, 3 5 2.
     image = np.arange(2 * 2 * 4 * 6, dtype=np.float32).reshape(2, 2, 4, 6)
-    pairs = np.array([4, 7, 5, 0, 3, 3, 3, 7, 1, 3, 5, 2]).reshape(2, 2, 3)
-    picks = np.stack([picks_of_published(numbers) for numbers in pairs])
+    picks = np.array([
+        [[[0, 1, 1], [0, 1, 1]], [[1, 1, 0], [0, 0, 0]], [[0, 0, 1], [0, 0, 0]]],
+        [[[1, 1, 0], [1, 1, 0]], [[0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, 1, 1]]],
+    ], bool)  # fmt: skip
     first, second = split(image, picks)
     assert first.astype(int).tolist() == [
         [[[1, 9, 10], [12, 20, 22]], [[25, 33, 34], [36, 44, 46]]],

@@ -27,6 +27,7 @@ from denoising.inference.checkpoint import load_network
 
 # In the order in which they are taken where two are for the same noise.
 SHIPPED = (
+    "gauss25_deep",
     "best_model",
     "gauss5_50_fast",
     "gauss5_50",
@@ -51,8 +52,8 @@ def shipped_weights(flag="--model_path"):
     root = Path(__file__).resolve().parents[2]
     for folder in _shelves():
         found = [folder / f"{name}.pdparams" for name in SHIPPED]
-        found[0] = root / found[0].name if (root / found[0].name).is_file() else found[0]
-        if any(path.is_file() for path in found[1:]):
+        if any(path.is_file() for path in found):
+            found = [root / path.name if (root / path.name).is_file() else path for path in found]  # best_model
             return [path for path in found if path.is_file()]
     raise UserError(
         f"{flag}: auto finds no weights in {_shelves()[0]}: name a .pdparams file; the project's repository holds some"

@@ -158,18 +158,20 @@ class Shelf:
             self.loaded.pop(name, None)
 
     def choose_for_pages(self, pages, fast=False):
-        """One choice for the pages of a file, which are alike: that of most of those that have noise.
+        """One choice for the pages of a file, which are alike: that of most of those whose noise shows.
 
         Returns:
             The choice, and for each page the span of a Denoiser; None: it has no noise, and stays as it is.
         """
         choices = [self.choose(page, fast) for page in pages]
-        names = Counter(choice.name for choice in choices if choice.name)
-        if not names:
+        noisy = [choice for choice in choices if choice.name]
+        if not noisy:
             return choices[0], (None,) * len(pages)
-        taken = next(choice for choice in choices if choice.name == names.most_common(1)[0][0])
-        if names.total() < len(pages):
-            there = f"; {names.total()} of {len(pages)} pages have noise, the others stay as they are"
+        shows = [choice for choice in noisy if choice.analysis.kind != "none"] or noisy
+        name = Counter(choice.name for choice in shows).most_common(1)[0][0]
+        taken = next(choice for choice in shows if choice.name == name)
+        if len(noisy) < len(pages):
+            there = f"; {len(noisy)} of {len(pages)} pages have noise, the others stay as they are"
             taken = dataclasses.replace(taken, why=taken.why + there)
         return taken, tuple(choice.span if choice.name else None for choice in choices)
 

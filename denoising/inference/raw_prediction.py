@@ -62,7 +62,7 @@ def _denoise_developed(weights, path, photo, note):
         taken = weights.take(picture)
         if taken.why:
             note(f"{path}: {taken.why}")
-        denoiser = taken.denoiser and taken.at(0)
+        denoiser = taken.at(0)
         return picture.pages[0] if denoiser is None else finite(denoiser(picture.pages[0]))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None

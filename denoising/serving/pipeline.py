@@ -165,9 +165,8 @@ class Pipeline:
             output = self.kept.get(key)
             taken = output.taken if output else self.models.take(asked.model, picture, asked.fast)
             span = taken.span_of(0)
-            noisy = pixels.seen_in(
-                span or pixels.PLAIN_SPAN, noisy
-            )  # what is judged lies in 0..1, as the network sees it
+            # What is judged lies in 0..1, as the network sees it.
+            noisy = pixels.seen_in(span or pixels.PLAIN_SPAN, noisy)
             measured = taken.analysis if span == pixels.PLAIN_SPAN and len(picture.pages) == 1 else None
             level = trust.level_of(measured or analyse(noisy), noisy.shape[2])
             if taken.network is None or level is None or not span:

@@ -217,6 +217,15 @@ def test_the_pages_of_a_stack(shipped, tmp_path, capfd):
     assert "% of the noise" in (tmp_path / "r" / "index.html").read_text(encoding="utf-8")  # of a page that has some
 
 
+def test_pages_whose_noise_shows_decide_for_those_where_texture_may_hide_it(shipped):
+    textured = np.random.default_rng(1).integers(0, 2, (20, 20, 3), dtype=np.uint8) * 90  # too small to be measured
+    white = np.random.default_rng(0).normal(120, 12, (128, 128, 3)).astype(np.uint8)
+    shelf = Shelf(shipped.values())
+    choice, spans = shelf.choose_for_pages([textured, textured, white])
+    assert [shelf.choose(page).name for page in (textured, white)] == ["photo", "broad"]
+    assert (choice.name, None in spans) == ("broad", False)
+
+
 def test_an_image_without_memory_for_it_fails_alone(shipped, tmp_path, capfd, monkeypatch):
     for name in "abc":
         save(tmp_path / "in" / f"{name}.png", noisy_scene(128, 128, seed=ord(name)))

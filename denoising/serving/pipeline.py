@@ -170,7 +170,8 @@ class Pipeline:
             measured = taken.analysis if span == pixels.PLAIN_SPAN and len(picture.pages) == 1 else None
             level = trust.level_of(measured or analyse(noisy), noisy.shape[2])
             if taken.network is None or level is None or not span:
-                return {"verdict": f"cannot be judged: {taken.why}", "lost": None, "map": None}
+                why = taken.why if span else "its first page has no noise"
+                return {"verdict": f"cannot be judged: {why}", "lost": None, "map": None}
             with nullcontext(output) if output else self.kept.place(key, taken, picture.pages) as output:
                 self._run(picture.pages, taken, output, PLAIN, job)
         except ValueError as error:

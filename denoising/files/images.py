@@ -119,8 +119,8 @@ def read_image(path, data=None, accept=None):
 
     Kept as they are: uint8, uint16, float32. Converted: 1 bit, palette and CMYK to uint8 (grey or
     RGB), int16 without negative values to uint16, float16 and float64 to float32. 10- to 14-bit
-    samples keep their numbers in uint16. Refused: other integers, which have no agreed white, and
-    animations.
+    samples keep their numbers in uint16, but in PGM and PPM, which say what white is. Refused: other
+    integers, which have no agreed white, and animations.
 
     Args:
         path: the file, and its name in messages.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from denoising.cli import UserError
 from denoising.files import png
-from denoising.imaging.pixels import ORIENTATION, Picture, check_size, known_dtype, swap_bgr, upright
+from denoising.imaging.pixels import ORIENTATION, Picture, check_size, from_01, known_dtype, swap_bgr, upright
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM")
 
@@ -82,6 +82,8 @@ def _pixels(image, data):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if array is None:
             raise ValueError("the decoder gives up")
+        if deep_pnm and _maxval(data) < 65535:  # its header says what white is, and it is written with another
+            array = from_01(np.minimum(array / np.float32(_maxval(data)), 1), np.uint16)
         # Both decoders blow grey with alpha (colour type 4) up to RGBA.
         return _split_alpha(swap_bgr(array), grey=deep_png and data[25] == 4)
     if image.format == "PNG" and data[25] == 0 and "transparency" in image.info:

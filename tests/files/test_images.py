@@ -209,6 +209,17 @@ def test_a_transparent_shade_of_grey_is_kept_in_every_depth(depth):
     np.testing.assert_array_equal(picture.alpha[0], [np.where(shades == shades[1], 0, white)] * 2)
 
 
+@pytest.mark.parametrize("white", [15, 255, 1000, 4095, 65535])
+@pytest.mark.parametrize("kind", [5, 6])
+def test_the_white_of_a_pnm_is_that_of_its_header(kind, white):
+    values = np.array([[0, white // 3, white]]).repeat(3 if kind == 6 else 1, 0).T.ravel()
+    data = f"P{kind}\n# 1 2 3\n3 1\n{white}\n".encode() + values.astype(">u2" if white > 255 else "u1").tobytes()
+    page = read(data).pages[0]
+    top = np.iinfo(page.dtype).max
+    assert (top == 65535) == (white > 255)
+    np.testing.assert_allclose(page.ravel() / top, values / white, atol=0.51 / top)
+
+
 def test_16_bit_colour_png_stays_16_bit():
     pixels = noise("uint16", 9, 11, 3)
     data = cv2.imencode(".png", pixels)[1].tobytes()

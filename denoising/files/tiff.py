@@ -147,10 +147,10 @@ def _decode_pages(data, every, chosen, path):
     try:
         if not ycbcr:
             return [page.asarray().reshape(page.shaped) for page in chosen], False
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
+    except (ValueError, ImportError) as error:
+        if isinstance(error, ValueError) and "imagecodecs" not in str(error):
             raise
-    # LZW, JPEG and fax need a large package that is seldom there; OpenCV reads the usual layouts, of every page.
+    # LZW, JPEG, fax and zstd need a large package that is seldom there; OpenCV reads the usual layouts, of every page.
     _check_sizes(path, data, every)
     ok, arrays = cv2.imdecodemulti(np.frombuffer(_as_it_lies(data, chosen), np.uint8), cv2.IMREAD_UNCHANGED)
     wanted = {page.index for page in chosen}

@@ -1,6 +1,7 @@
 """Files of every kind, whole and broken: what is read is what was written, or one line says why."""
 
 import contextlib
+import importlib.util
 import io
 import itertools
 import lzma
@@ -241,6 +242,15 @@ def test_tiff_lzw_of_16_bits_and_float():
     for pixels in (noise("uint16", 21, 33, 3), noise("float32", 21, 33, 1)):
         data = cv2.imencode(".tif", pixels, [cv2.IMWRITE_TIFF_COMPRESSION, 5])[1].tobytes()
         np.testing.assert_array_equal(read(data).pages[0], pixels[..., ::-1])
+
+
+def test_tiff_of_a_compression_that_needs_a_package_says_so():
+    data = saved(Image.fromarray(BLOCKS), "TIFF", compression="zstd")
+    if importlib.util.find_spec("imagecodecs") or importlib.util.find_spec("compression"):
+        np.testing.assert_array_equal(read(data).pages[0], BLOCKS)
+    else:
+        with pytest.raises(UserError, match="pip install imagecodecs"):
+            read(data)
 
 
 def retagged(data, code, value, page=0):

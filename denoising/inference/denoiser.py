@@ -87,6 +87,9 @@ class Denoiser:
             result = self._denoised(hwc)
         else:
             raise ValueError(f"the image has {channels} channels, the network takes {self.n_channel}")
+        # Colour and brightness are those of all channels together, also where a network takes one after the other.
+        if not self.amount.is_plain and self.amount.strength > 0:
+            result = mix(hwc, result, self.amount)
         return result if image.ndim == 3 else result[..., 0]
 
     # --- One image of the network's channels, or a grey one ---
@@ -108,7 +111,7 @@ class Denoiser:
             if channels < self.n_channel:
                 denoised = denoised.mean(axis=2, keepdims=True)
             result[place] = images.from_01(finite(denoised), hwc.dtype)
-        return result if self.amount.is_plain else mix(hwc, result, self.amount)
+        return result
 
     def _turned_pieces(self, hwc):
         """Like `_pieces`, averaged over the eight flips and rotations."""

@@ -6,6 +6,7 @@ from arch_unet import PlainOps, UNet, UNetN2N, build_network
 from conftest import noisy_scene, tiny_network
 from denoising import machine
 from denoising.files import images
+from denoising.imaging.detail import Amount, mix
 from denoising.inference import denoiser
 from denoising.inference.denoiser import Denoiser
 from denoising.inference.windows import along, plan_windows
@@ -244,6 +245,11 @@ def test_a_grey_network_takes_each_channel_of_colour():
     image = noisy_scene(40, 50)
     result = Denoiser(grey)(image)
     assert (result[..., 1] == Denoiser(grey)(np.ascontiguousarray(image[..., 1]))).all()
+    # What is given back is of the brightness or the colours of the picture, not of each channel.
+    for amount in (Amount(detail=0.7), Amount(chroma=0), Amount(0.5, 0.3, 0.6)):
+        expected = mix(image, result, amount)
+        assert (expected != result).any()
+        assert (Denoiser(grey, **vars(amount))(image) == expected).all()
 
 
 @pytest.mark.parametrize(

@@ -250,12 +250,14 @@ class Runner:
         self.times.stamp()
         y = self.runtime(x)
         self.times.stamp()
-        if not np.isfinite(y).all():
-            names = ", ".join(str(job.path) for job, _ in batch)
-            raise UserError(f"{names}: the result holds NaN or infinite pixels")
         denoised = batches.from_nchw(y, noisy, self.runtime.channels)
         for (job, page), image, result in zip(batch, noisy, denoised, strict=True):
-            job.denoised[page] = images.from_01(self._restored(job, image, result), job.picture.pages[page].dtype)
+            if job.error:  # over another of its pages
+                continue
+            with self._reporting(job):  # alone: the others of its batch are none the worse for it
+                if not np.isfinite(result).all():
+                    raise UserError(f"{job.path}: the result holds NaN or infinite pixels")
+                job.denoised[page] = images.from_01(self._restored(job, image, result), job.picture.pages[page].dtype)
         self.times.end(len(batch))
 
     def _noisy(self, job, page):

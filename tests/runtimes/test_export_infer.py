@@ -384,6 +384,22 @@ def test_a_broken_image_among_good_ones_is_reported(exports, pictures, tmp_path,
     assert len(list((tmp_path / "o").rglob("*.png"))) == 4
 
 
+def test_an_image_that_fails_does_not_take_its_batch_along(exports, tmp_path, capsys):
+    good = noisy_scene(20, 20).astype(np.float32) / 255
+    pages = np.stack([good, good * np.float32(3e38), good * np.float32(3e38)])
+    (tmp_path / "in").mkdir()
+    for name, array in {"a": good, "b": pages, "c": good}.items():
+        images.write_image(tmp_path / "in" / f"{name}.npy", list(array) if array.ndim == 4 else array)
+    flags = ("--model_dir", exports / "pdmodel", "-i", tmp_path / "in", "-b", 5, "--save_dir", tmp_path / "out")
+    code, result = run(capsys, *flags)
+    assert code == 1
+    assert [image.get("error") for image in result["images"]] == [
+        None, f"{tmp_path / 'in' / 'b.npy'}: the result holds NaN or infinite pixels", None
+    ]  # fmt: skip
+    results = [images.read_image(tmp_path / "out" / f"{name}_denoise.npy").pages[0] for name in "ac"]
+    np.testing.assert_array_equal(*results)
+
+
 # --- Benchmark ----------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ KINDS = ("none", "gauss", "poisson", "correlated")
 GRAIN = 2.0  # of 255: weaker noise that neighbours hardly share is the grain of a scanned film, a part of the picture
 SHARED = 0.5  # correlation of two channels, from which on they count as sharing their noise
 WHITE = 1.25  # how much more of white noise may seem to lie at high frequencies than at the highest ones
+REACH = 2.0**-6, 2.0**30  # of the brightest values of floats; noise of others would be lost among the least numbers
 LEAST_READ = 0.5  # of what sensors with such shot noise usually have in the dark
 _CORNER, _NEXT = ORDER >= 22, (ORDER >= 15) & (ORDER < 20)
 
@@ -90,6 +91,9 @@ def analyse(image, second=None):
             the noise alone, so that texture cannot be mistaken for it.
     """
     image, second = (frame[..., None] if frame is not None and frame.ndim == 2 else frame for frame in (image, second))
+    if exponent := _exponent(image):
+        frames = (frame if frame is None else np.ldexp(frame, exponent) for frame in (image, second))
+        return _in_units(analyse(*frames), 2.0**exponent)
     if noise_traces.is_mosaic(image):
         return analyse(pack_bayer(image), second if second is None else pack_bayer(second))
     channels = image.shape[2]
@@ -107,6 +111,21 @@ def analyse(image, second=None):
         reason = "there is hardly a place that is not clipped or of one colour"
         return _nothing(channels, "guess", reason, blocks.clipped)
     return _as_white(blocks) or _as_correlated(blocks)
+
+
+def _exponent(image):
+    """Of the power of two that takes floats of another order of magnitude to between 1/4 and 1/2; 0: they may stay."""
+    if image.dtype.kind != "f":
+        return 0
+    bright = float(np.percentile(np.abs(image[::4, ::4]), 99.9))
+    return 0 if bright == 0 or REACH[0] <= bright <= REACH[1] else -1 - int(np.frexp(bright)[1])
+
+
+def _in_units(found, scale):
+    """What was measured in an image that had been multiplied by this, in its own units."""
+    curve = tuple((a / scale, b / scale**2) for a, b in found.curve)
+    points, sigma = found.points / (scale, scale**2), found.sigma / scale
+    return dataclasses.replace(found, sigma=sigma, curve=curve, points=points, peak=found.peak * scale)
 
 
 def _sigma_of_clipped(image):

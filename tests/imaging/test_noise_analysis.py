@@ -105,6 +105,20 @@ def test_sixteen_bits_and_the_range_of_a_sensor():
     assert (found.kind, found.sigma) == ("gauss", pytest.approx(10 / 16, rel=0.05))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e-4, 1e6, 1e12, 3e38])
+def test_floats_of_any_magnitude(scale):
+    image_01 = np.clip(scene(), 0, 1)
+    image_01 = np.random.default_rng(2).poisson(200 * image_01).astype(np.float32) / 200
+    expected = analyse(image_01 * np.float32(100))
+    with np.errstate(all="raise", under="ignore"):
+        found = analyse(image_01 * np.float32(scale))
+    assert (expected.kind, found.kind, found.certainty) == ("poisson", "poisson", expected.certainty)
+    assert found.sigma == pytest.approx(expected.sigma * scale / 100, rel=0.02)
+    assert found.peak == pytest.approx(expected.peak / scale * 100, rel=0.1)
+    np.testing.assert_allclose(found.points[..., 0].max(), expected.points[..., 0].max() * scale / 100, rtol=0.05)
+    np.testing.assert_allclose(np.array(found.curve)[:, 0], np.array(expected.curve)[:, 0] * scale / 100, rtol=0.1)
+
+
 def test_graphics_and_text_have_no_noise():
     drawing = np.full((256, 384, 3), 255, np.uint8)
     cv2.rectangle(drawing, (30, 40), (150, 120), (200, 30, 60), -1)

@@ -11,11 +11,11 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from denoising.files.tiff import MAGIC, TEXT
+from denoising.files.tiff import DNG_VERSION, MAGIC, TEXT
 
 BLACK, WHITE = 4096, 65535  # of the files that are written: noise has room below black
 CAMERA, MAKE, MODEL = 50708, 271, 272  # tags
-VERSION, MATRICES, ILLUMINANTS, NOISE_PROFILE = 50706, (50721, 50722), (50778, 50779), 51041
+MATRICES, ILLUMINANTS, NOISE_PROFILE = (50721, 50722), (50778, 50779), 51041
 READ = (*MATRICES, *ILLUMINANTS, NOISE_PROFILE)
 CFA = 32803  # photometric: a mosaic
 BYTE, ASCII, SHORT, LONG, RATIONAL, SRATIONAL = 1, 2, 3, 4, 5, 10
@@ -53,7 +53,7 @@ def encode(mosaic_01, red, white_balance, matrix=XYZ_TO_SRGB, orientation=1, exi
         (274, SHORT, 1, orientation),
         (33421, SHORT, 2, (2, 2)),  # CFARepeatPatternDim
         (33422, BYTE, 4, bytes(pattern(red).ravel().tolist())),  # CFAPattern
-        (VERSION, BYTE, 4, bytes((1, 4, 0, 0))),
+        (DNG_VERSION, BYTE, 4, bytes((1, 4, 0, 0))),
         (50707, BYTE, 4, bytes((1, 1, 0, 0))),  # DNGBackwardVersion
         (CAMERA, ASCII, len(name) + 1, name),
         (50710, BYTE, 3, bytes((0, 1, 2))),  # CFAPlaneColor
@@ -92,7 +92,7 @@ def tags(data):
     with tifffile.TiffFile(io.BytesIO(data), is_ome=False) as tif:
         first = tif.pages.first
         pages = [first, *(page.aspage() for page in first.pages or [])]
-        if VERSION not in first.tags:
+        if DNG_VERSION not in first.tags:
             return {}
         for page in pages:
             ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))

@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from denoising.cli import UserError
-from denoising.files import images, npy, png
+from denoising.files import dng, images, npy, png
 from denoising.imaging.pixels import ORIENTATION
 
 RNG = np.random.default_rng(5)
@@ -251,6 +251,23 @@ def test_tiff_of_a_compression_that_needs_a_package_says_so():
     else:
         with pytest.raises(UserError, match="pip install imagecodecs"):
             read(data)
+
+
+def test_a_raw_file_under_another_name_is_not_taken_for_its_preview():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:  # as of a Nikon or a Sony
+        writer.write(BLOCKS[:8, :9], photometric="rgb", subfiletype=1, subifds=1)
+        writer.write(noise("uint16", 32, 40), photometric="cfa")
+    mosaic = dng.encode(noise("float32", 32, 40), (0, 0), (2, 1, 1.5))
+    for data in (file.getvalue(), mosaic):
+        with pytest.raises(UserError, match="raw file"):
+            read(data)
+    # Smaller versions below a page make it no raw file.
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(BLOCKS, photometric="rgb", subifds=1)
+        writer.write(BLOCKS[::2, ::2], photometric="rgb", subfiletype=1)
+    np.testing.assert_array_equal(read(file.getvalue()).pages, [BLOCKS])
 
 
 def retagged(data, code, value, page=0):

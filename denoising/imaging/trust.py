@@ -24,6 +24,7 @@ LEAST_ENERGY = 0.02  # of the noise: less is the rounding of 8 bits
 STRIP = 512  # rows that are looked at together, so that a large image takes no more memory
 DRAWN = 256  # pixels: the side of the noise that tells how much energy noise has
 LEAST_SHARE = 0.05  # of the image: so much must be unclipped to be looked at alone
+LITTLE = 0.1  # correlation of the channels' noise, up to which it counts as each channel's own
 NOTICEABLE = 0.05  # the share of an image's structure from which on the words speak of a loss
 COLOURS = ("red", "green", "blue")
 OVERLAY, MOST_OPAQUE = (255, 45, 120), 0.8  # a colour that few images have; from half of the noise's strength on
@@ -52,6 +53,11 @@ class Level:
     between_channels: float = 0.0
     known: bool = False
 
+    @property
+    def is_own(self):
+        """Whether each value has its noise by itself, and shares it with no pixel and no channel."""
+        return self.kind != "correlated" and self.between_channels <= LITTLE
+
     def variance(self, image_01):
         """The variance of each value, in 0..1; linear in brightness, so that a noisy image gives the true mean."""
         a, b = np.array(self.curve, np.float32).T
@@ -65,10 +71,11 @@ class Level:
         """Noise like this one for an image, float32."""
         deviation = np.sqrt(np.maximum(self.variance(np.clip(image_01, 0, 1)), 0))
         noise = rng.standard_normal(image_01.shape, dtype=np.float32)
-        if self.kind == "correlated":
+        if not self.is_own:
             share = np.clip(self.between_channels, 0, 1)
             common = rng.standard_normal((*image_01.shape[:2], 1), dtype=np.float32)
             noise = np.float32(np.sqrt(share)) * common + np.float32(np.sqrt(1 - share)) * noise
+        if self.kind == "correlated":
             for channel, kernel in enumerate(map(_kernel, self.correlation)):
                 noise[..., channel] = cv2.filter2D(noise[..., channel], -1, kernel, borderType=cv2.BORDER_REFLECT_101)
         return noise * deviation

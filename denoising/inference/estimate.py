@@ -8,14 +8,14 @@ the noise it has followed is seen when a little noise more is put in, or, where 
 out. Where a second frame of the scene exists, the frame itself tells the error, whatever the noise is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from denoising.imaging import trust
 from denoising.imaging.noise_analysis import analyse
-from denoising.imaging.pixels import to_01
+from denoising.imaging.pixels import is_grey, to_01
 
 STEP = 0.03  # the noise that is put in, as a share of the image's
 PROBED = 0.3  # the same to see what is removed of noise; of less, bfloat16 would round too much away
@@ -73,6 +73,8 @@ def judge(denoise, noisy, level=None, second=None, denoised=None):
         level, why_not = trust.level_of(analysis, noisy.shape[2]), analysis.reason
     if level is None:
         return Trust(None, why_not or "no noise that can be measured")
+    if noisy.shape[2] == 3 and is_grey(noisy):
+        level = replace(level, between_channels=1.0)  # who names the noise may not think of it
     noisy_01 = to_01(noisy)
     denoised_01 = np.clip(to_01(denoised) if denoised is not None else denoise(noisy_01), 0, 1)
     where = trust.unclipped(noisy, level)
@@ -110,7 +112,7 @@ def removed_of_drawn(denoise, level, noisy_01, denoised_01):
 
 def _of_noise(denoise, noisy_01, denoised_01, level, rng):
     """Whose mean is that of the noise times what is left of it: from a little noise more."""
-    if level.kind == "correlated":
+    if not level.is_own:
         more = level.draw(denoised_01, rng)
     else:  # signs vary least
         signs = rng.integers(0, 2, noisy_01.shape, np.int8).astype(np.float32) * 2 - 1
@@ -122,7 +124,9 @@ def _of_noise(denoise, noisy_01, denoised_01, level, rng):
 def _of_photons(denoise, noisy_01, denoised_01, level, rng):
     """The same of counts: each pixel's own photon is taken, because a network sees the steps between counts."""
     photon = np.array([a for a, _ in level.curve], np.float32)
-    taken = (rng.random(noisy_01.shape, np.float32) < THINNED).astype(np.float32)
+    # What all channels share they lose together: a grey image's count stands in each of three.
+    shape = noisy_01.shape if level.is_own else (*noisy_01.shape[:2], 1)
+    taken = (rng.random(shape, np.float32) < THINNED).astype(np.float32)
     # Where there is no photon none can be taken.
     given = np.where(noisy_01 > photon / 2, taken, 0) * photon
     changed = denoised_01 - np.clip(denoise(noisy_01 - given), 0, 1)

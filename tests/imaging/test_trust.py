@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import cv2
@@ -21,6 +22,14 @@ def test_noise_is_drawn_as_it_was_measured():
     assert noise.std() == pytest.approx(0.1, rel=0.03)
     assert (noise[:, 1:] * noise[:, :-1]).mean() / 0.01 == pytest.approx(0.5, abs=0.04)
     assert (noise[..., 0] * noise[..., 1]).mean() / 0.01 == pytest.approx(0.4, abs=0.04)
+
+
+def test_white_noise_that_channels_share_is_drawn_so():
+    level = dataclasses.replace(trust.known_level(parse_noise("gauss25"), 3), between_channels=0.7)
+    noise = level.draw(np.full((256, 256, 3), 0.5, np.float32), np.random.default_rng(0)) * 255 / 25
+    assert noise.std() == pytest.approx(1, rel=0.03)
+    assert (noise[:, 1:] * noise[:, :-1]).mean() == pytest.approx(0, abs=0.02)
+    assert (noise[..., 0] * noise[..., 1]).mean() == pytest.approx(0.7, abs=0.03)
 
 
 def removing(level, share=1.0):

@@ -58,6 +58,22 @@ def test_measured_noise_ranks_and_gives_no_decibels():
     assert found[0].sigma == pytest.approx(25, rel=0.1)
 
 
+@pytest.mark.parametrize("kind", ["gauss25", "poisson30"])
+def test_a_grey_image_of_three_channels_is_judged_as_one(kind):
+    """Its channels share their noise, whoever names it: no structure is lost, and the error is the true one."""
+    grey = parse_noise(kind).add(CLEAN[..., :1], np.random.default_rng(0)).astype(np.float32)
+
+    def denoise(image):
+        image = blur(1.0)(image)
+        return (image + image[..., [1, 2, 0]]) / 2  # each channel follows the noise of another, too
+
+    level = trust.known_level(parse_noise(kind), 3)
+    found = judge(denoise, np.repeat(grey, 3, axis=2), level)
+    true = np.square(np.clip(blur(1.0)(grey), 0, 1) - CLEAN[..., 0]).mean()
+    assert found.error == pytest.approx(true, rel=0.06, abs=0.03 * level.variance(CLEAN).mean())
+    assert found.found.lost < 0.05
+
+
 def test_whole_numbers_are_cut_off_at_black_and_white():
     """Where the noise is cut off it is weaker than its level says: the estimate leaves such places out."""
     clean = np.full((160, 160, 3), 0.5, np.float32)

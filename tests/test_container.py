@@ -47,6 +47,8 @@ def test_what_is_copied_exists_and_reaches_the_builder():
     assert "tools/serve.py" in sources
     for source in sources:
         assert source == "." or source in context, source
+    for needed in re.findall(r'"(requirements-\w+\.txt)"', (ROOT / "pyproject.toml").read_text()):
+        assert needed in context, f"{needed}: its extra would be empty"
     # Data, tests and documents stay outside.
     assert sum((ROOT / name).stat().st_size for name in context) < 40e6
     assert not [name for name in context if name.startswith(("tests/", "docs/", "results/"))]

@@ -39,6 +39,7 @@ class Inspected:
     """A file and what was found in it."""
 
     path: Path
+    pages: int  # the first of which was measured
     size: tuple
     kind: str  # of its samples
     found: Analysis
@@ -68,21 +69,21 @@ def get_parser():
 
 
 def read(path, data=None):
-    """The first page of an image; of a raw file the four colours of its mosaic, whose noise no software has touched."""
+    """The pages of an image; of a raw file the four colours of its mosaic, whose noise no software has touched."""
     if not raw.is_raw(path):
-        return images.read_image(path, data).pages[0]
+        return images.read_image(path, data).pages
     with raw.opened(path, data) as photo:
         cli.refuse((photo.red is None, f"{path}: {photo.kind}: only Bayer mosaics are measured"))
-        return pack_bayer(raw.from_red(photo.mosaic(), photo.red)[..., None])
+        return [pack_bayer(raw.from_red(photo.mosaic(), photo.red)[..., None])]
 
 
 def inspect(path, second=None):
     """Reads a file and measures it; returns the image too."""
     data = images.read_bytes(path)
-    image = read(path, data)
-    other = None
+    pages = read(path, data)
+    image, other = pages[0], None
     if second:
-        other = read(second)
+        other = read(second)[0]
         if (other.shape, other.dtype) != (image.shape, image.dtype):
             sizes = " and ".join(f"{array.shape} of {array.dtype}" for array in (image, other))
             raise cli.UserError(f"--second: two frames of one scene have the same size and type, these are {sizes}")
@@ -92,8 +93,8 @@ def inspect(path, second=None):
     bits, comb = noise_traces.levels(image)
     rows, columns = noise_traces.banding(image)
     return image, Inspected(
-        path, image.shape, image.dtype.name, analyse(image, other), tables and noise_traces.jpeg_quality(tables),
-        noise_traces.jpeg_grid(image), bits, comb, rows, columns,
+        path, len(pages), image.shape, image.dtype.name, analyse(image, other),
+        tables and noise_traces.jpeg_quality(tables), noise_traces.jpeg_grid(image), bits, comb, rows, columns,
     )  # fmt: skip
 
 
@@ -210,6 +211,9 @@ def _traces(results, pattern):
             parts.append(f"{name} differ by {np.median(banded):.2f}" + _of(banded, results))
     if any(result.size[2] == 1 and len(result.found.curve) == 4 for result in results):
         parts.append("a Bayer mosaic, measured in its four phases")
+    stacks = [result.pages for result in results if result.pages > 1]
+    if stacks:
+        parts.append(f"the first of {stacks[0]} pages measured" + _of(stacks, results))
     if pattern:
         strength, hot = pattern
         parts.append(f"fixed pattern {strength:.2f}, {len(hot)} hot pixel{'s' * (len(hot) != 1)}")
@@ -229,7 +233,8 @@ def advice(results, where):
     if not raws and results[0].size[2] not in (1, 3):
         predict += " --model_path models/grey_gauss5_50.pdparams"  # which take any number of channels, each by itself
     if not noisy:
-        hidden = any(result.found.certainty == "guess" for result in results)  # by texture
+        # By texture, or in the pages that were not measured.
+        hidden = any(result.found.certainty == "guess" or result.pages > 1 for result in results)
         return predict if hidden else "nothing to do"
     kind = Counter(found.kind for found in noisy).most_common(1)[0][0]
     alike = [found for found in noisy if found.kind == kind]
@@ -252,6 +257,7 @@ def as_dict(result):
     found = result.found
     return {
         "file": str(result.path),
+        "pages": result.pages,
         "shape": list(result.size),
         "type": result.kind,
         "kind": found.kind,

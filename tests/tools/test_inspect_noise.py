@@ -88,6 +88,16 @@ def test_where_noise_may_hide_predict_decides(tmp_path, capsys):
     assert lines[-1].startswith("next: python predict.py")
 
 
+def test_of_a_stack_the_first_page_is_measured(tmp_path, capsys):
+    """Where that one has no noise the others may: predict.py, which measures each, decides."""
+    clean = scene(channels=1).round().astype(np.uint8)
+    images.write_image(tmp_path / "a.tif", [clean, noisy(channels=1)])
+    lines = lines_of(tmp_path / "a.tif", capsys)
+    assert "no noise that can be measured" in lines[0]
+    assert "the first of 2 pages measured" in lines[3]
+    assert lines[-1].startswith("next: python predict.py")
+
+
 def test_a_mosaic_is_measured_in_its_four_phases(tmp_path, capsys):
     raw = scene(256, 256, 1) * np.tile([[[0.5], [1.0]], [[1.0], [0.7]]], (128, 128, 1))
     raw = (raw + np.random.default_rng(0).normal(0, 8, raw.shape)) / 255

@@ -142,7 +142,8 @@ def _kinds(results, noisy):
     parts = []
     for kind, count in counts.most_common():
         low, middle, high = np.quantile([r.found.sigma for r in noisy if r.found.kind == kind], (0, 0.5, 1))
-        parts.append(f"{NAMES[kind]} of {middle:.1f} ({low:.1f} to {high:.1f}) in {count}")
+        spread = f" ({low:.1f} to {high:.1f})" if count > 1 else ""
+        parts.append(f"{NAMES[kind]} of {middle:.1f}{spread} in {count}")
     if len(noisy) < len(results):
         parts.append(f"no noise that can be measured in {len(results) - len(noisy)}")
     sigmas = [result.found.sigma for result in noisy]
@@ -181,7 +182,8 @@ def _shared(noisy):
     maps = np.mean([result.found.correlation.mean(0) for result in noisy], axis=0)
     text = f"neighbours: share {maps[3, 4]:.2f} to the right, {maps[4, 3]:.2f} below, {maps[3, 5]:.2f} two pixels away"
     between = [result.found.between_channels for result in noisy if len(result.found.curve) > 1]
-    return text + (f"; channels share {np.mean(between):.2f}" if between else "")
+    text += f"; channels share {np.mean(between):.2f}" if between else ""
+    return text.replace("-0.00", "0.00")
 
 
 def _traces(results, pattern):
@@ -189,13 +191,12 @@ def _traces(results, pattern):
     first = results[0]
     kinds = {(result.size, result.kind) for result in results}
     height, width, channels = first.size
-    parts = [
-        f"{width}x{height}, {channels} channel{'s' * (channels > 1)}, {first.kind}" if len(kinds) == 1 else "mixed"
-    ]
+    one = f"{width}x{height}, {channels} channel{'s' * (channels > 1)}, {first.kind}"
+    parts = [one if len(kinds) == 1 else "several sizes or types"]
     qualities = [result.quality for result in results if result.quality]
     if qualities:
         low, high = min(qualities), max(qualities)
-        parts.append(f"JPEG of quality {low}" + (f" to {high}" if high > low else ""))
+        parts.append(f"JPEG of quality {low}" + (f" to {high}" if high > low else "") + _of(qualities, results))
     grids = [result.grid for result in results if result.grid]
     if grids:
         parts.append(f"a grid of JPEG blocks from row {grids[0][0]}, column {grids[0][1]}" + _of(grids, results))

@@ -23,7 +23,7 @@ pre { overflow-x: auto; padding: 0.75rem 1rem; border: 1px solid var(--rule); bo
 .row { display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem; align-items: flex-start; }
 figure { margin: 0; max-width: 100%; } figure img { display: block; max-width: 100%; height: auto; }
 figcaption { font-size: 0.9rem; margin-top: 0.4rem; max-width: 30rem; }
-.chart { width: 30rem; max-width: 100%; } .chart text { font-size: 11px; fill: var(--quiet); }
+.chart { width: 30rem; max-width: 100%; overflow: visible; } .chart text { font-size: 11px; fill: var(--quiet); }
 .chart .grid { stroke: var(--rule); }
 .map td { width: 2.6rem; height: 2.2rem; padding: 0; text-align: center; border: 0; font-size: 0.8rem; }
 .pixels { image-rendering: pixelated; width: 15.4rem; border: 1px solid var(--rule); }

@@ -143,6 +143,16 @@ def test_images_whose_noise_differs_tenfold_are_told(tmp_path, capsys):
     assert "differs 1" in lines_of(tmp_path, capsys)[0]
 
 
+def test_what_is_true_of_some_files_is_not_said_of_all(tmp_path, capsys):
+    save(tmp_path / "a.jpg", noisy(20))
+    save(tmp_path / "b.png", noisy(20, blur=0.7, height=128))
+    lines = lines_of(tmp_path, capsys)
+    assert " to " not in lines[0]  # a range of one image
+    assert "in 1, " in lines[0]
+    assert lines[3].startswith("file: several sizes or types, JPEG of quality ")
+    assert " in 1 of 2, " in lines[3]
+
+
 def test_refusals(tmp_path, capsys):
     first = save(tmp_path / "a" / "1.png", noisy())
     save(tmp_path / "a" / "2.png", noisy())

@@ -199,6 +199,8 @@ class TrainingPairs(TrainingImages):
 
     def __init__(self, data_dir, pair_dir, *options, workers=2, **more):
         self.pair_dir = pair_dir
+        same = bool(data_dir) and os.path.realpath(data_dir) == os.path.realpath(pair_dir)
+        cli.refuse((same, f"--pair_dir: {pair_dir} is --data_dir itself, and holds no other frames"))
         super().__init__(data_dir or pair_dir, *options, **more)
         self._check(workers)
 
@@ -229,7 +231,11 @@ class TrainingPairs(TrainingImages):
                 bar.update()
 
     def _check_pair(self, first, second):
-        down, right = pairs.shift_between(*self._read_pair(first, second))
+        pair = self._read_pair(first, second)
+        # A target without noise may be what it belongs to; a second frame of one colour has nothing to teach.
+        if not self.method.clean_targets and np.array_equal(*pair) and np.ptp(pair[0]):
+            raise UserError(f"--pair_dir: {second} is the same image as {first}, and no other frame")
+        down, right = pairs.shift_between(*pair)
         if down or right:
             raise UserError(f"--pair_dir: {second} shows the scene of {first} moved by {down} down, {right} right")
 

@@ -2,6 +2,8 @@
 
 import os
 
+import numpy as np
+
 from denoising import cli
 from denoising.files import images
 from denoising.imaging.pixels import as_channels
@@ -27,6 +29,10 @@ def read(path, second, n_channel, pair_flag=None):
     if second is None:
         return first, None
     other = as_channels(images.read_image(second).pages[0], n_channel, second)
-    same = (other.shape, other.dtype) == (first.shape, first.dtype)
-    cli.refuse((not same, f"{pair_flag}: {second} and {path} differ in size or type"))
+    alike = (other.shape, other.dtype) == (first.shape, first.dtype)
+    copy = np.array_equal(first, other) and np.ptp(first) > 0
+    cli.refuse(
+        (not alike, f"{pair_flag}: {second} and {path} differ in size or type"),
+        (copy, f"{pair_flag}: {second} is the same image as {path}, and no other frame"),
+    )
     return first, other

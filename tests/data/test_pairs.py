@@ -126,6 +126,11 @@ def test_bad_pairs_are_refused_with_both_names(tmp_path):
     save(tmp_path / "b" / "y.png", np.roll(scene(90, 100, seed=1), 5, 1))
     with pytest.raises(UserError, match=r"b/y\.png shows the scene of .*a/y\.png moved by 0 down, 5 right"):
         training_pairs(tmp_path / "a", tmp_path / "b")
+    captures(tmp_path / "b", ["x.png"])
+    with pytest.raises(UserError, match=r"b/x\.png is the same image as .*a/x\.png"):
+        training_pairs(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UserError, match=r"--pair_dir: .*a is --data_dir itself"):
+        training_pairs(tmp_path / "a", tmp_path / "a")
     captures(tmp_path / "scenes" / "one", ["x.png"])
     with pytest.raises(UserError, match=r"holds one frame"):
         training_pairs(None, tmp_path / "scenes")

@@ -75,8 +75,8 @@ def test_the_flags_make_the_images(folders, tmp_path, monkeypatch):
     assert (len(images), images.n_channel, images.frozen, images.augment) == (8, 1, True, True)
     assert images._cache_left == 2**29 - images._cache[0][0].nbytes  # of which the first image has been read
 
-    for side in ("a", "b"):
-        save(tmp_path / side / "x.png", scene(64, 64))
+    for side, seed in (("a", 0), ("b", 1)):
+        save(tmp_path / side / "x.png", scene(64, 64, seed=seed))
     pairs = options_of("--data_dir", tmp_path / "a", "--pair_dir", tmp_path / "b", "--method", "noise2noise")
     assert type(train.training_images(pairs, Noise2Noise())) is dataset.TrainingPairs
     halves = np.zeros((2, 6, 3, 40, 40), np.uint8)

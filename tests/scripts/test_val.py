@@ -249,6 +249,7 @@ def test_refusals_without_clean_images(noisy, weights, tmp_path, capsys):
         (["--no_clean", noisy / "a", "--noisetype", "text0.25"], ["--noisetype", "text0.25", "measured"]),
         (["--no_clean", noisy / "a", "--noisetype", "gauss5_50"], ["--noisetype", "gauss5_50"]),
         (["--no_clean", noisy / "a", "--pair_dir", tmp_path / "flat"], ["--pair_dir", "1"]),
+        (["--no_clean", noisy / "a", "--pair_dir", noisy / "a"], ["--pair_dir", "same image"]),
         (["--no_clean", noisy / "a", "--pair_dir", tmp_path / "nowhere"], ["--pair_dir", "nowhere"]),
         (["--pair_dir", noisy / "b"], ["--pair_dir", "--no_clean"]),
         (["--no_clean", noisy / "a", "--csv", tmp_path / "x.csv"], ["--csv", "--json"]),

@@ -38,8 +38,9 @@ def get_parser():
         help="noisy images, to be judged without clean ones: how much noise goes, how much structure goes with it")
     add("--pair_dir", metavar="FOLDER",
         help="with --no_clean: another frame of each scene under the same name, which tells the error itself")
-    add("--noisetype", help=f"{list_of_noise()}; what the network was trained on, unless given; "
-        "with --no_clean the noise that the images have, gaussA or poissonA, which is measured unless given")
+    add("--noisetype", help=f"{list_of_noise()}; what the network was trained on, unless given (to be given where its "
+        "images had noise of their own); with --no_clean the noise that the images have, gaussA or poissonA, which is "
+        "measured unless given")
     add("--n_feature", type=number(int, 1), help="refuse weights of another width")
     add("--n_channel", type=int, choices=[1, 3, 4], help="refuse weights of other channels")
     add("--val_repeats", type=number(int, 1), help="repeats per set, instead of its own")
@@ -282,6 +283,9 @@ def main(argv=None):
     # Load, and settle the noise.
     denoiser = load(options)
     noisetype = options.noisetype or denoiser.options.get("noisetype", "gauss25")
+    own = not noisy and options.noisetype is None and noisetype == "none"
+    without = f"--noisetype: {options.model_path} learned from files that have noise; name what to add to clean ones"
+    cli.refuse((own, f"{without}, such as gauss25; --no_clean judges noisy images"))
     noise = noise_of_flag("--noisetype", noisetype)
     added = ["none" if found.own_noise else noisetype for found in sets]
     noisetype = "none" if noisy else noisetype

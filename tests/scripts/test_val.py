@@ -13,6 +13,7 @@ import val
 from conftest import ENVIRONMENT, ROOT, assert_user_error, opened, refusal, rows_of, run_script, save, scene
 from denoising import cli
 from denoising.imaging.metrics import psnr
+from denoising.inference import checkpoint
 
 
 def run(*flags):
@@ -106,6 +107,17 @@ def test_noise_is_not_told_of_sets_that_have_their_own(folders, weights, tmp_pat
     run(*flags, "--val_dirs", tmp_path / "val", "--noisetype", "poisson30")
     data = json.loads(capsys.readouterr().out)
     assert {scored["set"]: scored["noisetype"] for scored in data["sets"]} == {"Pairs": "none", "Tiny": "poisson30"}
+
+
+def test_weights_of_noisy_files_do_not_say_what_noise_to_add(folders, weights, tmp_path, capsys):
+    state = checkpoint.read_state(weights)
+    about = json.loads(state.pop(checkpoint.OPTIONS_KEY)) | {"noisetype": "none"}
+    checkpoint.save_network(tmp_path / "own.pdparams", state, about)
+    flags = ["--model_path", tmp_path / "own.pdparams", "--val_dirs", folders / "val", "--val_repeats", 1, "--json"]
+    assert "--noisetype: " in refusal(val.main, flags, capsys)
+    for noisetype in ("gauss25", "none"):
+        run(*flags, "--noisetype", noisetype)
+        assert json.loads(capsys.readouterr().out)["noisetype"] == noisetype
 
 
 def test_absent_sets_are_named_with_their_origin(folders, weights, capsys):

@@ -9,6 +9,10 @@ from denoising.inference import distributed
 from denoising.training.methods import SINGLE, default_loss
 
 FOR_RENDERS = ("joint_bilateral", "unet_n2n")
+STAYS = {  # noise that single images do not teach to remove, and why
+    ("text", "jpeg", "camera"): "reaches over neighbours",
+    ("bernoulli", "impulse"): "is wrong on average",
+}
 
 
 def checked(options):
@@ -23,6 +27,7 @@ def checked(options):
     pairs = pair_file or options.pair_dir is not None
     buffers = bool(options.data_dir) and renders.is_folder(options.data_dir)
     adds_noise = options.noisetype not in (None, "none")
+    mixture = options.noisetype if "+" in (options.noisetype or "") else ""
     refuse(
         # Where the images come from.
         (pair_file and single, "--method: a pair file is for noise2noise, one with clean images for supervised"),
@@ -52,6 +57,8 @@ def checked(options):
          "--noisetype: mri needs another sampling of the slice as target, or the clean one; --method noise2noise"),
         (options.known_noise and (method != "recorrupted2recorrupted" or options.noisetype != "none"),
          "--known_noise: it is for --method recorrupted2recorrupted with --noisetype none"),
+        (method == "noise2noise" and not options.loss and "bernoulli" in mixture,
+         f"--loss: which pixels are black is not known in {mixture}, and the mean is too dark; l1 errs least"),
         (options.noisetype == "none" and not (pairs or single or buffers),
          "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir"),
         (method == "neighbor2neighbor" and options.patchsize % 2,
@@ -101,8 +108,9 @@ def check_noise(options, noisetype):
     known_noise = noise_of_flag("--known_noise", None if to_be_measured else options.known_noise)
     noise_of_flag("--val_noisetype", options.val_noisetype)
     unlearnable = options.method in SINGLE and options.method != "distillation"
-    if unlearnable and any(kind in noisetype for kind in ("text", "jpeg")):
-        cli.note(f"--noisetype: {noisetype} reaches over neighbours; only --method noise2noise removes it")
+    for kinds, why in STAYS.items():
+        if unlearnable and any(kind in noisetype for kind in kinds):
+            cli.note(f"--noisetype: {noisetype} {why}, so {options.method} cannot remove it (docs/noise.md)")
     if options.method != "recorrupted2recorrupted" or to_be_measured:
         return
     flag, noise = ("--known_noise", known_noise) if noisetype == "none" else ("--noisetype", noise)

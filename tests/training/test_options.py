@@ -159,6 +159,8 @@ ALLOWED = {
     "--noisetype none --n_epoch 9": ("none", None, "auto"),
     f"{N2N} --noisetype mri0.1": ("mri0.1", "l2", "auto"),
     f"{N2N} --noisetype text0.2 --patchsize 33": ("text0.2", "l1", "auto"),
+    f"{N2N} --noisetype bernoulli0.3": ("bernoulli0.3", "l2", "auto"),
+    f"{N2N} --noisetype gauss5+bernoulli0.3 --loss l1": ("gauss5+bernoulli0.3", "l1", "auto"),
     f"{R2R} --noisetype none --known_noise gauss12 --patchsize 33 --lr 1e-3": ("none", None, "auto"),
     f"{R2R} --noisetype gauss5_50": ("gauss5_50", None, "auto"),
     f"{R2R} --noisetype poisson30 --noise_protocol frozen": ("poisson30", None, "auto"),
@@ -220,6 +222,7 @@ REFUSED = {
     f"{R2R} --known_noise gauss5": "--known_noise: it is for",
     f"{R2R} --known_noise gauss5 --noisetype gauss5": "--known_noise: it is for",
     f"{N2N} --noisetype none": "--noisetype: without noise",
+    f"{N2N} --noisetype gauss5+bernoulli0.3": "--loss: which pixels are black",
     "--method supervised --noisetype none": "--noisetype: without noise",
     "--patchsize 33": "--patchsize: 33 is odd",
     "--norm batch": "--norm: the network unet has",
@@ -242,11 +245,15 @@ def test_what_does_not_go_together(sources, line):
         options_from(sources, line)
 
 
-def test_notes_on_noise_that_reaches_over_neighbours_and_on_lone_processes(capsys, monkeypatch):
-    for kind in ("text0.2", "jpeg30"):
+def test_notes_on_noise_that_single_images_keep_and_on_lone_processes(capsys, monkeypatch):
+    for kind in ("text0.2", "jpeg30", "gauss5+camera5"):
         options_of("--noisetype", kind)
         assert f"--noisetype: {kind} reaches over neighbours" in capsys.readouterr().err
-    options_of("--noisetype", "text0.2", "--method", "noise2noise")
+    for kind in ("bernoulli0.2", "impulse0.2+gauss5"):
+        options_of("--noisetype", kind)
+        assert f"--noisetype: {kind} is wrong on average" in capsys.readouterr().err
+    for kind in ("text0.2", "camera5", "bernoulli0.2"):
+        options_of("--noisetype", kind, "--method", "noise2noise")
     options_of()
     assert capsys.readouterr().err == ""
     options_of("--parallel")

@@ -49,9 +49,9 @@ class NoiseModel:
         """Returns a corrupted float32 copy; `rng` is a numpy Generator, or a RandomState for published protocols."""
         raise NotImplementedError
 
-    def shots(self, image_01, rng, second):
-        """Two corruptions that are independent of each other; the second one is drawn from `second`."""
-        return self.add(image_01, rng), self.add(image_01, second)
+    def shots(self, image_01, rng, second, other=None):
+        """Two corruptions that are independent of each other; the second one, of `other` if given, from `second`."""
+        return self.add(image_01, rng), self.add(image_01 if other is None else other, second)
 
     def known(self, shape, rng):
         """Where `add`, given a generator in this state, leaves the image as it was, if it does so at all: H x W x 1."""
@@ -104,6 +104,12 @@ class Chain(NoiseModel):
         for part in self.parts:
             image_01 = part.add(image_01, rng)
         return image_01
+
+    def shots(self, image_01, rng, second, other=None):
+        # Part by part: two shots of a camera are of the same camera, whatever comes before or after it.
+        for part in self.parts:
+            image_01, other = part.shots(image_01, rng, second, other)
+        return image_01, other
 
     def restore(self, noisy_01, denoised_01):
         return self.parts[-1].restore(noisy_01, denoised_01)
@@ -398,9 +404,9 @@ class Camera(NoiseModel):
             rng = np.random.default_rng(rng.randint(2**31))
         return self._shoot(image_01, self._settings(rng), rng)
 
-    def shots(self, image_01, rng, second):
-        settings = self._settings(rng)
-        return self._shoot(image_01, settings, rng), self._shoot(image_01, settings, second)
+    def shots(self, image_01, rng, second, other=None):
+        settings, other = self._settings(rng), image_01 if other is None else other
+        return self._shoot(image_01, settings, rng), self._shoot(other, settings, second)
 
     def _settings(self, rng):
         low, high = np.log([self.low or camera.CLEANEST, self.high])
@@ -427,7 +433,7 @@ class Sensor(Camera):
 
     LIGHT: ClassVar[tuple] = (0.1, 1.5)  # what falls onto the sensor, of what a camera would let in
 
-    def shots(self, image_01, rng, second):
+    def shots(self, image_01, rng, second, other=None):
         """The mosaic of one shot with the deviation of its noise as that shot tells it, H x W x 2, and another shot."""
         settings = self._settings(rng)
         light = float(np.exp(rng.uniform(*np.log(self.LIGHT))))

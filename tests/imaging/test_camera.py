@@ -93,6 +93,15 @@ def test_two_shots_differ_in_noise_alone():
         assert abs(difference.mean()) * 255 < 0.35
 
 
+@pytest.mark.parametrize("name", ["camera4", "camera4+gauss1", "gauss1+camera4+gauss1"])
+def test_two_shots_are_of_one_camera(name, monkeypatch):
+    drawn, draw = [], camera.draw_settings
+    monkeypatch.setattr(camera, "draw_settings", lambda *given: drawn.append(given) or draw(*given))
+    first, second = parse_noise(name).shots(SCENE, np.random.default_rng(1), np.random.default_rng(2))
+    assert len(drawn) == 1
+    assert (first != second).mean() > 0.5
+
+
 def test_the_mean_of_many_shots_is_the_shot_without_noise():
     for settings in drawn(6, deviation=2):
         rng = np.random.default_rng(1)

@@ -190,8 +190,8 @@ def train(options, stopped=None, method=None, training_class=Training):
             log.line(f"resumed at step {training.step}")
         elif distributed.IS_MAIN:
             training.save_state(folder)  # a run can be resumed from its first moment on
-        pace, last_saved = Pace(), time.perf_counter()
-        while plan.progress(training.step, training.seconds) < 1 and not (stop.signal or impatient(options, training)):
+        pace, last_saved, stopping = Pace(), time.perf_counter(), None
+        while plan.progress(training.step, training.seconds) < 1 and not (stopping or impatient(options, training)):
             start = time.perf_counter()
             # Rate.
             rate = plan.learning_rate(training.step, training.seconds)
@@ -205,7 +205,8 @@ def train(options, stopped=None, method=None, training_class=Training):
                 log_losses(log, plan, training, losses, rate, pace)
             before = training.seconds
             training.seconds += time.perf_counter() - start
-            training.seconds, stop.signal = distributed.agree(training.seconds, stop.signal)
+            # A signal that comes from here on counts at the next step, for all processes alike.
+            training.seconds, stopping = distributed.agree(training.seconds, stop.signal)
 
             # Save and score; the clock of the training stands still meanwhile.
             finished = plan.progress(training.step, training.seconds) >= 1
@@ -215,7 +216,7 @@ def train(options, stopped=None, method=None, training_class=Training):
                 snapshot(training, sets, noise, folder, log, epoch, judged)
                 pace.restart()
             due = scored or time.perf_counter() - last_saved > 60 * options.save_minutes
-            if distributed.IS_MAIN and (due or stop.signal):
+            if distributed.IS_MAIN and (due or stopping):
                 training.save_state(folder)
                 last_saved = time.perf_counter()
         if impatient(options, training):
@@ -226,7 +227,7 @@ def train(options, stopped=None, method=None, training_class=Training):
         # In each process's own log: equal weights on all ranks can be seen there.
         digest = hashlib.sha256(b"".join(p.numpy().tobytes() for p in training.network.parameters()))
         print(f"weights of rank {distributed.RANK}: {digest.hexdigest()[:16]}")
-    return folder, not stop.signal
+    return folder, not stopping
 
 
 def end(folder, finished):

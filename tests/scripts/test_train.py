@@ -18,7 +18,7 @@ import pytest
 import train
 from conftest import ENVIRONMENT, ROOT, assert_user_error, refusal, rows_of, run_script, save, scene
 from denoising.cli import UserError
-from denoising.inference import checkpoint
+from denoising.inference import checkpoint, distributed
 from denoising.training.options import get_parser, parse_options
 from denoising.training.state import STATE, Training
 
@@ -169,7 +169,7 @@ def test_a_light_network_learns_from_a_teacher(folders, tmp_path, weights, capsy
     folder = trained(folders, tmp_path / "r", *lesson, *BARE, "--max_steps", 30, "--lr", 3e-3)
     losses = values_of(folder, "loss/full")
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 1  # a decibel
-    assert "only --method noise2noise" not in capsys.readouterr().err
+    assert "reaches over neighbours" not in capsys.readouterr().err
     network, about = checkpoint.load_network(folder / "best_model.pdparams")
     assert (network.options["arch"], about["method"], about["noisetype"]) == ("unet_lite", "distillation", "text0.2")
     assert "--teacher" in refusal(train.main, flags(folders, tmp_path, *lesson, "--n_channel", 1), capsys)
@@ -308,6 +308,21 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folders, tmp_path, monkeypatch, caps
     assert f"--resume {folder}" in capsys.readouterr().err
     assert step_of(folder) == 6
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_is_not_lost_while_processes_agree(folders, tmp_path, monkeypatch):
+    agree = distributed.agree
+
+    def interrupted(*of_this_process):
+        agreed = agree(*of_this_process)
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.undo()
+        return agreed
+
+    monkeypatch.setattr(distributed, "agree", interrupted)
+    arguments = flags(folders, tmp_path, "--max_steps", 5, *BARE)
+    assert train.end(*train.train(*parse_options(get_parser(), arguments))) == 130
+    assert step_of(run_folder(tmp_path)) == 2
 
 
 def test_resume_refuses_to_become_another_run(copy, capsys):

@@ -130,7 +130,7 @@ class TrainingImages:
 
     def _patches(self, layers, rng):
         """The same random patch of each layer, float32."""
-        size = round(self.patchsize * self.shrink)
+        size = max(1, round(self.patchsize * self.shrink))
         height, width = layers[0].shape[:2]
         if height < size or width < size:
             pad = [(0, max(size - height, 0)), (0, max(size - width, 0)), (0, 0)]

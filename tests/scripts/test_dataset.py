@@ -502,6 +502,7 @@ def test_patches_are_enlarged(tmp_path):
 def test_grey_patches_are_scaled_down_too(tmp_path):
     save(tmp_path / "a.png", scene(128, 128))
     assert patches_of(tmp_path, shrink=2, n_channel=1).sample(0, 0)[0].shape == (1, 64, 64)
+    assert patches_of(tmp_path, shrink=0.25, patchsize=2).sample(0, 0)[0].shape == (3, 2, 2)
 
 
 def test_files_of_several_pages_are_refused(tmp_path):

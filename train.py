@@ -162,6 +162,8 @@ def train(options, stopped=None, method=None, training_class=Training):
     method = method or build_method(options)
     patches = training_images(options, method)
     judged = None if sets else watched(options)
+    unscored = options.patience and not (sets or judged)
+    cli.refuse((unscored, "--patience: nothing scores this run; --val_dirs has clean images for that"))
     batches = dataset.Batches(
         patches, options.batchsize, options.seed, distributed.RANK, distributed.WORLD_SIZE, options.workers
     )

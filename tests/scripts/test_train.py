@@ -156,6 +156,10 @@ def test_noisy_images_choose_the_best_weights_and_the_end(folders, tmp_path, cap
         assert another - error == pytest.approx(noise, rel=1e-3)
 
 
+def test_patience_is_refused_where_nothing_scores(folders, tmp_path, capsys):
+    assert "--patience: " in refusal(train.main, flags(folders, tmp_path, "--patience", 2, *BARE), capsys)
+
+
 def test_images_whose_noise_is_known_train(folders, tmp_path):
     noise = ["--noisetype", "none", "--method", "recorrupted2recorrupted", "--known_noise", "poisson255"]
     folder = trained(folders, tmp_path, *noise, *BARE, "--max_steps", 2)

@@ -70,7 +70,8 @@ def get_parser():
     add("--min_size", type=number(int, 1), default=256, help="pixels that the shorter side must have")
     add("--max_size", type=number(int, 1), default=512, help="pixels that the longer side may have")
     add("--crop", type=number(int, 8), metavar="SIDE",
-        help="cut what is larger than --max_size into squares of this side; of --pairs the side, 32 unless given")
+        help="cut what is larger than --max_size into squares of this side (a shorter side stays as it is); of --pairs "
+        "the side, 32 unless given")
     add = parser.add_argument_group("output").add_argument
     add("--n_channel", type=int, default=3, choices=[1, 3], help="1 grey, 3 RGB")
     add("--format", default="keep", choices=["keep", "copy", "png", "jpeg"],
@@ -265,6 +266,8 @@ def check_options(options):
     cli.refuse(
         (options.min_size > options.max_size, f"--min_size: {options.min_size} is more than --max_size"),
         (options.val_dir and not options.pairs, "--val_dir: belongs to --pairs"),
+        (cli.lies_in(options.val_dir, options.input_dir),
+         f"--val_dir: {options.val_dir} lies in --input_dir, so what is trained on would score, too"),
         (noisy and options.format in ("jpeg", "copy"),
          f"--format: {options.format} cannot hold noise; keep writes NPY, png 8-bit PNG"),
         (a_file, f"--save_dir: {save_dir} is a file, a folder or .zip is wanted"),

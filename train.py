@@ -76,6 +76,8 @@ def validation_sets(options):
         present, absent = [found for found in present if found.own_noise], []
         if not present:
             cli.note("no scores: the images are noisy already; --val_noisetype gauss25 would score on clean ones")
+    if distributed.IS_MAIN and cli.lies_in(options.val_dirs, options.data_dir):
+        cli.note(f"--val_dirs: {options.val_dirs} lies in --data_dir, so what scores the training is trained on, too")
     if absent and distributed.IS_MAIN:
         names = [", ".join(found.name for found in sets) for sets in (present, absent)]
         cli.note(f"scores on {names[0]}; not under {options.val_dirs}: {names[1]}")

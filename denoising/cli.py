@@ -174,6 +174,11 @@ def existing_folder(flag, path):
     return path
 
 
+def lies_in(path, folder):
+    """Whether a file or folder is in a folder, at any depth, or is that folder; not where one is None."""
+    return bool(path and folder) and Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
 def writable_folder(flag, path):
     """Creates a folder for results, before any slow step, and makes sure that files can be written there."""
     try:

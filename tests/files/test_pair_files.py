@@ -204,6 +204,9 @@ def test_what_dataset_tool_refuses(tmp_path):
         make(tmp_path / "few", tmp_path / "out2", "--pairs", 9)
     with pytest.raises(UserError, match="--val_dir: .*nowhere does not exist"):
         make(tmp_path / "in", tmp_path / "out2", "--pairs", 9, "--val_dir", tmp_path / "nowhere")
+    for within in (tmp_path / "in", tmp_path / "in" / "val"):  # whose images would be trained on as well
+        with pytest.raises(UserError, match="--val_dir: .* lies in --input_dir"):
+            make(tmp_path / "in", tmp_path / "out2", "--pairs", 9, "--val_dir", within)
 
 
 def test_validation_can_have_a_folder_of_its_own(tmp_path, capsys):

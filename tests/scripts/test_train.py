@@ -156,6 +156,16 @@ def test_noisy_images_choose_the_best_weights_and_the_end(folders, tmp_path, cap
         assert another - error == pytest.approx(noise, rel=1e-3)
 
 
+@pytest.mark.parametrize("val_dirs", ["data/val", "val"])
+def test_a_validation_among_the_training_images_is_told(folders, tmp_path, capsys, val_dirs):
+    shutil.copytree(folders / "data", tmp_path / "data")
+    shutil.copytree(folders / "val", tmp_path / val_dirs)
+    data = "--data_dir", tmp_path / "data", "--val_dirs", tmp_path / val_dirs
+    options, _ = parse_options(get_parser(), flags(folders, tmp_path, *data))
+    train.validation_sets(options)
+    assert ("lies in --data_dir" in capsys.readouterr().err) == (val_dirs == "data/val")
+
+
 def test_patience_is_refused_where_nothing_scores(folders, tmp_path, capsys):
     assert "--patience: " in refusal(train.main, flags(folders, tmp_path, "--patience", 2, *BARE), capsys)
 

@@ -93,7 +93,10 @@ def measure_folder(flag, folder, n_channel, size=None):
             except cli.UserError as error:
                 cli.note(f"{error}; it is not measured")
 
-    return measure(read())
+    found = measure(read())
+    counts = "its floats are counts, which train nothing: divide them by what is to be white, which is 1"
+    cli.refuse((found.sigma > 255, f"{flag}: {folder} has noise of {found.sigma / 255:.0f} times white: {counts}"))
+    return found
 
 
 def measure(images):

@@ -106,3 +106,12 @@ def test_known_noise_auto_is_refused(tmp_path):
     assert "needs white noise" in refused(*R2R)
     assert refused("--noisetype", "none", "--known_noise", "auto").startswith("--known_noise: it is for --method")
     assert "unknown noise 'auto'" in refused(*R2R[:2], "--noisetype", "auto")
+
+
+def test_counts_in_floats_are_refused(tmp_path):
+    (image,) = images_of("gauss20", np.float32, count=1)
+    np.save(tmp_path / "a.npy", image)
+    assert own_noise.measure_folder("--data_dir", tmp_path, 3).kind == "gauss"
+    np.save(tmp_path / "a.npy", image * 4095)
+    with pytest.raises(UserError, match="--data_dir: .* has noise of 3[0-9]{2} times white: its floats are counts"):
+        own_noise.measure_folder("--data_dir", tmp_path, 3)

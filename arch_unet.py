@@ -10,6 +10,7 @@ Paddle's layers, runs on every device and is what gets exported. The engine for 
 
 import math
 import warnings
+from typing import NamedTuple
 
 import paddle
 from paddle import nn
@@ -484,6 +485,15 @@ def same_colour_mean(mosaic, step):
     return total / share
 
 
+class Round(NamedTuple):
+    """A pass of `JointBilateral`, and how it is before the first step."""
+
+    radius: int
+    dilation: int
+    share: float  # how much of its result is taken
+    deviations: tuple  # by which the GROUPS may differ
+
+
 class JointBilateral(HalfSizeUNet):
     """A joint bilateral filter that learns whom to average: the network for renders (docs/rendering.md).
 
@@ -499,7 +509,8 @@ class JointBilateral(HalfSizeUNet):
 
     Several rounds follow one another, each on the light of the one before, which it is mixed with. Linear light is
     averaged, as it is and divided by the albedo; the U-Net tells which of them, where textures were divided out, is
-    taken.
+    taken. Where a lens is out of focus or an edge moves, albedo and normals are noisy themselves: a round of their own,
+    in a small window, comes before all others.
     """
 
     margin = 72  # 32 of the U-Net, and the reach of the filter and of all rounds
@@ -507,22 +518,23 @@ class JointBilateral(HalfSizeUNet):
     paints = False  # light is averaged in float32 whatever the layers compute with
     needs_buffers = False  # where albedo and normal are zero, colour alone decides
     guesses = True
-    ROUNDS = ((6, 1, 1.0), (4, 4, 0.0))  # radius, dilation, and how much of it is taken at the start
     N_LEARNT = 4  # features of a round
     GROUPS = (3, 3, 3, N_LEARNT, 1)  # channels that share a factor of their precision: of albedo, normal, ..., distance
-    DEVIATIONS = (0.1, 0.3, 0.05, 1.0, 4.0)  # at the start
+    FIRST = Round(6, 1, 1.0, (0.1, 0.3, 0.05, 1.0, 4.0))
+    SECOND = Round(4, 4, 0.0, FIRST.deviations)
+    OF_BUFFERS = Round(1, 1, 0.0, (0.6, 2.0, 0.1, 1.0, 0.6))
 
     def __init__(self, in_nc=9, out_nc=3, n_feature=48):
         super().__init__(arch="joint_bilateral", n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
         if (in_nc, out_nc) != (9, 3):
             raise ValueError(f"joint_bilateral takes 9 channels and gives 3, not {in_nc} and {out_nc}")
-        # For each round its features, the logarithms of the groups' factors, trust, and the shares of the painting and
-        # of the round; then the share of light without albedo, and the painting.
-        self.per_round = self.N_LEARNT + len(self.GROUPS) + 3
-        outputs = self.per_round * len(self.ROUNDS) + 4
-        self.add_layers(in_nc + 3, outputs, 1, n_feature)
+        # Of a round: its features, the logarithms of the groups' factors, trust, and the shares of the painting and of
+        # the round. Of all: both rounds, the share of light without albedo, the painting, and the buffers' round.
+        n = self.N_LEARNT + len(self.GROUPS) + 3
+        self.parts = [n, n, 1, 3, n]
+        self.add_layers(in_nc + 3, sum(self.parts), 1, n_feature)
         # Only the features begin at random: without any differences between them they would never learn.
-        is_feature = [channel % self.per_round < self.N_LEARNT and channel < outputs - 4 for channel in range(outputs)]
+        is_feature = [part == n and channel < self.N_LEARNT for part in self.parts for channel in range(part)]
         scale = paddle.to_tensor([0.01 * begins for begins in is_feature for _ in range(4)])
         self.last.weight.set_value(self.last.weight * scale[:, None, None, None])
 
@@ -539,32 +551,34 @@ class JointBilateral(HalfSizeUNet):
 
         filtered = self.filtered(render, paddle.concat([albedo, normal, colour], axis=1), trust)
         guidance = super().forward(paddle.concat([x, paddle.log1p(100.0 * filtered) / 5.0], axis=1))
-        painted = filtered * limited(guidance[:, -3:], -4.0, 4.0).exp()
+        first, second, undivided, painting, of_buffers = paddle.split(guidance, self.parts, axis=1)
+        painted = filtered * limited(painting, -4.0, 4.0).exp()
 
-        light, shown = paddle.concat([render, render / surface], axis=1), tone_map(painted)
-        for index in range(len(self.ROUNDS)):
-            own = guidance[:, index * self.per_round : (index + 1) * self.per_round]
-            guides = [albedo, normal, mixed(colour, shown, own[:, -2:-1])]
-            light = self.round(index, light, guides, trust, own)
-            trust = paddle.zeros_like(trust)  # what is left of fireflies is spread already
-            colour = tone_map(light[:, :3])
-        result = mixed(light[:, :3], light[:, 3:] * surface, guidance[:, -4:-3])
+        shown, equal = tone_map(painted), paddle.zeros_like(trust)
+        buffers = self.round(self.OF_BUFFERS, x[:, 3:], x[:, 3:], colour, shown, equal, of_buffers)
+        light = paddle.concat([render, render / surface], axis=1)
+        light = self.round(self.FIRST, light, buffers, colour, shown, trust, first)
+        # What was left of fireflies is spread already.
+        light = self.round(self.SECOND, light, buffers, tone_map(light[:, :3]), shown, equal, second)
+        divided = light[:, 3:] * (buffers[:, :3] + surface - albedo)
+        result = mixed(light[:, :3], divided, undivided)
         return paddle.concat([result, painted], axis=1) if self.training else result
 
     def filtered(self, render, guide, trust):
         """The plain filter: the first round as it would be without a U-Net."""
-        *of_buffers, _, of_distance = [deviation**-2.0 for deviation in self.DEVIATIONS]
+        *of_buffers, _, of_distance = [deviation**-2.0 for deviation in self.FIRST.deviations]
         precision = [paddle.full_like(trust, value) for value in (*of_buffers, of_distance)]
-        return self.ops.weigh(render, guide, paddle.concat(precision, axis=1), trust, (3, 3, 3, 1), *self.ROUNDS[0][:2])
+        precision = paddle.concat(precision, axis=1)
+        return self.ops.weigh(render, guide, precision, trust, (3, 3, 3, 1), self.FIRST.radius, self.FIRST.dilation)
 
-    def round(self, index, light, guides, trust, guidance):
-        """One pass over the light; `guidance` is what the U-Net gives for this round."""
+    def round(self, kind, values, buffers, colour, shown, trust, guidance):
+        """One pass over light, or over the buffers; `guidance` is what the U-Net gives for it."""
         learnt, factors = guidance[:, : self.N_LEARNT], limited(guidance[:, self.N_LEARNT : -3], -8.0, 8.0).exp()
-        starts = paddle.to_tensor([deviation**-2.0 for deviation in self.DEVIATIONS]).reshape([1, -1, 1, 1])
-        guide, trust = paddle.concat([*guides, learnt], axis=1), trust + limited(guidance[:, -3:-2], -8.0, 8.0)
-        radius, dilation, share = self.ROUNDS[index]
-        result = self.ops.weigh(light, guide, starts * factors, trust, self.GROUPS, radius, dilation)
-        return mixed(light, result, share + guidance[:, -1:])
+        starts = paddle.to_tensor([deviation**-2.0 for deviation in kind.deviations]).reshape([1, -1, 1, 1])
+        guide = paddle.concat([buffers, mixed(colour, shown, guidance[:, -2:-1]), learnt], axis=1)
+        trust = trust + limited(guidance[:, -3:-2], -8.0, 8.0)
+        result = self.ops.weigh(values, guide, starts * factors, trust, self.GROUPS, kind.radius, kind.dilation)
+        return mixed(values, result, kind.share + guidance[:, -1:])
 
 
 # --- Light, as JointBilateral sees it ---------------------------------------------------------------------------
@@ -581,9 +595,14 @@ def mixed(first, second, share):
 
 
 def limited(value, low, high):
-    """Clipped, but the gradient does not see the limits: what has reached one would never come back from it."""
+    """Clipped, but a gradient that leads back within the limits passes: what has reached one would else stay there."""
     within = value.clip(low, high)
-    return within if value.stop_gradient else value + (within - value).detach()
+    if value.stop_gradient:
+        return within
+    beyond = (value - within).detach()
+    result = value - beyond
+    result.register_hook(lambda gradient: gradient * (gradient * beyond >= 0).astype(gradient.dtype))
+    return result
 
 
 def hold_fireflies(light):

@@ -152,13 +152,19 @@ class TrainingImages:
         return patches
 
 
+SPLATTED = 0.25  # of the patches of renders: their samples count for several pixels, as many renderers' do
+
+
 class TrainingRenders(TrainingImages):
     """A folder of buffers (renders.py): render, albedo and normal go in, another render of the scene is the target."""
 
     n_input = renders.N_INPUT
 
     def __init__(self, *options, relight=False, colour_only=0.0, **more):
-        """With `relight` exposure and colours vary; a share of `colour_only` of the patches lacks its buffers."""
+        """With `relight` exposure and colours vary, and a quarter of the patches shares its noise among neighbours.
+
+        A share of `colour_only` of the patches lacks its buffers.
+        """
         self.relight, self.colour_only = relight, colour_only
         super().__init__(*options, **more)
 
@@ -166,6 +172,8 @@ class TrainingRenders(TrainingImages):
         code, target = super()._patches(layers, rng)
         if self.relight:
             code, target = renders.relit(code, target, rng)
+            if rng.random() < SPLATTED:
+                code, target = renders.splatted(code, target)
         if self.colour_only and rng.random() < self.colour_only:
             code = np.concatenate([code[..., :3], np.zeros_like(code[..., 3:])], axis=2)
         return [code, target]

@@ -283,7 +283,8 @@ def main(argv=None):
     # Load, and settle the noise.
     denoiser = load(options)
     noisetype = options.noisetype or denoiser.options.get("noisetype", "gauss25")
-    own = not noisy and options.noisetype is None and noisetype == "none"
+    for_images = denoiser.n_input == denoiser.n_channel  # others have their own refusal
+    own = for_images and not noisy and options.noisetype is None and noisetype == "none"
     without = f"--noisetype: {options.model_path} learned from files that have noise; name what to add to clean ones"
     cli.refuse((own, f"{without}, such as gauss25; --no_clean judges noisy images"))
     noise = noise_of_flag("--noisetype", noisetype)

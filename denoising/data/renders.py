@@ -9,6 +9,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from denoising.cli import UserError
@@ -216,6 +217,16 @@ def relit(code, target, rng):
     render, albedo, normal = np.split(code, 3, axis=2)
     parts = [encode(decode(render[..., order]) * gain), albedo[..., order], normal[..., axes] * signs]
     return np.concatenate(parts, axis=2), target[..., order] * gain
+
+
+def splatted(code, target):
+    """The same, as by a renderer whose samples count for several pixels, which then share their noise.
+
+    Mitsuba's default is a Gaussian of half a pixel; what has one sample for one pixel is convolved with it.
+    """
+    light, guides = np.split(code, [3], axis=2)
+    light, guides, target = (cv2.GaussianBlur(part, (5, 5), 0.5) for part in (decode(light), guides, target))
+    return np.concatenate([encode(light), guides], axis=2), target
 
 
 # --- Denoising ------------------------------------------------------------------------------------------------

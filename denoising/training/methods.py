@@ -178,15 +178,17 @@ class Distillation(Method):
     which is better than each of them, as with --tta. It is hardly noisy, other than all targets with noise in them,
     so that a small network learns in minutes what a large one learnt in hours.
 
-    Where noise is added, some of the images stay as they are: what the teacher leaves alone the network is to leave
-    alone, too, and fine texture is not to be taken for noise.
+    Where noise of different strengths is added, some of the images stay as they are: what the teacher leaves alone the
+    network is to leave alone, too, and fine texture is not to be taken for noise.
     """
 
     def __init__(self, teacher):
         self.teacher = teacher
 
     def corrupt(self, clean, noise, streams):
-        return [clean] if streams(TARGET).random() < UNTOUCHED else super().corrupt(clean, noise, streams)
+        if noise.low < noise.high and streams(TARGET).random() < UNTOUCHED:
+            return [clean]
+        return super().corrupt(clean, noise, streams)
 
     def beside(self, noisy, streams):
         return (streams(MORE).integers(8),)
@@ -233,7 +235,7 @@ class Regression(Method):
             denoised, target = denoised / deviation, target / deviation
         distances = self._distance(denoised, target, ramp)
         for guess in guesses:
-            distances = distances + self._distance(guess, target, ramp)
+            distances = distances + GUESS * self._distance(guess, target, ramp)
         if known is not None:
             # Divided by the share that is known, so that it does not matter for the size of the loss.
             distances = distances * (known / paddle.mean(known).clip(1e-6))
@@ -322,6 +324,7 @@ EM_ROUNDS = 8
 LEAST_MSE = (5 / 255) ** 2  # below about this, --loss psnr takes images for equally good, and is L2
 CUT_OFF = 3.0  # deviations of a recorruption: what is nearer to black or white may have been cut off
 UNTOUCHED = 0.2  # of the images that a teacher shows
+GUESS = 0.1  # what a network's guess counts beside its result; as much as that, and the guess alone learns in the end
 LEAST_DISTANCE = (0.5 / 255) ** 2  # from a teacher; below about this, all images are taken for equally near
 LOSSES = ("l2", "l1", "l0", "robust", "hdr", "tone_mapped", "psnr", "sigma")
 METHODS = ("neighbor2neighbor", "recorrupted2recorrupted", "distillation", "noise2noise", "supervised")

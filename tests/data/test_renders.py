@@ -159,7 +159,8 @@ def test_patches_of_input_and_target_lie_on_one_another(folder, method, kind):
             assert (np.abs(values - wanted[:, row, column]).sum(1) == 0).any()
 
 
-def test_relit_patches_are_one_scene_in_another_light(folder):
+def test_relit_patches_are_one_scene_in_another_light(folder, monkeypatch):
+    monkeypatch.setattr("dataset.SPLATTED", 0)
     plain = TrainingRenders(folder, Supervised(), parse_noise("none"), 3, 16, 0)
     other = TrainingRenders(folder, Supervised(), parse_noise("none"), 3, 16, 0, relight=True)
     gains = []
@@ -176,6 +177,22 @@ def test_relit_patches_are_one_scene_in_another_light(folder):
         np.testing.assert_allclose((relit[6:] ** 2).sum(0), (noisy[6:] ** 2).sum(0), rtol=1e-4)
         gains.append(gain)
     assert np.std(gains) > 0.1
+
+
+def test_a_quarter_of_the_relit_patches_shares_its_noise_among_neighbours(folder, monkeypatch):
+    target = np.random.default_rng(0).gamma(1, 1, (64, 64, 3)).astype(np.float32)
+    code = np.concatenate([renders.encode(target), target, target], axis=2)
+    for kind, result in zip(("light", "target"), renders.splatted(code, target), strict=True):
+        light = renders.decode(result[..., :3]) if kind == "light" else result
+        assert light.mean() == pytest.approx(target.mean(), rel=5e-3)
+        neighbours = np.corrcoef(light[:, 1:].ravel(), light[:, :-1].ravel())[0, 1]
+        assert neighbours == pytest.approx(0.26, abs=0.04)
+    training = TrainingRenders(folder, Supervised(), parse_noise("none"), 3, 16, 0, relight=True)
+    counted = []
+    monkeypatch.setattr(renders, "splatted", lambda *patches: counted.append(1) or patches)
+    for epoch in range(100):
+        training.sample(epoch, 0)
+    assert 12 < len(counted) < 40
 
 
 def test_a_share_of_the_patches_lacks_its_buffers(folder):

@@ -29,6 +29,7 @@ from denoising.inference.checkpoint import load_network
 SHIPPED = (
     "gauss25_deep",
     "best_model",
+    "gauss5_50_deep",
     "gauss5_50_fast",
     "gauss5_50",
     "grey_gauss25",

@@ -8,6 +8,7 @@ upsampling with concatenation, normalisation, and the way in and out); `network.
 Paddle's layers, runs on every device and is what gets exported. The engine for CPUs puts its own in its place.
 """
 
+import itertools
 import math
 import warnings
 from typing import NamedTuple
@@ -531,10 +532,12 @@ class JointBilateral(HalfSizeUNet):
         # Of a round: its features, the logarithms of the groups' factors, trust, and the shares of the painting and of
         # the round. Of all: both rounds, the share of light without albedo, the painting, and the buffers' round.
         n = self.N_LEARNT + len(self.GROUPS) + 3
-        self.parts = [n, n, 1, 3, n]
-        self.add_layers(in_nc + 3, sum(self.parts), 1, n_feature)
+        sizes = {"first": n, "second": n, "undivided": 1, "painting": 3, "of_buffers": n}
+        ends = itertools.accumulate(sizes.values())
+        self.parts = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+        self.add_layers(in_nc + 3, sum(sizes.values()), 1, n_feature)
         # Only the features begin at random: without any differences between them they would never learn.
-        is_feature = [part == n and channel < self.N_LEARNT for part in self.parts for channel in range(part)]
+        is_feature = [size == n and channel < self.N_LEARNT for size in sizes.values() for channel in range(size)]
         scale = paddle.to_tensor([0.01 * begins for begins in is_feature for _ in range(4)])
         self.last.weight.set_value(self.last.weight * scale[:, None, None, None])
 
@@ -542,26 +545,28 @@ class JointBilateral(HalfSizeUNet):
         return self.at_half_size(x)
 
     def forward(self, x):
-        code, albedo, normal = x[:, :3], x[:, 3:6], x[:, 6:]
+        code, buffers = paddle.split(x, [3, 6], axis=1)
         render = 0.01 * paddle.expm1(5.0 * code)  # the code of renders.py undone
         # Where there is no surface, or nobody knows it, light is not divided.
-        unknown = (x[:, 3:].abs().sum(axis=1, keepdim=True) == 0).astype("float32")
-        surface = albedo + 0.05 + 0.95 * unknown
+        unknown = (buffers.abs().sum(axis=1, keepdim=True) == 0).astype("float32")
+        surface = 0.05 + 0.95 * unknown
+        divisor = buffers[:, :3] + surface
         colour, trust = paddle.split(self.ops.calm(render), [3, 1], axis=1)
 
-        filtered = self.filtered(render, paddle.concat([albedo, normal, colour], axis=1), trust)
+        filtered = self.filtered(render, paddle.concat([buffers, colour], axis=1), trust)
         guidance = super().forward(paddle.concat([x, paddle.log1p(100.0 * filtered) / 5.0], axis=1))
-        first, second, undivided, painting, of_buffers = paddle.split(guidance, self.parts, axis=1)
-        painted = filtered * limited(painting, -4.0, 4.0).exp()
 
+        def told(name):  # only when it is needed: all of it is most of what a large frame takes
+            return guidance[:, self.parts[name]]
+
+        painted = filtered * limited(told("painting"), -4.0, 4.0).exp()
         shown, equal = tone_map(painted), paddle.zeros_like(trust)
-        buffers = self.round(self.OF_BUFFERS, x[:, 3:], x[:, 3:], colour, shown, equal, of_buffers)
-        light = paddle.concat([render, render / surface], axis=1)
-        light = self.round(self.FIRST, light, buffers, colour, shown, trust, first)
+        buffers = self.round(self.OF_BUFFERS, buffers, buffers, colour, shown, equal, told("of_buffers"))
+        light = paddle.concat([render, render / divisor], axis=1)
+        light = self.round(self.FIRST, light, buffers, colour, shown, trust, told("first"))
         # What was left of fireflies is spread already.
-        light = self.round(self.SECOND, light, buffers, tone_map(light[:, :3]), shown, equal, second)
-        divided = light[:, 3:] * (buffers[:, :3] + surface - albedo)
-        result = mixed(light[:, :3], divided, undivided)
+        light = self.round(self.SECOND, light, buffers, tone_map(light[:, :3]), shown, equal, told("second"))
+        result = mixed(light[:, :3], light[:, 3:] * (buffers[:, :3] + surface), told("undivided"))
         return paddle.concat([result, painted], axis=1) if self.training else result
 
     def filtered(self, render, guide, trust):

@@ -176,7 +176,8 @@ def existing_folder(flag, path):
 
 def lies_in(path, folder):
     """Whether a file or folder is in a folder, at any depth, or is that folder; not where one is None."""
-    return bool(path and folder) and Path(path).resolve().is_relative_to(Path(folder).resolve())
+    # realpath: Path.resolve raises an error on links in a ring.
+    return bool(path and folder) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def writable_folder(flag, path):

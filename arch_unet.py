@@ -532,7 +532,7 @@ class JointBilateral(HalfSizeUNet):
         # Of a round: its features, the logarithms of the groups' factors, trust, and the shares of the painting and of
         # the round. Of all: both rounds, the share of light without albedo, the painting, and the buffers' round.
         n = self.N_LEARNT + len(self.GROUPS) + 3
-        sizes = {"first": n, "second": n, "undivided": 1, "painting": 3, "of_buffers": n}
+        sizes = {"first": n, "second": n, "divided": 1, "painting": 3, "of_buffers": n}
         ends = itertools.accumulate(sizes.values())
         self.parts = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
         self.add_layers(in_nc + 3, sum(sizes.values()), 1, n_feature)
@@ -566,7 +566,7 @@ class JointBilateral(HalfSizeUNet):
         light = self.round(self.FIRST, light, buffers, colour, shown, trust, told("first"))
         # What was left of fireflies is spread already.
         light = self.round(self.SECOND, light, buffers, tone_map(light[:, :3]), shown, equal, told("second"))
-        result = mixed(light[:, :3], light[:, 3:] * (buffers[:, :3] + surface), told("undivided"))
+        result = mixed(light[:, :3], light[:, 3:] * (buffers[:, :3] + surface), told("divided"))
         return paddle.concat([result, painted], axis=1) if self.training else result
 
     def filtered(self, render, guide, trust):

@@ -289,10 +289,10 @@ def test_weights_of_other_channels_are_refused(tmp_path):
 def test_albedo_and_normals_are_denoised_before_the_light():
     """What the buffers' round gives is what light is weighed by, and multiplied by where textures were divided out."""
     made, noisy = network(), frame(24, 32)
-    share, undivided = 4 * 39, 4 * 24
+    share, divided = 4 * 39, 4 * 24
     bias = made.last.bias.numpy()
     bias[share : share + 4] = 1
-    bias[undivided : undivided + 4] = 1
+    bias[divided : divided + 4] = 1
     made.last.bias.set_value(bias)
     seen = []
     round_of = made.round

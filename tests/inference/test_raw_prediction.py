@@ -1,7 +1,9 @@
-"""predict.py on raw files that these tests write themselves."""
+"""predict.py on raw files: those that these tests write themselves, and one that a camera wrote."""
 
 import dataclasses
+import os
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -125,6 +127,50 @@ def test_a_picture_is_not_taken_for_a_mosaic(for_mosaics, tmp_path):
     save(tmp_path / "a.png", noisy_scene(40, 50))
     with pytest.raises(UserError, match=r"a\.png: .*a mosaic and the deviation of its noise"):
         run("--image_path", tmp_path / "a.png", "--model_path", for_mosaics, "--save_dir", tmp_path / "o")
+
+
+# --- A camera's file ----------------------------------------------------------------------------------------
+
+
+def by_itself(plane):
+    """The deviation of the noise of each block of 8x8 pixels, of differences that no slope reaches, and its mean."""
+    height, width = (side // 8 * 8 for side in plane.shape)
+    blocks = plane[:height, :width].reshape(height // 8, 8, width // 8, 8).transpose(0, 2, 1, 3)
+    crossed = blocks[:, :, :-1, :-1] - blocks[:, :, 1:, :-1] - blocks[:, :, :-1, 1:] + blocks[:, :, 1:, 1:]
+    return np.sqrt((crossed**2).mean((2, 3))) / 2, blocks.mean((2, 3))
+
+
+@needs_rawpy
+@pytest.mark.skipif("CAMERA_RAW_FILE" not in os.environ, reason="CAMERA_RAW_FILE names no raw file (CONTRIBUTING.md)")
+def test_a_file_that_a_camera_wrote():
+    """Nothing in it was simulated: the noise in its sky is measured rightly, and what is removed looks like noise."""
+    with raw.opened(Path(os.environ["CAMERA_RAW_FILE"])) as photo:
+        mosaic = photo.mosaic()
+        assert photo.red == (0, 0)
+        assert photo.noise is None  # a CR2 does not tell
+        packed = pack_bayer(mosaic[..., None])
+        curve = sensor_curve(packed)
+        sky = packed[:500]
+        for colour in range(4):
+            deviation, brightness = by_itself(sky[..., colour])
+            flat = np.median(deviation), np.median(camera.told_deviation(brightness, *curve))
+            assert flat[0] == pytest.approx(flat[1], rel=0.08)
+        part = np.s_[1000:1512, 1000:1512]  # woods, clouds and a mast
+        denoiser = Denoiser(str(auto.weights_for_mosaics()))
+        denoised = raw_prediction.denoise(denoiser, mosaic[part], photo.red, curve)
+        assert denoised.mean() == pytest.approx(mosaic[part].mean(), rel=1e-3)
+        removed = pack_bayer((mosaic[part] - denoised)[..., None])
+        removed /= camera.told_deviation(packed[500:756, 500:756], *curve)
+        assert 0.85 < removed.std() < 1.0
+        for beside in (removed[:, 1:] * removed[:, :-1], removed[1:] * removed[:-1]):
+            assert abs(beside.mean()) < 0.1
+        mosaic[part] = denoised
+        before, after = photo.develop(no_auto_bright=True), photo.develop(mosaic, no_auto_bright=True)
+    assert after.shape == before.shape == (2348, 3522, 3)
+    inner = np.s_[1010:1502, 1010:1502]
+    np.testing.assert_allclose(after[inner].mean((0, 1)), before[inner].mean((0, 1)), rtol=0.01)
+    outside = np.s_[:900]
+    assert np.abs(after[outside].astype(int) - before[outside]).mean() < 100
 
 
 # --- Files --------------------------------------------------------------------------------------------------

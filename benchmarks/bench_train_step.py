@@ -190,7 +190,14 @@ def main(argv=None):
     if options.measure:
         return measure(*options.measure, options, time.thread_time if options.cpu_time else time.perf_counter)
 
-    titles = {key: title for key, title in NAMES.items() if not (options.no_stock and key[0] == "stock")}
+    bf16 = "avx512_bf16" in machine.cpu_flags()
+    if not bf16:
+        print("bf16 is left out: this CPU does not compute in it", file=sys.stderr)
+    titles = {
+        key: title
+        for key, title in NAMES.items()
+        if not (options.no_stock and key[0] == "stock") and (bf16 or key[1] == "fp32")
+    }
     times = {}
     for key, seconds in take_turns(titles, options.rounds, lambda key: run(*key, options)):
         times.setdefault(key, []).extend(seconds)

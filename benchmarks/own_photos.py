@@ -27,7 +27,7 @@ from denoising.imaging import metrics, trust
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import analyse
 from denoising.imaging.pixels import to_01
-from denoising.inference import checkpoint
+from denoising.inference import checkpoint, devices
 from denoising.inference.denoiser import Denoiser
 from denoising.training.methods import Neighbor2Neighbor, Regression, draw_picks
 from denoising.training.options import Options, defaults
@@ -151,13 +151,16 @@ def get_parser():
     parser.add_argument("--lr", type=number(float, 0), default=2e-4, help="learning rate")
     parser.add_argument("--batchsize", type=number(int, 1), default=4, help="patches a step")
     parser.add_argument("--patchsize", type=number(int, 32), default=160, help="side of the patches in pixels")
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="precision of all trainings")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="precision of all trainings (default: what is fastest)"
+    )
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="train these alone")
     return parser
 
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
+    options.precision = options.precision or devices.fastest_precision()
     save_dir, pairs = Path(cli.writable_folder("--save_dir", options.save_dir)), Path(options.pairs)
     paddle.set_device("cpu")
     ops, photos = operators.choose("auto", options.precision)[0], None

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from denoising import cli
+from denoising.inference import devices
 from trainings import trained
 
 BASE = (
@@ -55,7 +56,9 @@ def get_parser():
     parser.add_argument("--save_dir", required=True, help="where the runs are kept")
     parser.add_argument("--steps", type=int, default=1000, help="steps of the base recipe")
     parser.add_argument("--only", nargs="+", choices=[name for name, *_ in RECIPES], help="train these recipes alone")
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="precision of all trainings")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="precision of all trainings (default: what is fastest)"
+    )
     return parser
 
 
@@ -75,6 +78,7 @@ def row_of(run_folder, meaning, batch):
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
+    options.precision = options.precision or devices.fastest_precision()
     print("| recipe | steps | s a step, then with the regulariser | PSNR at half time | PSNR |\n|---|---|---|---|---|")
     for name, meaning, flags, share in RECIPES:
         if options.only and name not in options.only:

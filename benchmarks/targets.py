@@ -24,6 +24,7 @@ from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim
 from denoising.imaging.noise import parse_noise
+from denoising.inference import devices
 from denoising.inference.denoiser import Denoiser
 from denoising.reports import montage
 from trainings import trained
@@ -71,7 +72,7 @@ def get_parser():
     add("--minutes", type=number(float, 0), default=10, help="length of each training")
     add("--only", nargs="+", choices=[*TASKS], default=[*TASKS], help="train for these kinds of noise alone")
     add("--val_images", type=number(int, 1), help="score only the first so many images of each set")
-    add("--precision", default="bf16", choices=["fp32", "bf16"], help="precision of the trainings")
+    add("--precision", choices=["fp32", "bf16"], help="precision of the trainings (default: what is fastest)")
     add("--picture", help="draw crops of the first image into this PNG or JPEG file")
     add("--train_only", choices=[*TARGETS], help="train with this kind of targets, and score nothing")
     return parser
@@ -113,6 +114,7 @@ def crops(noise, versions):
 
 def main(argv=None):
     options = get_parser().parse_args(argv)
+    options.precision = options.precision or devices.fastest_precision()
     if options.train_only:
         for noise in options.only:
             weights_of(options, noise, options.train_only)

@@ -264,7 +264,7 @@ void ParameterGradients(const Geometry& geometry, const E* x, const E* y, const 
                         float* dbias) {
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
   constexpr bool fast = true;
-#elif defined(__AVX512F__)
+#elif defined(WEIGHTS_GRADIENT)
   // With the matrix tiles of AMX oneDNN's pass in bfloat16 takes a quarter of the time of ours.
   constexpr bool fast = std::is_same<E, float>::value;
 #else

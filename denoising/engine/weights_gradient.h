@@ -1,9 +1,9 @@
-// A convolution's gradient to its weights on AVX-512, where oneDNN reaches half of what the CPU can do.
+// A convolution's gradient to its weights on AVX-512 and AVX2, where oneDNN reaches half of what the CPU can do.
 //
 // Per kernel tap it is a matrix product over pixels: dw[i][o] = sum over p of x[p + tap][i] * dz[p][o]. The image is
 // taken in bands of rows. Each band is first packed into what the inner loop reads, in order and without borders:
-// tiles of kInputs input channels and of 16 * kVectors output channels, zeros around the image. In the inner loop
-// 24 vector registers hold one tile of dw while the band's pixels pass by.
+// tiles of kInputs input channels and of kLanes * kVectors output channels, zeros around the image. In the inner loop
+// kSums vector registers hold one tile of dw while the band's pixels pass by; the other ones are for what comes in.
 #pragma once
 
 #include <immintrin.h>
@@ -14,6 +14,29 @@
 
 #include "numbers.h"
 
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#define WEIGHTS_GRADIENT
+
+// A vector register of float32, how many of the processor's 32 or 16 hold sums, and how many of these lie across the
+// output channels: with three of them AVX2 had none to spare, and took a fifth longer.
+struct Vector {
+#ifdef __AVX512F__
+  using Register = __m512;
+  static constexpr int kLanes = 16, kSums = 24, kAcross = 3;
+  static Register Load(const float* from) { return _mm512_loadu_ps(from); }
+  static void Store(float* to, Register numbers) { _mm512_storeu_ps(to, numbers); }
+  static Register Repeat(float number) { return _mm512_set1_ps(number); }
+  static Register MultiplyAdd(Register a, Register b, Register sum) { return _mm512_fmadd_ps(a, b, sum); }
+#else
+  using Register = __m256;
+  static constexpr int kLanes = 8, kSums = 12, kAcross = 2;
+  static Register Load(const float* from) { return _mm256_loadu_ps(from); }
+  static void Store(float* to, Register numbers) { _mm256_storeu_ps(to, numbers); }
+  static Register Repeat(float number) { return _mm256_set1_ps(number); }
+  static Register MultiplyAdd(Register a, Register b, Register sum) { return _mm256_fmadd_ps(a, b, sum); }
+#endif
+};
+
 // What one step of the inner loop takes in, per channel in 32 bits: one pixel in float32...
 template <class E>
 struct Step;
@@ -23,8 +46,8 @@ struct Step<float> {
   static constexpr int kPixels = 1;
   using Word = float;
   static float Join(float first, float) { return first; }
-  static __m512 MultiplyAdd(__m512 sum, const float* x, __m512 dz) {
-    return _mm512_fmadd_ps(_mm512_set1_ps(*x), dz, sum);
+  static Vector::Register Add(Vector::Register sum, const float* x, Vector::Register dz) {
+    return Vector::MultiplyAdd(Vector::Repeat(*x), dz, sum);
   }
 };
 
@@ -35,7 +58,7 @@ struct Step<bf16> {
   static constexpr int kPixels = 2;
   using Word = uint32_t;
   static uint32_t Join(bf16 first, bf16 second) { return first.bits | uint32_t{second.bits} << 16; }
-  static __m512 MultiplyAdd(__m512 sum, const uint32_t* x, __m512 dz) {
+  static Vector::Register Add(Vector::Register sum, const uint32_t* x, Vector::Register dz) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(*x), (__m512bh)dz);
   }
 };
@@ -63,7 +86,7 @@ void PackRow(const E* row, const E* zeros, int64_t begin, int64_t width, int64_t
 template <class E, int kVectors>
 struct Band {
   using Word = typename Step<E>::Word;
-  static constexpr int64_t kOutputs = 16 * kVectors, kInputs = 24 / kVectors;
+  static constexpr int64_t kOutputs = Vector::kLanes * kVectors, kInputs = Vector::kSums / kVectors;
 
   int64_t kernel, rows, x_rows, steps, x_steps, shifts, input_tiles, output_tiles;
   int64_t x_tile, x_shift, z_tile, sums;  // in words
@@ -103,27 +126,29 @@ struct Band {
   }
 
   void AccumulateTile(const Word* x, const Word* z, float* tile_sums) const {
-    __m512 sum[kInputs][kVectors];
+    Vector::Register sum[kInputs][kVectors];
 #pragma GCC unroll 24
     for (int i = 0; i < kInputs; i++)
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; v++) sum[i][v] = _mm512_loadu_ps(tile_sums + i * kOutputs + v * 16);
+      for (int v = 0; v < kVectors; v++) sum[i][v] = Vector::Load(tile_sums + i * kOutputs + v * Vector::kLanes);
     for (int64_t row = 0; row < rows; row++, x += x_steps * kInputs) {
       const Word* pixel = x;
       for (int64_t step = 0; step < steps; step++, pixel += kInputs, z += kOutputs) {
-        __m512 gradient[kVectors];
+        Vector::Register gradient[kVectors];
 #pragma GCC unroll 3
-        for (int v = 0; v < kVectors; v++) gradient[v] = _mm512_loadu_ps(z + v * 16);
+        for (int v = 0; v < kVectors; v++) {
+          gradient[v] = Vector::Load(reinterpret_cast<const float*>(z) + v * Vector::kLanes);
+        }
 #pragma GCC unroll 24
         for (int i = 0; i < kInputs; i++)
 #pragma GCC unroll 3
-          for (int v = 0; v < kVectors; v++) sum[i][v] = Step<E>::MultiplyAdd(sum[i][v], pixel + i, gradient[v]);
+          for (int v = 0; v < kVectors; v++) sum[i][v] = Step<E>::Add(sum[i][v], pixel + i, gradient[v]);
       }
     }
 #pragma GCC unroll 24
     for (int i = 0; i < kInputs; i++)
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; v++) _mm512_storeu_ps(tile_sums + i * kOutputs + v * 16, sum[i][v]);
+      for (int v = 0; v < kVectors; v++) Vector::Store(tile_sums + i * kOutputs + v * Vector::kLanes, sum[i][v]);
   }
 };
 
@@ -207,11 +232,13 @@ void WeightsGradientOfTiles(const Geometry& g, const E* x, const E* y, const E* 
 // `dz` receives the gradient before the activation of slope g.slope; without one it is `dy` itself.
 template <class E, class Geometry>
 void WeightsGradient(const Geometry& g, const E* x, const E* y, const E* dy, E* dz, float* dweights, float* dbias) {
-  if (g.outputs > 32) {
-    WeightsGradientOfTiles<E, 3>(g, x, y, dy, dz, dweights, dbias);
-  } else if (g.outputs > 16) {
+  if (g.outputs > 2 * Vector::kLanes) {
+    WeightsGradientOfTiles<E, Vector::kAcross>(g, x, y, dy, dz, dweights, dbias);
+  } else if (g.outputs > Vector::kLanes) {
     WeightsGradientOfTiles<E, 2>(g, x, y, dy, dz, dweights, dbias);
   } else {
     WeightsGradientOfTiles<E, 1>(g, x, y, dy, dz, dweights, dbias);
   }
 }
+
+#endif

@@ -108,6 +108,7 @@ class Choice:
     why: str
     analysis: Analysis
     span: tuple[float, float] = PLAIN_SPAN  # of a Denoiser
+    light: str | None = None  # the weights that --fast would take instead
 
     @property
     def sigma(self):
@@ -194,16 +195,18 @@ class Shelf:
                 within(analysis, span),
                 f"; {span[0]:.4g} is taken for black and {span[1]:.4g} for white, where the type's own white is 1",
             )
-        taken = fitting(able, seen, 1 if is_grey(image) else channels, fast)
+        seen_channels = 1 if is_grey(image) else channels
+        taken, fastest = (fitting(able, seen, seen_channels, light) for light in (fast, True))
+        light = fastest.name if fastest is not taken else None
         if analysis.kind == "none" and taken:
             why = f"{analysis.describe()}: {taken.name}, which changes little if so{values}"
-            return Choice(taken.name, why, analysis, span)
+            return Choice(taken.name, why, analysis, span, light)
         if analysis.kind == "none":
             return Choice(None, f"{analysis.describe()}: it stays as it is", analysis)
         if taken is None:
             raise ValueError(f"{analysis.describe()}; no weights here are for it: name some by --model_path")
         why = f"{analysis.describe()}: {taken.name}, trained on {taken.noise.name}{values}"
-        return Choice(taken.name, why, analysis, span)
+        return Choice(taken.name, why, analysis, span, light)
 
 
 def within(analysis, span):

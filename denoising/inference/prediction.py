@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from denoising.imaging.noise import NoiseModel, noise_of_flag
 from denoising.inference import auto, devices, distributed, raw_prediction
 from denoising.inference.checkpoint import load_network
 from denoising.inference.denoiser import Denoiser, finite, needs_fp32
+
+LONG = 60.0  # seconds that an image still takes, after which a shorter way is told
 
 
 def get_parser(doc):
@@ -120,6 +123,7 @@ class Taken:
     spans: tuple = ()  # of the Denoiser, for each page; None: it has no noise. Empty: it is the same for all
     noise: NoiseModel | None = None  # that the network was trained on, which may know pixels that are to be kept
     why: str = ""  # it was taken, where it had to be chosen
+    light: str | None = None  # what --fast would take instead
 
     def at(self, number):
         """The Denoiser, ready for the page of that number; None if it stays as it is."""
@@ -186,6 +190,7 @@ class ByNoise:
     of_renders = needs_buffers = False
     prepare = None
     by_noise = True
+    told_of_light = False  # how to be done sooner
 
     def __init__(self, options):
         self.ops = devices.prepare(options)
@@ -206,7 +211,7 @@ class ByNoise:
             return Taken(None, why=choice.why)
         weights = self.shelf.weights[choice.name]
         denoiser = Denoiser(self.shelf.network(choice.name), **self.amounts)
-        return Taken(denoiser, spans, weights.noise, choice.why)
+        return Taken(denoiser, spans, weights.noise, choice.why, choice.light)
 
     def of_mosaics(self):
         """Those for raw files."""
@@ -270,7 +275,7 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
         same_bytes = taken.denoiser is None and not prepared and target.suffix.lower() == files[0].suffix.lower()
         data = data if same_bytes else None  # no longer needed
         noisy = picture.pages[taken.first] if on_image else None
-        with _windows_shown(taken.denoiser, files[0]):
+        with _windows_shown(weights, taken, files[0]):
             pages = _denoised(taken, frame, picture)
         if on_image and taken.denoiser:
             on_image(files[0], noisy, pages[taken.first], taken.at(taken.first))
@@ -304,9 +309,9 @@ def _denoised(taken, frame, picture):
 
 
 @contextlib.contextmanager
-def _windows_shown(denoiser, name):
-    """Shows the progress within an image that takes more than one window."""
-    bar = None
+def _windows_shown(weights, taken, name):
+    """Shows the progress within an image that takes more than one window; where it takes long, what would take less."""
+    bar, denoiser, start = None, taken.denoiser, time.monotonic()
 
     def on_progress(done, total):
         nonlocal bar
@@ -314,6 +319,10 @@ def _windows_shown(denoiser, name):
             bar = cli.progress(total=round(total / 1e6, 1), unit="MP", label=Path(name).name[-30:])
         if bar is not None:
             bar.update(round(done / 1e6, 1) - bar.n)
+            left = (time.monotonic() - start) * (total / done - 1)
+            if taken.light and not weights.told_of_light and left > LONG:
+                weights.told_of_light = True
+                bar.write(f"(--fast takes {taken.light} instead, in a fraction of the time)", file=sys.stderr)
 
     if denoiser is None:
         yield

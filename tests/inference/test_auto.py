@@ -12,7 +12,7 @@ from denoising.cli import UserError
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.pixels import span_of
-from denoising.inference import auto, checkpoint
+from denoising.inference import auto, checkpoint, prediction
 from denoising.inference.auto import Shelf, Spread, Weights, fitting
 from denoising.inference.denoiser import Denoiser
 
@@ -179,6 +179,24 @@ def test_a_folder_of_all_kinds(tmp_path, shipped, capfd):
     assert (tmp_path / "o" / "c_clean_denoise.png").read_bytes() == (tmp_path / "in" / "c_clean.png").read_bytes()
     assert (images.read_image(tmp_path / "o" / "d_clean_denoise.png").pages[0] == clean).all()
     run("--image_path", tmp_path / "in" / "b_camera.png", "--save_dir", tmp_path / "fast", "--fast")
+
+
+def test_what_takes_long_says_once_what_takes_less(tmp_path, shipped, capfd, monkeypatch):
+    light = build_network("unet_lite", n_feature=2)
+    options = {**light.options, "noisetype": "camera"}
+    checkpoint.save_network(shipped["light"], checkpoint.network_state(light), options)
+    noise = blurred(np.random.default_rng(0).normal(0, 1, (400, 400, 3))) * 20
+    for name in ("a", "b"):
+        save(tmp_path / "in" / f"{name}.png", np.clip(120 + noise, 0, 255).astype(np.uint8))
+    flags = ("--image_path", tmp_path / "in", "--tile", 352)
+    hint = "--fast takes light instead"
+    run(*flags, "--save_dir", tmp_path / "soon")
+    assert hint not in capfd.readouterr().err
+    monkeypatch.setattr(prediction, "LONG", -1.0)
+    run(*flags, "--save_dir", tmp_path / "late")
+    assert capfd.readouterr().err.count(hint) == 1
+    run(*flags, "--save_dir", tmp_path / "light", "--fast")
+    assert hint not in capfd.readouterr().err
 
 
 def test_a_batch_is_continued(tmp_path, shipped, capfd):

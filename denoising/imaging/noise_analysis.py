@@ -100,6 +100,8 @@ def analyse(image, second=None):
     if min(image.shape[:2]) < 2 * SIZE:
         return _nothing(channels, "guess", f"{image.shape[1]}x{image.shape[0]} pixels are too few")
     blocks = noise_blocks.cut(image, second)
+    if second is None and (peak := noise_traces.photons(image)):
+        return _of_photons(image, peak, blocks)
     if len(blocks) < 20 and second is None and (sigma := _sigma_of_clipped(image)):
         curve = ((0.0, (sigma / 255) ** 2),) * channels
         nothing = _nothing(channels, "likely", "so strong that it is clipped nearly everywhere", blocks.clipped)
@@ -111,6 +113,20 @@ def analyse(image, second=None):
         reason = "there is hardly a place that is not clipped or of one colour"
         return _nothing(channels, "guess", reason, blocks.clipped)
     return _as_white(blocks) or _as_correlated(blocks)
+
+
+def _of_photons(image, peak, blocks):
+    """What is known of an image whose values are counted photons; the points are those of its brightness."""
+    channels = image.shape[2]
+    found = (_as_white(blocks) if len(blocks) >= 20 else None) or _nothing(channels, "sure", "", blocks.clipped)
+    height, width = (side // SIZE * SIZE for side in image.shape[:2])
+    parts = to_01(image[:height, :width]).reshape(height // SIZE, SIZE, width // SIZE, SIZE, channels).mean((1, 3))
+    light = np.quantile(parts.reshape(-1, channels), np.linspace(0.05, 0.95, 8), axis=0).T
+    sigma = 255 * float(np.sqrt(parts.mean() / peak))
+    return dataclasses.replace(
+        found, kind="poisson", sigma=sigma, curve=((1 / peak, 0.0),) * channels, peak=peak, certainty="sure", reason="",
+        points=np.stack((light, light / peak), -1),
+    )  # fmt: skip
 
 
 def _exponent(image):
@@ -131,23 +147,11 @@ def _in_units(found, scale):
 def _sigma_of_clipped(image):
     """What is left of white noise, 0..255, in an image that it takes to black or white nearly everywhere; 0: none."""
     pixels = 255 * to_01(image)
-    finest, next_ = (_differences(x) for x in (pixels, _halved(pixels)))
+    finest, next_ = (noise_traces.differences(x) for x in (pixels, noise_traces.halved(pixels)))
     fine = np.sqrt(np.square(finest).mean())
     # Drawings and dithered pictures have few values, and change in few places; texture is as strong at half the size.
     drawn = len(np.unique(image[:256, :256])) < 8 or (np.abs(finest) > 2).mean() < 0.5
     return 0.0 if drawn or np.sqrt(np.square(next_).mean()) > 0.7 * fine else float(fine)
-
-
-def _differences(pixels):
-    """Across each 2x2 pixels; of white noise their deviation is that of the noise."""
-    pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]
-    return (pixels[::2, ::2] - pixels[1::2, ::2] - pixels[::2, 1::2] + pixels[1::2, 1::2]) / 2
-
-
-def _halved(pixels):
-    """Half the size, each pixel the mean of four."""
-    pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]
-    return (pixels[::2, ::2] + pixels[1::2, ::2] + pixels[::2, 1::2] + pixels[1::2, 1::2]) / 4
 
 
 def _nothing(channels, certainty, reason, clipped=0.0):

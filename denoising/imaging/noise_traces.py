@@ -17,6 +17,8 @@ _STANDARD = (
     101, 72, 92, 95, 98, 112, 100, 103, 99,
 )  # fmt: skip
 MAX_SIDE = 2048  # of the middle of an image that is looked at
+FEW = 2.5, 128.0  # photons in the brightest pixel: fewer might be dithering
+COUNTED = 0.8  # how closely values must lie at whole numbers of photons: rounding to 8 bits leaves 0.9 of 64
 
 
 def jpeg_quality(table):
@@ -79,6 +81,62 @@ def levels(image):
     # Of 16 bits, an image has too few pixels to fill all levels.
     comb = float((inner == 0).mean()) if len(inner) > 16 and image.size > 50 * len(inner) else 0.0
     return bits, comb
+
+
+def photons(image):
+    """Photons at white of an image whose values are whole numbers of them, and vary as such do; 0: they are not.
+
+    Where so few are counted, many pixels of a bright place are cut off at white, which hides how the noise grows; the
+    steps between the values tell exactly. A drawing has steps as well, but no noise.
+    """
+    every = 1 + int(np.sqrt(image.size / 20000))
+    values, counts = np.unique(to_01(image[::every, ::every]), return_counts=True)
+    brightest = float(values[-1])
+    inside = (values > 0) & ((values < brightest) | (brightest != 1))
+    values, counts = values[inside].astype(np.float64), counts[inside]
+    if not 1 < len(values) < FEW[1]:
+        return 0.0
+    # Of twice as many photons all values are whole numbers, too: the fewest that fit are right.
+    peaks = np.geomspace(*FEW, 2000) / brightest
+    closeness = np.cos(2 * np.pi * peaks[:, None] * values) @ counts / counts.sum()
+    fitting = np.flatnonzero(closeness > COUNTED)
+    if not len(fitting):
+        return 0.0
+    near = slice(fitting[0], np.searchsorted(peaks, 1.1 * peaks[fitting[0]]))
+    peak = float(peaks[near][closeness[near].argmax()])
+    return peak if _vary_as_counts(_middle(image) * np.float32(peak / 255), peak * brightest) else 0.0
+
+
+def _vary_as_counts(counts, most):
+    """Whether whole numbers of photons vary by as much as there are, from pixel to pixel, nearly everywhere."""
+    height, width = (side // 8 * 8 for side in counts.shape[:2])
+    counts = counts[:height, :width]
+    variance, next_, mean = (
+        x.reshape(height // 8, side, width // 8, side, -1).mean((1, 3))
+        for x, side in ((differences(counts) ** 2, 4), (differences(halved(counts)) ** 2, 2), (counts, 8))
+    )
+    seen = (mean > 1) & (mean < 0.6 * most)  # where hardly any is cut off
+    if seen.sum() < 20:
+        return False
+    ratio, order = variance[seen] / mean[seen], np.argsort(mean[seen], kind="stable")
+    halves = [np.median(half) for half in np.array_split(ratio[order], 2)]
+    # Noise that does not grow with the light is far stronger than counts vary, where there is little.
+    grows = np.quantile(ratio, 0.2) > 0.4 and 0.6 < min(halves) and max(halves) < min(2, 1.6 * min(halves))
+    # What neighbours share is left in the mean of four of them; of noise that is white, a quarter is.
+    quiet = [np.quantile(x[seen], 0.3) for x in (next_, variance)]
+    return grows and quiet[0] < 0.35 * quiet[1]
+
+
+def differences(pixels):
+    """Across each 2x2 pixels; of white noise their deviation is that of the noise."""
+    pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]
+    return (pixels[::2, ::2] - pixels[1::2, ::2] - pixels[::2, 1::2] + pixels[1::2, 1::2]) / 2
+
+
+def halved(pixels):
+    """Half the size, each pixel the mean of four."""
+    pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]
+    return (pixels[::2, ::2] + pixels[1::2, ::2] + pixels[::2, 1::2] + pixels[1::2, 1::2]) / 4
 
 
 def banding(image):

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 from denoising.files.images import write_image
-from denoising.imaging import camera
+from denoising.imaging import camera, noise_traces
 from denoising.imaging.noise_analysis import analyse, sensor_curve
 from denoising.imaging.pixels import from_01, pack_bayer
 from denoising.training import own_noise
@@ -64,6 +64,38 @@ def test_shot_noise_grows_with_brightness():
     found = analyse(noisy.astype(np.float32))
     assert found.kind == "poisson"
     assert found.peak == pytest.approx(30, rel=0.1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("photons", [3, 5, 12, 30, 60])
+def test_photons_that_can_be_counted_in_eight_bits(photons, channels):
+    """However many pixels are cut off at white, and though there are no more values than in a drawing."""
+    counts = np.random.default_rng(photons).poisson(scene(channels=channels) * photons)
+    found = analyse(from_01(np.clip(counts / photons, 0, 1), np.uint8))
+    assert (found.kind, found.certainty) == ("poisson", "sure")
+    assert found.peak == pytest.approx(photons, rel=0.01)
+    assert found.sigma == pytest.approx(255 * np.sqrt(0.5 / photons), rel=0.05)
+    assert own_noise.pooled_curve([found])[0] == pytest.approx(1 / photons, rel=0.02)
+
+
+def test_counts_themselves():
+    """A camera that counts photons may store their numbers as they are."""
+    counts = np.random.default_rng(0).poisson(scene() * 12)
+    assert analyse(counts.astype(np.uint16)).peak == pytest.approx(65535, rel=0.01)
+    assert analyse(counts.astype(np.float32)).peak == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("levels", [3, 5, 12, 30])
+def test_steps_without_photons(levels):
+    """A drawing, a dithered picture, and another noise that was rounded coarsely."""
+    rng, smooth = np.random.default_rng(0), scene() * (levels - 1)
+    dithered = smooth + rng.uniform(-0.5, 0.5, smooth.shape)
+    pictures = [smooth, dithered]
+    if levels > 20:
+        pictures.append(smooth + rng.normal(0, 2, smooth.shape))
+    for picture in pictures:
+        steps = np.clip(np.rint(picture), 0, levels - 1) / (levels - 1)
+        assert noise_traces.photons(from_01(steps, np.uint8)) == 0
 
 
 def test_neighbours_that_share_their_noise():

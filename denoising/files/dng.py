@@ -46,8 +46,8 @@ def encode(mosaic_01, red, white_balance, matrix=XYZ_TO_SRGB, orientation=1, exi
     values = np.clip(np.rint(black + np.asarray(mosaic_01) * np.float32(white - black)), 0, white).astype(np.uint16)
     texts = Image.Exif()
     texts.load(exif)
-    texts = {code: str(texts[code]) for code in TEXT if code in texts}
-    name = " ".join(texts[code] for code in (MAKE, MODEL) if code in texts) or "Bayer mosaic"
+    texts = {code: str(texts[code]).encode("latin-1") for code in TEXT if code in texts}  # as Pillow decodes them
+    name = b" ".join(texts[code] for code in (MAKE, MODEL) if code in texts) or b"Bayer mosaic"
     neutral = 1 / np.array(white_balance, float)
     tags = [
         (274, SHORT, 1, orientation),

@@ -13,6 +13,7 @@ from denoising.files import png
 from denoising.imaging.pixels import ORIENTATION, Picture, check_size, from_01, known_dtype, swap_bgr, upright
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM")
+EXIF_PARTS = (0x8769, 0x8825)  # of the exposure, and of the place
 
 # The limit is ours (check_size): Pillow's lies below what cameras deliver, and warns at first.
 Image.MAX_IMAGE_PIXELS = None
@@ -124,9 +125,20 @@ def _exif(image):
     try:
         exif = image.getexif()
         orientation = exif.pop(ORIENTATION, 1)
+        for part in (exif, *(exif.get_ifd(code) for code in EXIF_PARTS if code in exif)):
+            part.update({code: _Text(value) for code, value in part.items() if isinstance(value, str)})
         return exif.tobytes() if len(exif) else b"", orientation
     except Exception:  # noqa: BLE001 - hostile EXIF raises nearly anything, and the pixels are good without it
         return b"", 1
+
+
+class _Text(str):
+    """A text of EXIF as it was: names are in UTF-8, and Pillow writes a question mark for all beyond ASCII."""
+
+    __slots__ = ()
+
+    def encode(self, *_):
+        return super().encode("latin-1")  # which Pillow has decoded it by
 
 
 # --- Writing ------------------------------------------------------------------------------------------------

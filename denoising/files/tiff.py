@@ -234,7 +234,7 @@ def _texts(page):
     for code in TEXT:
         value = _tag(page, code)
         if isinstance(value, str) and value.strip():
-            exif[code] = value
+            exif[code] = value.encode()  # Pillow would write a question mark for all beyond ASCII
     return exif
 
 
@@ -275,7 +275,7 @@ def encode(pages, like):
     if like.exif:
         exif = Image.Exif()
         exif.load(like.exif)
-        texts = [(code, str(exif[code]).encode() + b"\0") for code in TEXT if code in exif]
+        texts = [(code, str(exif[code]).encode("latin-1") + b"\0") for code in TEXT if code in exif]
         extratags += [(code, 2, len(text), text, True) for code, text in texts]
     options = {"metadata": None, "software": False, "iccprofile": like.icc or None, "extratags": extratags}
     if kept.get("resolution"):

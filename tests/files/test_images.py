@@ -409,6 +409,22 @@ def test_rotation_is_obeyed_and_its_tag_reset(tmp_path, orientation):
                     assert float(tags.get_ifd(0x8769)[33434]) == 0.5
 
 
+@pytest.mark.parametrize("target", [".png", ".jpg", ".webp", ".tif"])
+def test_names_beyond_ascii_are_carried_over(target):
+    """Cameras and software write them in UTF-8; every byte is kept."""
+    exif = Image.Exif()
+    exif[315], exif[33432], exif[ORIENTATION] = "José".encode(), "© Müller".encode(), 6
+    exif.get_ifd(0x8769)[42036] = "Zeiß 50 mm"
+    lens, owners = "Zeiß 50 mm".encode("latin-1"), ("José".encode(), "© Müller".encode())
+    jpeg = saved(Image.fromarray(BLOCKS), "JPEG", exif=exif).replace(b"Zei? 50 mm", lens)
+    assert lens in jpeg
+    names = [(code, 2, len(name) + 1, name, True) for code, name in zip((315, 33432), owners, strict=True)]
+    for data, wanted in ((jpeg, (*owners, lens)), (tiff(BLOCKS, photometric="rgb", extratags=names), owners)):
+        picture = read(data)
+        written = images.encode(f"a{target}", picture.pages, picture)
+        assert all(name + b"\0" in written for name in wanted[: 2 if target == ".tif" else 3])
+
+
 def test_each_page_of_a_tiff_is_turned_by_its_own_tag(tmp_path):
     lying, standing = noise("uint8", 10, 20), noise("uint8", 20, 10)
     file = io.BytesIO()

@@ -113,12 +113,14 @@ def test_what_is_written_is_what_was_read():
     from PIL import Image
 
     exif = Image.Exif()
-    exif[271], exif[272] = "Maker", "Model 1"
+    exif[271], exif[272], exif[315] = "Maker", "Modèl 1".encode(), "José".encode()
     first = dng.encode(mosaic_of((0, 1)), (0, 1), (2.0, 1.0, 1.5), matrix, exif=exif.tobytes())
     with raw.opened("a.dng", first) as photo:
         second = photo.as_dng(photo.mosaic())
         pictures = [photo.develop()]
     assert first == second
+    assert second.count("Modèl 1\0".encode()) == 2  # by itself, and as a part of the camera's name
+    assert "José\0".encode() in second
     with raw.opened("b.dng", second) as photo:
         pictures.append(photo.develop())
     assert np.array_equal(*pictures)

@@ -25,7 +25,8 @@ SUFFIXES = (
 BYTES_PER_PIXEL = 8  # that LibRaw takes of an image of four colours
 CLIPS = 0.75  # of white; a sensor that reaches this and not white clips earlier than its file says, as LibRaw has it
 SRGB = (2.4, 12.92)  # its curve, as LibRaw takes it
-TURNS = {0: 1, 3: 3, 5: 8, 6: 6}  # LibRaw's number for how the camera was held, and that of TIFF
+# LibRaw's number for how the camera was held, and that of TIFF; software may have mirrored the picture, too.
+TURNS = {0: 1, 1: 2, 2: 4, 3: 3, 4: 5, 5: 8, 6: 6, 7: 7}
 
 
 def is_raw(path):

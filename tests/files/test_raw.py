@@ -92,7 +92,13 @@ def test_a_mosaic_that_starts_within_the_sensor(corner):
 
 
 @needs_rawpy
-@pytest.mark.parametrize(("flip", "corner"), [(1, (0, 0)), (3, (-1, -1)), (6, (0, -1)), (8, (-1, 0))])
+@pytest.mark.parametrize(
+    ("flip", "corner"),
+    [
+        *((1, (0, 0)), (2, (0, -1)), (3, (-1, -1)), (4, (-1, 0))),
+        *((5, (0, 0)), (6, (0, -1)), (7, (-1, -1)), (8, (-1, 0))),
+    ],
+)
 def test_how_the_camera_was_held(flip, corner):
     mosaic = np.full((40, 60), 0.1, np.float32)
     mosaic[:8, :8] = 0.8

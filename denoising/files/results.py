@@ -37,7 +37,8 @@ def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False, also_r
             targets.append(None)
             continue
         if target in owner:  # a.jpg and a.png: the suffix tells them apart
-            helps = "; --keep_format helps" if keep_format is False else ""
+            kept = {_target(pair, root, save_dir, True) for pair in (owner[target], path)}
+            helps = "; --keep_format helps" if keep_format is False and len(kept) == 2 else ""
             raise UserError(f"{flag}: {owner[target]} and {path} would both become {target}{helps}")
         if skip_existing and os.path.lexists(target):
             owner[target] = path

@@ -34,8 +34,12 @@ def test_two_results_of_one_name_are_refused(tmp_path):
     ):
         planned(paths, tmp_path)
     assert len(set(planned(paths, tmp_path, keep_format=True))) == 2
-    with pytest.raises(UserError, match=r"would both become out/a_denoise\.png$"):
-        planned([tmp_path / "x" / "a.png", tmp_path / "y" / "a.png"], tmp_path / "*" / "a.png", keep_format=True)
+    folders = [tmp_path / "x" / "a.png", tmp_path / "y" / "a.png"]
+    for keep_format in (True, False):  # which would help neither these nor two raw files
+        with pytest.raises(UserError, match=r"would both become out/a_denoise\.png$"):
+            planned(folders, tmp_path / "*" / "a.png", keep_format=keep_format)
+    with pytest.raises(UserError, match=r"a\.CR2 and .*a\.dng would both become out/a_denoise\.tif$"):
+        planned([tmp_path / "a.CR2", tmp_path / "a.dng"], tmp_path)
 
 
 def test_what_exists_is_replaced_only_when_asked(tmp_path):

@@ -21,6 +21,7 @@ from denoising.imaging.pixels import ORIENTATION, Picture, check_size, from_01, 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TEXT = (271, 272, 305, 306, 315, 33432)  # Make, Model, Software, DateTime, Artist, Copyright
 DNG_VERSION = 50706  # the tag of a camera's raw file
+CANON = b"\x10\0\0\0CR\2\0"  # how a CR2 goes on behind the four bytes of every TIFF
 EXTRA_SAMPLES = 338  # the tag that says what channels beyond the colours are
 # What ImageJ and map software store beside the pixels: labels, look-up tables, place on the globe.
 EXTRA = (50838, 50839, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
@@ -92,8 +93,8 @@ def decode(data, path):
     # Not as OME: its XML may name other files, which tifffile would open. The XML itself is kept.
     with tifffile.TiffFile(io.BytesIO(data), is_ome=False) as tif:
         first = tif.pages.first
-        # A preview with the sensor's values in a page below it, or a mosaic that wants to be developed.
-        if DNG_VERSION in first.tags or (first.is_reduced and first.subifds):
+        # A preview with the sensor's values in a page below or behind it, or a mosaic that wants to be developed.
+        if DNG_VERSION in first.tags or (first.is_reduced and first.subifds) or data[4:12] == CANON:
             raise UserError(f"{path}: is a camera's raw file: predict.py takes it by its name (.dng, .nef ...)")
         # A frame of a stack is a full page.
         every = [page.aspage() for page in tif.pages]

@@ -259,7 +259,12 @@ def test_a_raw_file_under_another_name_is_not_taken_for_its_preview():
         writer.write(BLOCKS[:8, :9], photometric="rgb", subfiletype=1, subifds=1)
         writer.write(noise("uint16", 32, 40), photometric="cfa")
     mosaic = dng.encode(noise("float32", 32, 40), (0, 0), (2, 1, 1.5))
-    for data in (file.getvalue(), mosaic):
+    # Of a Canon the preview is the first page, and is not said to be one.
+    preview = [(256, 6), (257, 5), (258, 8), (259, 1), (262, 1), (273, 106), (279, 30)]
+    page = struct.pack("<H", 7) + b"".join(struct.pack("<HHII", code, 4, 1, number) for code, number in preview)
+    canon = b"II*\0" + struct.pack("<I4sI", 16, b"CR\2\0", 0) + page + bytes(4 + 30)
+    assert read(canon.replace(b"CR", b"--")).pages[0].shape == (5, 6, 1)
+    for data in (file.getvalue(), mosaic, canon):
         with pytest.raises(UserError, match="raw file"):
             read(data)
     # Smaller versions below a page make it no raw file.

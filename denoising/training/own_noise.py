@@ -94,6 +94,7 @@ def measure_folder(flag, folder, n_channel, size=None):
                 cli.note(f"{error}; it is not measured")
 
     found = measure(read())
+    cli.refuse((not found.measured, f"{flag}: no image of {folder} can be read"))  # no other method would train either
     counts = "its floats are counts, which train nothing: divide them by what is to be white, which is 1"
     cli.refuse((found.sigma > 255, f"{flag}: {folder} has noise of {found.sigma / 255:.0f} times white: {counts}"))
     return found

@@ -120,7 +120,8 @@ def test_refusals(tmp_path, started):
     assert refused("--preset", "auto", "--method", "noise2noise").startswith("--preset: auto learns from single")
     assert refused("--noisetype", "none", "--method", "recorrupted2recorrupted").startswith("--known_noise:")
     (tmp_path / "0.png").write_bytes(b"broken")
-    assert "no image can be read" in refused("--noisetype", "none")
+    for flags in ("--noisetype none", "--preset auto --method recorrupted2recorrupted --known_noise auto"):
+        assert refused(*flags.split()) == f"--data_dir: no image of {tmp_path} can be read"
 
 
 def test_what_was_measured_is_kept_with_the_weights(white, tmp_path, monkeypatch):

@@ -230,7 +230,7 @@ def advice(results, where):
     noisy = [result.found for result in results if result.found.kind != "none"]
     where = shlex.quote(where)
     predict = f"python predict.py --image_path {where} --save_dir denoised"  # which measures, and takes what fits
-    raws = all(raw.is_raw(result.path) for result in results)
+    raws = any(raw.is_raw(result.path) for result in results)  # which predict.py reads, and train.py does not
     if not raws and results[0].size[2] not in (1, 3):
         predict += " --model_path models/grey_gauss5_50.pdparams"  # which take any number of channels, each by itself
     if not noisy:

@@ -228,5 +228,11 @@ def test_the_mosaic_of_a_raw_file(tmp_path, capsys):
     assert found["shape"] == [101, 160, 4]  # from the first red pixel on, a row earlier
     assert found["sigma"] == pytest.approx(0.03 * 255, rel=0.06)
     assert f"next: python predict.py --image_path {tmp_path / 'a.dng'}" in capsys.readouterr().out
+    # Beside a picture it stays predict.py that takes both; train.py reads no raw files.
+    folder = tmp_path / "both"
+    folder.mkdir()
+    (folder / "a.dng").write_bytes((tmp_path / "a.dng").read_bytes())
+    save(folder / "a.png", np.full((64, 64, 3), 90, np.uint8))
+    assert lines_of(folder, capsys)[4] == f"next: python predict.py --image_path {folder} --save_dir denoised"
     (tmp_path / "b.nef").write_bytes(b"no raw file " * 50)
     assert "LibRaw cannot read it" in refusal(inspect_noise.main, ["--image_path", tmp_path / "b.nef"], capsys)

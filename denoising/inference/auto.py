@@ -36,6 +36,7 @@ SHIPPED = (
     "grey_gauss5_50",
     "photo",
     "photo_fast",
+    "poisson5_50_deep",
     "poisson30",
 )
 FOR_RENDERS = "renders"  # path-traced ones, whose noise is like none of these
@@ -44,6 +45,7 @@ SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts th
 # How far noise may be from the one strength that weights are for, until those for a range do better: measured on BSD300
 # (docs/predicting.md).
 NEAR = {Gaussian: (0.97, 1.07), Poisson: (0.94, 1.12)}
+BEYOND = 0.5, 2.0  # how far photons may lie outside a range, until weights for Gaussian noise do as well
 MIXED = 10.0  # images of one folder whose noise differs by this factor are said to
 LOW_MEMORY = 512 << 20  # free; below it, of the networks only the one in use is kept
 
@@ -248,7 +250,7 @@ def fitting(able, analysis, channels, fast=False):
 
 
 def _is_near(noise, strength):
-    low, high = NEAR[type(noise)]
+    low, high = NEAR[type(noise)] if noise.low == noise.high else BEYOND
     return noise.low * low <= strength <= noise.high * high
 
 

@@ -59,6 +59,10 @@ def test_each_noise_gets_its_weights():
     assert taken("gauss", 25, fast=True) == "best"
     assert taken("poisson", 20, 29, fast=True, able=LIGHT) == "photons"
     assert [taken("poisson", 20, peak) for peak in (10, 29, 33, 60)] == ["broad", "photons", "photons", "broad"]
+    able = [weights_of("few_or_many", "poisson5_50"), *ALL]
+    assert [taken("poisson", 20, peak, able=able) for peak in (2, 3, 29, 90, 120)] == [
+        "broad", "few_or_many", "few_or_many", "few_or_many", "broad"
+    ]  # fmt: skip
     # Where none are for it, those that come next; where there are none at all, nothing.
     assert taken("correlated", able=ALL[:4]) == "broad"
     assert taken("gauss", 12, able=[ALL[0]]) == "best"
@@ -129,7 +133,9 @@ def test_values_that_fill_the_range_stay(shipped):
 def test_the_names_of_the_noise_stand_in_the_weights_that_ship():
     shelf = Shelf(auto.shipped_weights())
     noises = {name: weights.noise.name for name, weights in shelf.weights.items()}
-    assert {"best_model": "gauss25", "gauss5_50": "gauss5_50", "poisson30": "poisson30"}.items() <= noises.items()
+    expected = {"best_model": "gauss25", "gauss5_50": "gauss5_50", "poisson30": "poisson30"}
+    expected |= {"poisson5_50_deep": "poisson5_50"}
+    assert expected.items() <= noises.items()
     assert not shelf.loaded
 
 

@@ -175,7 +175,8 @@ def train(options, stopped=None, method=None, training_class=Training):
     ops = devices.prepare(options)
     if options.amp and not devices.on_gpu():
         raise UserError(
-            "--amp: on a CPU Paddle computes mixed precision in fp32 all the same; --precision bf16 is real"
+            "--amp: on a CPU Paddle computes mixed precision in fp32 all the same; --precision bf16 is real, "
+            "on CPUs with AVX512_BF16"
         )
     # On a CPU each feature takes several numbers for each pixel of a patch, whatever the network.
     batches.check_memory(bytes_per_pixel=0 if devices.on_gpu() else 4 * options.n_feature)

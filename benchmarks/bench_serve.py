@@ -2,7 +2,7 @@
 
     python benchmarks/bench_serve.py                      # 256x256 pictures, some five minutes
     python benchmarks/bench_serve.py --size 64 --seconds 10 --max_batch 1 8
-    python benchmarks/bench_serve.py --serve="--model_path best_model.pdparams --precision bf16"
+    python benchmarks/bench_serve.py --serve="--model_path best_model.pdparams --precision bf16"    # needs AVX512_BF16
 
 It needs aiohttp. The load comes from the public generator hey where that is installed (apt install hey), and else from
 threads of this script, which take more of the cores that the service computes on. Each client sends the same PNG as

@@ -74,3 +74,16 @@ def test_the_search_finds_files_and_links():
     assert FILE.findall("`engine/onednn.h`, (methods.py), [x](docs/a.md#b)") == [
         "engine/onednn.h", "methods.py", "docs/a.md",
     ]  # fmt: skip
+
+
+def commands(document):
+    """The commands of a document, each with all of its lines."""
+    lines = re.sub(r"\\\n", "", text_of(document)).splitlines()
+    return [re.sub(r"\s+", " ", line).strip() for line in lines if line.startswith("    ")]
+
+
+# The cards in docs/models tell how weights came about, on which CPU and in which precision.
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if re.fullmatch(r"README.md|docs/\w+\.md", name)])
+def test_a_command_in_bf16_says_what_it_needs(document):
+    """Most CPUs have no AVX512_BF16, and refuse it."""
+    assert not [line for line in commands(document) if "precision bf16" in line and "AVX512_BF16" not in line]

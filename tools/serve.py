@@ -4,7 +4,7 @@ Examples:
   python tools/serve.py                                          # all weights that ship, chosen by each image's noise
   python tools/serve.py --models my_weights/                     # and some of one's own
   python tools/serve.py --model_path best_model.pdparams
-  python tools/serve.py --model_path models/gauss5_50.pdparams --port 9000 --precision bf16 --max_megapixels 50
+  python tools/serve.py --model_path models/gauss5_50.pdparams --port 9000 --precision fp32 --max_megapixels 50
   python tools/serve.py --model_path best_model.pdparams --host 0.0.0.0 --max_queue 8 --access_log
   python tools/serve.py --model_dir output/ --runtime openvino
 

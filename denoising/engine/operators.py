@@ -87,6 +87,8 @@ def choose(engine="auto", precision="fp32"):
         UserError: What was asked for by name cannot be had.
     """
     if engine == "paddle":
+        if precision == "bf16":
+            raise UserError("--precision bf16: needs the onednn engine, not --engine paddle")
         reason = "as asked"
     else:
         reason = _obstacle()

@@ -139,5 +139,5 @@ def test_paddles_layers_can_be_asked_for():
     ops, line = operators.choose("paddle")
     assert isinstance(ops, PlainOps)
     assert "as asked" in line
-    with pytest.raises(UserError, match="bf16"):
+    with pytest.raises(UserError, match="^--precision bf16: needs the onednn engine, not --engine paddle$"):
         operators.choose("paddle", "bf16")

@@ -195,6 +195,8 @@ def _run(command):
         raise BuildError(f"the compiler did not run: {error}") from error
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        # That the linker failed is said after what the linker said.
+        lines = [line for line in lines if not line.startswith("collect2:")] or lines
         reason = next((line for line in lines if "error" in line.lower()), lines[-1])
         raise BuildError(f"the compiler '{command[0]}' failed: {reason.strip()}")
     return done.stdout

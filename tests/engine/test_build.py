@@ -104,6 +104,12 @@ def test_a_paddle_without_onednn_is_named(source, tmp_path, monkeypatch):
         ("echo one >&2; echo ' two ' >&2; exit 1", "two"),
         ("echo one; exit 1", "one"),
         ("exit 1", "no message"),
+        (
+            "echo '/usr/bin/ld: final link failed: No space left on device' >&2;"
+            "echo 'collect2: error: ld returned 1 exit status' >&2; exit 1",
+            "/usr/bin/ld: final link failed: No space left on device",
+        ),
+        ("echo 'collect2: error: ld returned 1 exit status' >&2; exit 1", "collect2: error: ld returned 1 exit status"),
     ],
 )
 def test_the_first_error_of_a_compiler_is_told(script, reason):

@@ -39,6 +39,9 @@ SHIPPED = (
     "poisson5_50_deep",
     "poisson30",
 )
+# Of these, what newer ones do better: for whoever names them, and to start a training of that network from. They are
+# neither in the wheel nor in the container's image.
+SUPERSEDED = ("gauss5_50", "poisson30")
 FOR_RENDERS = "renders"  # path-traced ones, whose noise is like none of these
 FOR_MOSAICS = "raw"  # the sensors' of cameras, before they are developed
 SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts them, below the environment's folder

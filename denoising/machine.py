@@ -39,6 +39,12 @@ def cpu_flags():
     return _cpu_facts().get("flags", "").split()
 
 
+def adds_bytes_exactly():
+    """Whether this CPU has instructions for sums of 8-bit products; ARM has, and what does not tell is believed."""
+    flags = cpu_flags()
+    return not flags or bool({"avx512_vnni", "avx_vnni"} & set(flags))
+
+
 def free_memory():
     """Bytes that can be taken now: the machine's, or what a container's limit leaves."""
     free = 4 << 30

@@ -268,6 +268,11 @@ no_bf16() {
     [ "${MACHINE[bf16]}" = 1 ] || echo "this CPU has no AVX512_BF16"
 }
 
+# no_vnni: prints why 8 bits cannot be computed on this CPU, if so.
+no_vnni() {
+    [ "${MACHINE[vnni]}" = 1 ] || echo "this CPU has no VNNI"
+}
+
 # --- Training ---------------------------------------------------------------------------------------------
 
 # nodes_of GPUS: how many machines it names.

@@ -76,6 +76,7 @@ read_config
 start_chain results_python.log
 # What chooses the ranges, and measures, runs on this.
 NOT_HERE=$(without onnx openvino)
+NOT_HERE=${NOT_HERE:-$(no_vnni)}
 split accuracy_runs && runs=("${LIST[@]}")
 split infer_batch && batches=("${LIST[@]}")
 reference_row "${VALUE[weights]}" "$OUTPUT/model"

@@ -140,6 +140,8 @@ train_row() {
     reference_row "$WEIGHTS" "$save"
     model=$save
     if given "${VALUE[inference_dir]}"; then model+=/${VALUE[inference_dir]}; fi
+    # An export in 8 bits is run, too.
+    if [ "$QUANTISED" = True ]; then OBSTACLE=${OBSTACLE:-$(no_vnni)}; fi
     export_row "$EXPORT" "$WEIGHTS" "$model" "${save}_export.log"
     infer_rows "$model" "$gpus"
 }
@@ -236,6 +238,7 @@ whole_infer() {
             continue
         fi
         reference_row "${models[index]}" "$OUTPUT/model_$index"
+        if [ "${quants[index]}" = True ]; then OBSTACLE=$(no_vnni); fi
         export_row "${exports[index]}" "${models[index]}" "$OUTPUT/model_$index" "$OUTPUT/model_${index}_export.log"
         infer_rows "$OUTPUT/model_$index" "$index"
         random_rows "$OUTPUT/model_$index" "$index"

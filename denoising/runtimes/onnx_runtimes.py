@@ -108,7 +108,7 @@ class OnnxFileRuntime:
             (made == "fp32" and asked == "int8",
              f"--precision: {self.path} holds float weights; tools/quantize_model.py makes 8-bit ones"),
             # Older instructions add pairs of products in 16 bits, which overflow.
-            (asked == "int8" and not _adds_bytes_exactly(),
+            (asked == "int8" and not machine.adds_bytes_exactly(),
              "--precision: int8 needs a CPU with VNNI instructions, others would overflow"),
         )  # fmt: skip
 
@@ -235,12 +235,6 @@ def _round_once(model):
         layer = name.removesuffix("/act")
         if layer != name and f"{layer}/before" in operations:
             op.input(0).replace_source_output(operations[f"{layer}/conv"].output(0))
-
-
-def _adds_bytes_exactly():
-    """Whether this CPU has instructions for sums of 8-bit products; ARM has, and what does not tell is believed."""
-    flags = machine.cpu_flags()
-    return not flags or bool({"avx512_vnni", "avx_vnni"} & set(flags))
 
 
 def _import(package, runtime):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from denoising import machine
 from denoising.cli import UserError, refuse
 from denoising.runtimes import trial
 from denoising.runtimes.onnx_runtimes import fields
@@ -53,6 +54,9 @@ class PaddleInference:
              f"--precision: {program} holds 8-bit weights: --precision=int8"),
             (not quantised and options.precision == "int8",
              f"--precision: {program} holds float weights: tools/quantize_model.py makes 8-bit ones"),
+            # Else oneDNN halves the weights, so that no sum of two products overflows 16 bits.
+            (options.precision == "int8" and not machine.adds_bytes_exactly(),
+             "--precision: int8 needs a CPU with VNNI instructions, without them oneDNN rounds weights to 7 bits"),
         )  # fmt: skip
         config = inference.Config(str(program), str(params))
         with captured(), tempfile.TemporaryDirectory(prefix="runtime-") as cache:

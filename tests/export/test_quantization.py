@@ -19,7 +19,7 @@ from denoising.runtimes import choice, onnx_runtimes
 paddle = pytest.importorskip("paddle")
 onnx = pytest.importorskip("onnx")
 
-needs_vnni = pytest.mark.skipif(not onnx_runtimes._adds_bytes_exactly(), reason="8-bit sums overflow on this CPU")
+needs_vnni = pytest.mark.skipif(not machine.adds_bytes_exactly(), reason="8-bit sums overflow on this CPU")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def noisy_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def int8_folder(weights, noisy_folder, tmp_path_factory):
-    if not (RUNTIMES and onnx_runtimes._adds_bytes_exactly()):
+    if not (RUNTIMES and machine.adds_bytes_exactly()):
         pytest.skip("nothing runs 8 bits here")
     out = tmp_path_factory.mktemp("int8")
     flags = ["--model_path", weights, "--images", noisy_folder, "--save_dir", out, "--crops", 6, "--least", 20]

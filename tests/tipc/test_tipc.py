@@ -61,7 +61,7 @@ fault = os.environ.get("FAULT", "")
 fault = dict(part.split("=", 1) for part in fault.split("|") if "=" in part).get(flags.get("cpu_threads"), fault)
 
 if script == "machine.py":
-    print(os.environ.get("FACTS", "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=0").replace(" ", "\\n"))
+    print(os.environ.get("FACTS", "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=0 vnni=1").replace(" ", "\\n"))
 elif argv[0] == "-c":
     print(12345)
 elif script in ("check_row.py", "compare_results.py", "extract_loss.py", "analysis.py"):
@@ -231,7 +231,7 @@ def chain(tmp_path):
 MONTE_CARLO = "test_tipc/configs/MonteCarlo/train_infer_python.txt"
 ONE_ROW = {"enable_mkldnn": "True", "cpu_threads": "2", "batch_size": "2", "precision": "fp32"}
 ONE_ROW |= {"random_infer_input": "null"}
-HERE = "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=0 onnx=1 onnxruntime=1 openvino=1 aiohttp=1"
+HERE = "paddle=3 cuda=0 gpus=0 tensorrt=0 bf16=0 vnni=1 onnx=1 onnxruntime=1 openvino=1 aiohttp=1"
 
 
 # --- Configurations -----------------------------------------------------------------------------------------
@@ -867,6 +867,20 @@ def test_eight_bits_are_measured_by_each_method_on_each_runtime(chain):
     # With stored results one row more, which is skipped with the others.
     chain.run(chain.config(PTQ, runs=runs), **run | {"FACTS": HERE.replace("openvino=1", "openvino=0")}, checks=False)
     assert chain.statuses() == {"successfully": 1, "skipped": 9}
+
+
+def test_eight_bits_are_skipped_on_a_cpu_that_does_not_compute_in_them(chain):
+    run = {"mode": "whole_infer", "script": "test_ptq_inference_python.sh", "checks": False}
+    run["FACTS"] = HERE.replace("vnni=1", "vnni=0")
+    assert chain.run(chain.config(PTQ, runs="absmax=paddle|kl=openvino"), **run).returncode == 0
+    assert chain.statuses() == {"successfully": 1, "skipped": 7}
+    assert {row[2] for row in chain.rows[1:]} == {"this CPU has no VNNI"}
+
+    # Weights that were trained for 8 bits are trained and scored all the same.
+    config = chain.config(ROOT / "test_tipc/configs/N2N/train_pact_infer_python.txt")
+    assert chain.run(config, "lite_train_lite_infer", checks=False, FACTS=run["FACTS"]).returncode == 0
+    assert [row[1] for row in chain.rows] == ["successfully"] * 3 + ["skipped"] * 3
+    assert {row[2] for row in chain.rows[3:]} == {"this CPU has no VNNI"}
 
 
 def test_the_service_has_to_answer_count_and_end_well(chain):

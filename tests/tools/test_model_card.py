@@ -7,10 +7,9 @@ import pytest
 
 import model_card
 from conftest import noisy_scene, save
-from denoising import cli
+from denoising import cli, machine
 from denoising.export import card_page, card_rows, writing
 from denoising.export.card_rows import Conditions, Row
-from denoising.runtimes import onnx_runtimes
 
 RUNTIMES = writing.installed_runtimes()
 SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -52,7 +51,7 @@ def test_one_command_writes_the_card_beside_what_the_page_says(weights, folders,
 
     assert val.main(["--model_path", weights, "--val_dirs", folders / "val", "--val_repeats", 1, "--json"]) == 0
     assert first["psnr"] == pytest.approx(json.loads(capsys.readouterr().out)["sets"][0]["psnr"], abs=1e-3)
-    if onnx_runtimes._adds_bytes_exactly():
+    if machine.adds_bytes_exactly():
         int8 = rows[runtime, "int8"]
         assert "int8" in int8["engine"]
         assert int8["largest_difference"] > 1e-4

@@ -201,8 +201,8 @@ class Shelf:
                 f"; {span[0]:.4g} is taken for black and {span[1]:.4g} for white, where the type's own white is 1",
             )
         seen_channels = 1 if is_grey(image) else channels
-        taken, fastest = (fitting(able, seen, seen_channels, light) for light in (fast, True))
-        light = fastest.name if fastest is not taken else None
+        taken, lightest = (fitting(able, seen, seen_channels, quick) for quick in (fast, True))
+        light = lightest.name if lightest is not taken else None
         if analysis.kind == "none" and taken:
             why = f"{analysis.describe()}: {taken.name}, which changes little if so{values}"
             return Choice(taken.name, why, analysis, span, light)

@@ -42,6 +42,8 @@ def main(argv=None):
     options = get_parser().parse_args(argv)
     cli.existing_file("--model_path", options.model_path)
     target = options.save_path or os.path.splitext(options.model_path)[0] + ".pdparams"
+    if not target.endswith(".pdparams"):
+        raise UserError(f"--save_path: {target} must end in .pdparams")
     if os.path.exists(target) and not options.overwrite:
         raise UserError(f"--save_path: {target} exists; --overwrite replaces it")
     network, about = checkpoint.load_network(options.model_path)

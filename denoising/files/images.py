@@ -32,6 +32,7 @@ __all__ = [
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".npy", ".exr", ".gif", ".pgm", ".ppm", ".pnm",
 )  # fmt: skip
+NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".jp2")  # photographs nevertheless
 MAX_NPY_CHANNELS = 16
 
 
@@ -58,9 +59,15 @@ def find_images(flag, path, suffixes=IMAGE_SUFFIXES):
         found = list(_matches(path))
     else:
         raise UserError(f"{flag}: {path} does not exist")
+    not_read = [file for file in found if file.name.lower().endswith(NOT_READ)]
     found = sorted(file for file in found if file.name.lower().endswith(suffixes) and file.is_file())
+    kinds = " ".join(sorted({file.suffix.lower() for file in not_read}))
+    no_image = f"no image in {path} ({' '.join(suffixes)})"
+    passed_over = f"photographs of a kind that is not read ({kinds}: {len(not_read)}); save them as PNG or JPEG first"
     if not found:
-        raise UserError(f"{flag}: no image in {path} ({' '.join(suffixes)})")
+        raise UserError(f"{flag}: " + (f"{path} holds {passed_over}" if not_read else no_image))
+    if not_read:
+        cli.note(f"{flag}: {path} also holds {passed_over}")
     return found
 
 

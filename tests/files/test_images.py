@@ -779,3 +779,13 @@ def test_a_glob_over_rings_of_links_ends(tmp_path):
     assert names("*/x.png") == ["a/x.png", "b/x.png"]
     with pytest.raises(UserError, match="--data_dir: no image in"):
         images.find_images("--data_dir", tmp_path / "**" / "*.bmp")
+
+
+def test_photographs_that_are_not_read_are_told(tmp_path, capsys):
+    (tmp_path / "a.heic").touch()
+    with pytest.raises(UserError, match=r"--image_path: .* holds .*\(\.heic: 1\); save them as PNG"):
+        images.find_images("--image_path", tmp_path)
+    for name in ("b.HEIC", "c.avif", "d.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert images.find_images("--image_path", tmp_path) == [tmp_path / "d.png"]
+    assert "also holds photographs of a kind that is not read (.avif .heic: 3); save" in capsys.readouterr().err

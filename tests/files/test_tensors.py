@@ -121,6 +121,8 @@ def test_official_weights_are_converted(tmp_path, fake_torch, write, prefix):
         assert (converted.state_dict()[name].numpy() == tensor.numpy()).all()
     again = run_script("tools/convert_weights.py", "--model_path", tmp_path / "official.pth")
     assert_user_error(again, "--save_path", "official.pdparams", "--overwrite")
+    named = run_script("tools/convert_weights.py", "--model_path", tmp_path / "official.pth", "--save_path", "x.txt")
+    assert_user_error(named, "--save_path", "x.txt must end in .pdparams")
 
 
 def test_weights_of_half_the_size(tmp_path, weights):

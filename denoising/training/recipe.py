@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import paddle
 
 from denoising import cli
@@ -25,6 +26,7 @@ from denoising.training.own_noise import measure_folder, refuse_unknown, with_kn
 PATCH = 192  # pixels a side: smaller patches leave too few at the deepest level (docs/training.md)
 FROM_WEIGHTS = {"max_minutes": 6.0, "lr": 5e-4, "warmup_steps": 50, "ema": 0.99}
 FROM_NOTHING = {"max_minutes": 60.0, "lr": 1e-3, "warmup_steps": 200}
+LOOKED_AT = 9  # images, to see whether there are colours
 LENGTHS = {"n_epoch", "max_steps", "max_minutes"}
 ALL_THE_SAME = "--method neighbor2neighbor trains all the same"
 INSIST = "a flag beside --preset auto changes that one; --n_epoch 100 instead of it trains as published"
@@ -77,13 +79,14 @@ def with_recipe(options, given):
 
 
 def channels_of(folder):
-    """The --n_channel for the images of a folder, by the first that can be read: 1 without colours, 4 if a mosaic."""
-    for path in images.find_images("--data_dir", folder):
+    """The --n_channel for the images of a folder, by some of them: 3 if one has colours, 4 if all are mosaics."""
+    paths, found = images.find_images("--data_dir", folder), set()
+    for i in sorted(set(np.linspace(0, len(paths) - 1, LOOKED_AT).astype(int))):
         with contextlib.suppress(UserError):
-            image = images.read_image(path).pages[0]
+            image = images.read_image(paths[i]).pages[0]
             mosaic = image.shape[2] == 1 and noise_traces.is_mosaic(image)
-            return 4 if mosaic else 1 if is_grey(image) else 3
-    return 3
+            found.add(4 if mosaic else 1 if is_grey(image) else 3)
+    return 3 if 3 in found or not found else min(found)
 
 
 def best_method(found):

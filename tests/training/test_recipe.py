@@ -79,6 +79,14 @@ def test_grey_images_train_a_grey_network(tmp_path, started):
     assert (options.n_channel, options.method) == (1, "recorrupted2recorrupted")
 
 
+def test_one_image_with_colours_trains_a_network_for_colours(tmp_path, started):
+    for i, channels in enumerate((1, 1, 3)):
+        save(tmp_path / f"{i}.png", noisy_scene(110, 130, channels=channels, seed=i, sigma=20))
+    assert recipe.channels_of(tmp_path) == 3
+    (tmp_path / "2.png").write_bytes(b"no image")
+    assert recipe.channels_of(tmp_path) == 1
+
+
 def test_without_weights_that_fit_it_takes_longer(white, monkeypatch):
     monkeypatch.setattr(recipe, "nearest_weights", lambda found, options: None)
     options = options_of(white, "--noisetype", "none")

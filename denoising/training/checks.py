@@ -49,7 +49,9 @@ def checked(options):
         (buffers and options.n_channel != 3, "--n_channel: renders have 3"),
         *mosaics(options),
         # The method and its noise.
-        (options.loss and single, f"--loss: {method} has its own"),
+        (options.loss and single and method != "recorrupted2recorrupted", f"--loss: {method} has its own"),
+        (method == "recorrupted2recorrupted" and options.loss not in (None, "l2", "psnr"),
+         f"--loss: {method} takes l2 and psnr"),
         (options.shrink != 1
          and (pairs or buffers or options.noisetype == "none" or options.noise_protocol == "frozen"),
          "--shrink: it would change the noise of these images; it is for fresh noise that is added (--noisetype)"),
@@ -81,7 +83,9 @@ def checked(options):
     usual = default_loss(method, noisetype)
     if buffers or options.arch == "unet_raw":
         usual = {"joint_bilateral": "tone_mapped", "unet_raw": "sigma"}.get(options.arch, "hdr")
-    loss = None if single else options.loss or usual
+    if single:
+        usual = "l2" if method == "recorrupted2recorrupted" else None
+    loss = options.loss or usual
     return options.but(noisetype=noisetype, loss=loss, engine="paddle" if options.to_static else options.engine)
 
 

@@ -123,10 +123,11 @@ class Recorrupted2Recorrupted(Method):
     Args:
         noise: the model, which has a `recorrupt`.
         in_files: whether the images have this noise already.
+        loss: "l2", or "psnr" for the error in decibels, so that images with little noise count as much as the others.
     """
 
-    def __init__(self, noise, in_files=False):
-        self.noise, self.in_files, self.weight = noise, in_files, noise.recorruption_weight
+    def __init__(self, noise, in_files=False, loss="l2"):
+        self.noise, self.in_files, self.weight, self.loss = noise, in_files, noise.recorruption_weight, loss
 
     def check(self, path, page, image, patchsize, frozen):
         # A recorruption's noise is independent from value to value and as fine as floats are: where that of the files
@@ -163,12 +164,22 @@ class Recorrupted2Recorrupted(Method):
         Where files cut noise off it is only nearly that, because the noise of what counts is not quite as strong.
         """
         denoised1, denoised2 = paddle.split(network(paddle.concat([first, second])), 2)
-        distance = paddle.mean(intact1 * (denoised1 - noisy) ** 2 + intact2 * (denoised2 - noisy) ** 2) / 2
+
+        def each(values):
+            return values.mean(axis=3).mean(axis=[1, 2])  # at once, float32 would lose a hundredth of the difference
+
+        distance = each(intact1 * (denoised1 - noisy) ** 2 + intact2 * (denoised2 - noisy) ** 2) / 2
         added = first - second
         removed = intact1 * (first - denoised1) - intact2 * (second - denoised2)
-        noise = self.weight / 4 * paddle.mean((intact1 + intact2) * added**2)
-        passed = 2 * noise - self.weight * paddle.mean(removed * added)  # how much of the noise comes through
-        return distance + passed - noise, distance, passed, 1.0
+        noise = self.weight / 4 * each((intact1 + intact2) * added**2)
+        passed = 2 * noise - self.weight * each(removed * added)  # how much of the noise comes through
+        loss = error = distance + passed - noise
+        if self.loss == "psnr":
+            # The estimate of a single image may be negative, so it has no logarithm. But of the best denoiser the error
+            # is half of what passes, which is known far better; there the logarithm's tangent is taken.
+            about = (passed.detach() / 2).clip(0) + LEAST_ERROR
+            loss = (about.log() + error / about - 1) * 10 / np.log(10)
+        return *(paddle.mean(part) for part in (loss, distance, passed)), 1.0
 
 
 class Distillation(Method):
@@ -322,6 +333,7 @@ def intact(diff):
 
 EM_ROUNDS = 8
 LEAST_MSE = (5 / 255) ** 2  # below about this, --loss psnr takes images for equally good, and is L2
+LEAST_ERROR = (2 / 255) ** 2  # below about this, recorrupted2recorrupted with --loss psnr is L2, too
 CUT_OFF = 3.0  # deviations of a recorruption: what is nearer to black or white may have been cut off
 UNTOUCHED = 0.2  # of the images that a teacher shows
 GUESS = 0.1  # what a network's guess counts beside its result; as much as that, and the guess alone learns in the end
@@ -337,7 +349,7 @@ def build_method(options):
     if options.method == "neighbor2neighbor":
         return Neighbor2Neighbor(options.Lambda1, options.Lambda2, options.increase_ratio)
     if options.method == "recorrupted2recorrupted":
-        return Recorrupted2Recorrupted(noise, in_files=bool(options.known_noise))
+        return Recorrupted2Recorrupted(noise, bool(options.known_noise), options.loss)
     if options.method == "distillation":
         return Distillation(load_teacher(options.teacher, options.n_channel))
     return {"noise2noise": Noise2Noise, "supervised": Supervised}[options.method](options.loss, noise)

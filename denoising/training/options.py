@@ -113,9 +113,9 @@ def get_parser(description=None):
     add("--loss", choices=LOSSES,
         help="the loss of noise2noise and supervised: l2 (ends at the mean of all targets), l1 (median), l0 (mode), "
         "robust (mean without outliers), hdr (relative, for renders), psnr (l2 in decibels, so that images with "
-        "little noise count as much as others), tone_mapped (likewise, of the pictures of renders), sigma (l2 in units "
-        "of the noise, for unet_raw); by default robust for impulse noise, l1 for text, for renders hdr or with "
-        "joint_bilateral tone_mapped, with unet_raw sigma, else l2")
+        "little noise count as much as others; recorrupted2recorrupted takes it, too), tone_mapped (likewise, of the "
+        "pictures of renders), sigma (l2 in units of the noise, for unet_raw); by default robust for impulse noise, l1 "
+        "for text, for renders hdr or with joint_bilateral tone_mapped, with unet_raw sigma, else l2")
     add = parser.add_argument_group("model").add_argument
     add("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
     add("--norm", default="none", choices=sorted(NORMS), help="normalisation after the convolutions of unet_n2n")

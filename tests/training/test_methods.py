@@ -153,6 +153,43 @@ def test_the_recorrupted_loss_estimates_the_error_without_clean_images(name, net
     assert estimate.item() == pytest.approx(error, rel=0.02)
 
 
+def test_in_decibels_images_with_little_noise_count_as_much_as_the_others():
+    """Two images, one with ten times as much noise as the other, and a network that shrinks towards grey."""
+    model, clean = parse_noise("gauss5_50"), np.full((64, 64, 3), 0.5, np.float32)
+    pairs = []
+    for seed, sigma in enumerate((5, 50)):
+        known = parse_noise(f"gauss{sigma}")
+        pairs.append(recorruptions(known, known.add(clean, np.random.default_rng(seed)), seed))
+    batch = [paddle.concat(parts) for parts in zip(*pairs, strict=True)]
+
+    def slopes(loss):
+        """How much the loss of each image grows with what the network lets through."""
+        found = []
+        for parts in (batch, *pairs):
+            through = paddle.to_tensor(0.5, stop_gradient=False)
+            total, *_ = Recorrupted2Recorrupted(model, loss=loss)(lambda x, k=through: 0.5 + k * (x - 0.5), *parts)
+            total.backward()
+            found.append(through.grad.item())
+        return found
+
+    both, little, much = slopes("l2")
+    assert both == pytest.approx((little + much) / 2, rel=1e-3)
+    assert much > 50 * little > 0
+    both, little, much = slopes("psnr")
+    assert both == pytest.approx((little + much) / 2, rel=1e-3)
+    assert 1.5 * little > much > little > 0  # the cleaner one is near the least error that counts
+
+
+def test_in_decibels_the_recorrupted_loss_estimates_the_psnr_without_clean_images():
+    model = parse_noise("gauss25")
+    y, x = np.mgrid[:512, :512].astype(np.float32)
+    clean = np.stack([0.5 + 0.4 * np.sin(x / period) * np.cos(y / 17) for period in (23, 25, 29)], axis=-1)
+    parts = recorruptions(model, model.add(clean, np.random.default_rng(5)), 5)
+    estimate, *_ = Recorrupted2Recorrupted(model, loss="psnr")(blur, *parts)
+    error = paddle.mean((blur(parts[1]) - paddle.to_tensor(clean.transpose(2, 0, 1)[None].copy())) ** 2).item()
+    assert estimate.item() == pytest.approx(10 * np.log10(error), abs=0.5)
+
+
 def optimum(loss, targets, steps=300):
     """The constant that training on these targets ends at."""
     weight = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(0.5))
@@ -482,6 +519,7 @@ def test_the_flags_make_the_method():
     assert method.weight == parse_noise("poisson30").recorruption_weight
     method = built(method="recorrupted2recorrupted")
     assert (method.noise.name, method.in_files) == ("gauss25", False)
+    assert built(method="recorrupted2recorrupted", loss="psnr").loss == "psnr"
     for name, kind in (("noise2noise", Noise2Noise), ("supervised", Supervised)):
         method = built(method=name, loss="l1")
         assert (type(method), method.loss, method.noise.name) == (kind, "l1", "gauss25")

@@ -152,7 +152,7 @@ def torch_step(precision):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return loss.item()
 
     return step
 

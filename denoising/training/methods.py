@@ -176,8 +176,9 @@ class Recorrupted2Recorrupted(Method):
         loss = error = distance + passed - noise
         if self.loss == "psnr":
             # The estimate of a single image may be negative, so it has no logarithm. But of the best denoiser the error
-            # is half of what passes, which is known far better; there the logarithm's tangent is taken.
-            about = (passed.detach() / 2).clip(0) + LEAST_ERROR
+            # is half of what passes, which is known far better; there the logarithm's tangent is taken. Of one that has
+            # not learnt yet nearly nothing passes, and the error is large and well known.
+            about = paddle.maximum(passed / 2, error / 4).detach().clip(0) + LEAST_ERROR
             loss = (about.log() + error / about - 1) * 10 / np.log(10)
         return *(paddle.mean(part) for part in (loss, distance, passed)), 1.0
 

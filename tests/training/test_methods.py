@@ -190,6 +190,13 @@ def test_in_decibels_the_recorrupted_loss_estimates_the_psnr_without_clean_image
     assert estimate.item() == pytest.approx(10 * np.log10(error), abs=0.5)
 
 
+def test_in_decibels_a_network_that_has_learnt_nothing_has_a_loss_of_this_size_too():
+    model = parse_noise("gauss25")
+    parts = recorruptions(model, model.add(np.full((64, 64, 3), 0.9, np.float32), np.random.default_rng(0)), 0)
+    loss, *_ = Recorrupted2Recorrupted(model, loss="psnr")(lambda x: x * 0 + 0.1, *parts)
+    assert loss.item() == pytest.approx(10 * np.log10(0.8**2), abs=8)  # and not the thousands of a far-off tangent
+
+
 def optimum(loss, targets, steps=300):
     """The constant that training on these targets ends at."""
     weight = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(0.5))

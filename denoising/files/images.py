@@ -10,6 +10,7 @@ untrusted: whatever is broken, cut short, far too large or no image ends in a Us
 
 import contextlib
 import fnmatch
+import functools
 import glob
 import io
 import os
@@ -61,14 +62,23 @@ def find_images(flag, path, suffixes=IMAGE_SUFFIXES):
         raise UserError(f"{flag}: {path} does not exist")
     not_read = [file for file in found if file.name.lower().endswith(NOT_READ)]
     found = sorted(file for file in found if file.name.lower().endswith(suffixes) and file.is_file())
-    kinds = " ".join(sorted({file.suffix.lower() for file in not_read}))
-    no_image = f"no image in {path} ({' '.join(suffixes)})"
-    passed_over = f"photographs of a kind that is not read ({kinds}: {len(not_read)}); save them as PNG or JPEG first"
-    if not found:
-        raise UserError(f"{flag}: " + (f"{path} holds {passed_over}" if not_read else no_image))
     if not_read:
-        cli.note(f"{flag}: {path} also holds {passed_over}")
+        kinds = " ".join(sorted({file.suffix.lower() for file in not_read}))
+        passed_over = (
+            f"photographs of a kind that is not read ({kinds}: {len(not_read)}); save them as PNG or JPEG first"
+        )
+        if not found:
+            raise UserError(f"{flag}: {path} holds {passed_over}")
+        _tell_once(f"{flag}: {path} also holds {passed_over}")
+    if not found:
+        raise UserError(f"{flag}: no image in {path} ({' '.join(suffixes)})")
     return found
+
+
+@functools.cache
+def _tell_once(message):
+    """A note, however often a training looks at its folder."""
+    cli.note(message)
 
 
 def by_name(flag, folder):

@@ -787,5 +787,7 @@ def test_photographs_that_are_not_read_are_told(tmp_path, capsys):
         images.find_images("--image_path", tmp_path)
     for name in ("b.HEIC", "c.avif", "d.png", "notes.txt"):
         (tmp_path / name).touch()
-    assert images.find_images("--image_path", tmp_path) == [tmp_path / "d.png"]
-    assert "also holds photographs of a kind that is not read (.avif .heic: 3); save" in capsys.readouterr().err
+    for _ in range(2):  # as a training does, which first measures the noise
+        assert images.find_images("--image_path", tmp_path) == [tmp_path / "d.png"]
+    told = capsys.readouterr().err
+    assert told.count("also holds photographs of a kind that is not read (.avif .heic: 3); save") == 1

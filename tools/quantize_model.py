@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-from denoising import cli
+from denoising import cli, machine
 from denoising.cli import UserError, number
 from denoising.export import calibration, writing
 from denoising.export.onnx_graph import channels_in
@@ -78,6 +78,9 @@ def main(argv=None):
     writing.check_replaceable(folder, options.format, record, options.overwrite, options.name)
     crops = calibration.read_crops("--images", options.images, noise, channels_in(network), options.seed, options.crops)
     floats = options.float_layers if options.float_layers == "auto" else set(options.float_layers.split(",")) - {"none"}
+    # Which layers stay in float is found by running the file.
+    unable = not machine.adds_bytes_exactly()
+    cli.refuse((unable, "8 bits are calibrated by computing in them, for which this CPU lacks VNNI instructions"))
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".quantise-") as temporary, writing.full_disk_named(folder):
         temporary = Path(temporary)

@@ -151,8 +151,9 @@ def _compile(command, library):
     partial.replace(library)
 
 
-def main():
+def main(argv=None):
     """Compiles the operators for each generation of processors."""
+    cli.Parser(__doc__).parse_args(argv)
     BUILT.mkdir(exist_ok=True)
     for generation, (processor, _) in GENERATIONS.items():
         cli.note(f"engine: compiling it for {generation}")

@@ -41,6 +41,7 @@ class OwnNoise:
         measured: how many images were measured in all.
         smallest_side: of the images that were measured, in pixels.
         channels_share: whether most images' colours have much of it in common.
+        is_grey: whether no image has colours, although it has several channels.
         step: between two values of the files, in 0..1; 0 where they are floats.
         reason: why there is none.
     """
@@ -53,6 +54,7 @@ class OwnNoise:
     measured: int
     smallest_side: int
     channels_share: bool = False
+    is_grey: bool = False
     step: float = 0.0
     reason: str = ""
 
@@ -102,8 +104,9 @@ def measure_folder(flag, folder, n_channel, size=None):
 
 def measure(images):
     """Measures images, H x W x C each: uint8, uint16, or float32 in 0..1."""
-    analyses, values, sides = [], [], []
+    analyses, values, sides, coloured = [], [], [], False
     for image in images:
+        coloured = coloured or image.shape[2] == 1 or bool((image != image[..., :1]).any())
         sides.append(min(image.shape[:2]))
         analyses.append(analyse(np.ascontiguousarray(image)))
         values.append(_some_values(image))
@@ -124,7 +127,7 @@ def measure(images):
     name = name_of_curve(a, b, step, np.concatenate([to_01(part) for part in values]))
     kind, spread = "poisson" if "poisson" in name else "gauss", _spread_about((a, b), alike)
     shared = np.mean([analysis.channels_share for analysis in alike]) > 0.5
-    return OwnNoise(kind, sigma, spread, name, alike, len(analyses), min(sides), bool(shared), step)
+    return OwnNoise(kind, sigma, spread, name, alike, len(analyses), min(sides), bool(shared), not coloured, step)
 
 
 def with_known_noise(options, found=None):
@@ -141,13 +144,14 @@ def with_known_noise(options, found=None):
 
 def refuse_unknown(found):
     """Recorrupted-to-Recorrupted has to know the noise, and that it is the same for all pixels and channels."""
+    better = "--n_channel 1, as all images are grey" if found.is_grey else "--method neighbor2neighbor"
     cli.refuse(
         (found.kind == "none", f"--known_noise: {found.describe()}; name it, if you know it: --known_noise gauss2"),
         (not found.is_white,
          f"--known_noise: {found.describe()}; recorrupted2recorrupted needs white noise (docs/own_data.md)"),
         (found.channels_share,
          f"--known_noise: {found.describe()}; recorrupted2recorrupted needs noise of each channel's own: "
-         "--method neighbor2neighbor"),
+         f"{better}"),
     )  # fmt: skip
 
 

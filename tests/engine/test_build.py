@@ -231,13 +231,21 @@ def test_it_is_built_for_several_generations(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build, "BUILT", tmp_path / "built")
     monkeypatch.setattr(build, "_run", run)
-    build.main()
+    build.main([])
     assert len(list((tmp_path / "built").glob("*.so"))) == len(commands) == 3
     assert all("-march=native" not in command for command in commands)
     assert "-mavx512bf16" in commands[0]
     monkeypatch.setattr(build, "_run", lambda command: None)
     with pytest.raises(cli.UserError, match="made nothing"):
-        build.main()
+        build.main([])
+
+
+def test_help_compiles_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "BUILT", tmp_path / "built")
+    with pytest.raises(SystemExit):
+        build.main(["--help"])
+    assert "python -m denoising.engine.build" in capsys.readouterr().out
+    assert not (tmp_path / "built").exists()
 
 
 # --- In processes of their own ------------------------------------------------------------------------------

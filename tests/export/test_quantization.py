@@ -285,6 +285,14 @@ def test_quantising_of_bad_input_is_refused(weights, noisy_folder, tmp_path, cap
 
 
 @needs_runtime
+def test_quantising_needs_a_cpu_that_adds_bytes_exactly(weights, noisy_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "adds_bytes_exactly", lambda: False)
+    with pytest.raises(cli.UserError, match="^8 bits are calibrated by computing in them, .* lacks VNNI"):
+        quantize_model.main(["--model_path", weights, "--images", noisy_folder, "--save_dir", tmp_path / "out"])
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@needs_runtime
 @needs_vnni
 def test_a_bad_result_is_not_written_and_a_model_of_others_not_replaced(
     int8_folder, noisy_folder, weights, tmp_path, capsys

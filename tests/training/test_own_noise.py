@@ -69,8 +69,11 @@ def test_noise_that_channels_share():
     assert (found.kind, found.is_white, found.channels_share, found.can_be_told) == ("gauss", True, True, False)
     assert "which the channels share" in found.describe()
     assert recipe.best_method(found) == "neighbor2neighbor"
-    with pytest.raises(UserError, match="needs noise of each channel's own"):
+    with pytest.raises(UserError, match="needs noise of each channel's own: --method neighbor2neighbor$"):
         own_noise.refuse_unknown(found)
+    thrice = own_noise.measure(images(i)[..., :1].repeat(3, axis=2) for i in range(4))
+    with pytest.raises(UserError, match="needs noise of each channel's own: --n_channel 1, as all images are grey$"):
+        own_noise.refuse_unknown(thrice)
     grey = own_noise.measure(images(i)[..., :1] for i in range(4))
     assert not grey.channels_share
 

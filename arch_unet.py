@@ -130,6 +130,7 @@ class DenoisingNetwork(nn.Layer):
     # Empty where the network can only be run as a whole.
     stages: dict[str, tuple[int, int]] = {}
     paints = True  # whether the pixels of the result come out of its layers, as exact as these are
+    dark = None  # below which the square root that its layers see becomes a line, if they see one (`UNetPhotons`)
     guesses = False  # whether a second image follows the result while it trains, which learns from the target, too
     needs_buffers = True  # whether one that takes nine channels does so in any case: a render, its albedo and normals
 
@@ -442,6 +443,29 @@ class UNetDeep(UNetLite):
     blocks = {"enc_conv2": 1, "enc_conv3": 2, "dec_conv2": 1, "dec_conv1": 1}
 
 
+class UNetPhotons(UNetDeep):
+    """`UNetDeep` on square roots, in which the noise of photons is about equally strong everywhere.
+
+    What it has to learn is nearly what a network for Gaussian noise knows, so weights of `UNetDeep` are a good start.
+    """
+
+    arch = "unet_photons"
+    dark = 0.04
+
+    def forward(self, x):
+        return squared(super().forward(rooted(x, self.dark)), self.dark)
+
+
+def rooted(x, dark):
+    """The square root, but below about `dark` a line through black, on which read-out noise keeps its sign."""
+    return x / (dark / 2 + (dark**2 / 4 + x * x) ** 0.5) ** 0.5
+
+
+def squared(x, dark):
+    """The way back."""
+    return x * (x * x + dark) ** 0.5
+
+
 class UNetRaw(HalfSizeUNet):
     """A U-Net for the mosaic of a sensor, which is told how strong the noise is (docs/models/raw.md).
 
@@ -645,6 +669,7 @@ NETWORKS = {
     "unet_n2n": UNetN2N,
     "unet_lite": UNetLite,
     "unet_deep": UNetDeep,
+    "unet_photons": UNetPhotons,
     "unet_raw": UNetRaw,
     "joint_bilateral": JointBilateral,
 }

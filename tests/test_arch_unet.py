@@ -2,7 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
-from arch_unet import NORMS, build_network
+from arch_unet import NORMS, UNetPhotons, build_network, rooted, squared
 from conftest import noisy_scene, run_script, save
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
@@ -80,6 +80,24 @@ def test_a_pixel_of_the_deep_network_depends_on_none_beyond_the_margin():
         rows = np.nonzero(gradient.abs().sum([0, 1, 3]).numpy())[0]
         reach = max(reach, place - rows.min(), rows.max() - place)
     assert network.margin - 8 < reach <= network.margin
+
+
+def test_the_network_on_square_roots():
+    """Noise of photons becomes equally strong, signs are kept, and the way back is one."""
+    x = paddle.to_tensor(np.linspace(-0.5, 1.5, 201, dtype=np.float32))
+    root = rooted(x, UNetPhotons.dark)
+    assert np.abs((squared(root, UNetPhotons.dark) - x).numpy()).max() < 1e-6
+    assert ((root > 0) == (x > 0)).all()
+    rng, deviations = np.random.default_rng(0), []
+    for brightness in (0.1, 0.3, 0.9):
+        photons = (rng.poisson(30 * brightness, 20000) / 30).astype(np.float32)
+        deviations.append(rooted(paddle.to_tensor(photons), UNetPhotons.dark).numpy().std())
+    assert max(deviations) < 1.2 * min(deviations)
+    deep, network = (build_network(arch, n_feature=4) for arch in ("unet_deep", "unet_photons"))
+    network.set_state_dict(deep.state_dict())
+    image = paddle.to_tensor(noisy_scene(40, 50).transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    expected = squared(deep(rooted(image, network.dark)), network.dark)
+    assert np.abs((network(image) - expected).numpy()).max() < 1e-6
 
 
 def test_tiles_equal_the_whole():

@@ -15,7 +15,7 @@ import numpy as np
 from denoising import cli
 from denoising.cli import UserError
 from denoising.export.onnx_file import to_onnx
-from denoising.export.onnx_graph import INPUT, multiplications, trace
+from denoising.export.onnx_graph import multiplications, trace
 from denoising.export.paddle_quantization import write_pdmodel
 from denoising.export.quantization import fit, observe, search_floats, sources
 from denoising.files import images
@@ -141,11 +141,11 @@ def quantise(network, record, crops, method, runtime, floats="auto", budget=0.01
 
 def _run_float(network, nodes, record, chosen, held, opened):
     """What the float network does: histograms of its tensors on some crops, and its results on others."""
-    names = [name for name in sources(nodes) if name != INPUT]
+    names = [*sources(nodes)]
     runtime = opened(to_onnx(nodes, network, record, also=names), "fp32")
 
     def run(x):
-        return {INPUT: x} | dict(zip(names, runtime.every(x)[1:], strict=True))
+        return dict(zip(names, runtime.every(x)[1:], strict=True))
 
     return observe(run, [crop.noisy for crop in chosen], nodes), _denoised(runtime, held)
 

@@ -31,7 +31,7 @@ def to_onnx(nodes, network, record, int8=None, also=()):
     except ImportError:
         raise UserError("--format: ONNX files need the package onnx: pip install onnx") from None
 
-    writer = _Writer(nodes, network.multiple, int8)
+    writer = _Writer(nodes, network, int8)
     writer.write_all()
     shapes = [(INPUT, channels_in(network)), (OUTPUT, network.options["n_channel"])]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", c, "h", "w"]) for name, c in shapes]
@@ -81,10 +81,11 @@ class _Graph:
 class _Writer:
     """Writes nodes in their order, and each tensor in the type that its users take."""
 
-    def __init__(self, nodes, multiple, int8):
-        self.graph, self.nodes, self.int8 = _Graph(), nodes, int8
+    def __init__(self, nodes, network, int8):
+        self.graph, self.nodes, self.int8, self.dark = _Graph(), nodes, int8, network.dark
         # Where each tensor is to be had, in float and in bytes.
-        self.floats, self.bytes = {INPUT: _padded(self.graph, multiple)}, {}
+        image = _rooted(self.graph, INPUT, self.dark) if self.dark else INPUT
+        self.floats, self.bytes = {INPUT: _padded(self.graph, image, network.multiple)}, {}
         # The image is at hand in float whatever its users take; others are made once, in the type that is taken.
         self.in_bytes = _names_in_bytes(nodes, int8)
         # From mid-grey: bfloat16 keeps a bit or two more of a result around 0 than of one around 0.5.
@@ -104,9 +105,12 @@ class _Writer:
                 self._finish(node, made)
         graph = self.graph
         crop = graph.const("from", np.int64([0, 0])), "size", graph.const("axes", np.int64([2, 3]))
-        y = graph("Slice", "cropped" if self.centred else OUTPUT, self.in_float(self.nodes[-1].name), *crop)
+        y = graph("Slice", "cropped", self.in_float(self.nodes[-1].name), *crop)
         if self.centred:
-            graph("Add", OUTPUT, y, graph.number(np.float32(0.5)))
+            y = graph("Add", "from_black", y, graph.number(np.float32(0.5)))
+        if self.dark:
+            y = _squared(graph, y, self.dark)
+        graph.nodes[-1].output[0] = OUTPUT
 
     def facts(self):
         """The record's facts about the precision."""
@@ -209,12 +213,24 @@ def _move(graph, node, inputs):
     return graph("DepthToSpace", name, *inputs, blocksize=2, mode="DCR" if node.kind == "blocks" else "CRD")
 
 
-def _padded(graph, multiple):
+def _rooted(graph, x, dark):
+    """What a network on square roots sees: `rooted` of arch_unet.py."""
+    half, square = graph.number(np.float32(dark / 2)), graph("Mul", "root/x2", x, x)
+    beyond = graph("Sqrt", "root/inner", graph("Add", "root/sum", square, graph.number(np.float32(dark**2 / 4))))
+    return graph("Div", "root", x, graph("Sqrt", "root/outer", graph("Add", "root/more", beyond, half)))
+
+
+def _squared(graph, x, dark):
+    """And the way back."""
+    more = graph("Add", "square/more", graph("Mul", "square/x2", x, x), graph.number(np.float32(dark)))
+    return graph("Mul", "square", x, graph("Sqrt", "square/sqrt", more))
+
+
+def _padded(graph, image, multiple):
     """The image, extended by reflection to what the pooling pyramid divides: `reflect_indices` of arch_unet.py."""
     unit, step = graph.integer(1), graph.integer(multiple)
-    shape = graph("Shape", "shape", INPUT)
+    shape = graph("Shape", "shape", image)
     graph("Slice", "size", shape, graph.const("two", np.int64([2])), graph.const("four", np.int64([4])))
-    image = INPUT
     for axis, name in ((2, "height"), (3, "width")):
         size = graph("Gather", name, shape, graph.integer(axis))
         count = graph("Add", f"{name}/count", size, graph.integer(multiple - 1))

@@ -388,7 +388,7 @@ print("same")
 
 
 @needs_bf16
-@pytest.mark.parametrize("arch", ["unet", "unet_n2n", "unet_lite", "unet_deep"])
+@pytest.mark.parametrize("arch", ["unet", "unet_n2n", "unet_lite", "unet_deep", "unet_photons"])
 def test_an_image_that_comes_out_in_bf16_has_all_shades(arch):
     """In bfloat16 there are 128 numbers from 0.5 to 1."""
     network = build_network(arch, n_feature=4)

@@ -22,6 +22,7 @@ NETWORKS = {
     "n2n, instance": {"arch": "unet_n2n", "n_feature": 6, "norm": "instance"},
     "lite": {"arch": "unet_lite", "n_feature": 8},
     "deep": {"arch": "unet_deep", "n_feature": 6},
+    "photons": {"arch": "unet_photons", "n_feature": 6},
 }
 
 

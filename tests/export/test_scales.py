@@ -18,7 +18,7 @@ onnx = pytest.importorskip("onnx")
 class Network:
     """What to_onnx asks of a network of one grey convolution."""
 
-    multiple = 1
+    multiple, dark = 1, None
     options = {"n_channel": 1}
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import export_model
+import forks
 import infer
 from conftest import assert_user_error, noisy_scene, run_script, save, scene
 from denoising import cli
@@ -79,6 +80,28 @@ def test_export_computes_what_the_network_computes(kind, exports, weights, capsy
         expected = network(paddle.to_tensor(x)).numpy()
         assert expected.std() > 0.01
         np.testing.assert_allclose(runtime(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_network_on_square_roots_is_exported_with_them(kind, tmp_path, capsys):
+    """The export compares itself with the network; where bf16 would be partial it is refused, and does not crash."""
+    from arch_unet import build_network
+    from denoising.inference import checkpoint
+
+    network = build_network("unet_photons", n_feature=4)
+    network.last.weight.set_value(network.last.weight * 30)
+    weights = tmp_path / "photons.pdparams"
+    checkpoint.save_network(weights, checkpoint.network_state(network), network.options)
+    assert export_model.main(["--model_path", weights, "--save_dir", tmp_path / kind, "--format", kind]) == 0
+    differences = re.findall(r"largest difference from the network.*: (\S+)", capsys.readouterr().out)
+    assert len(differences) == 2
+    assert max(map(float, differences)) < 1e-5
+    if BF16:
+        done = forks.run(
+            "infer.py", "--model_dir", tmp_path / kind, "--random_input", "1,3,32,32", "--precision", "bf16"
+        )
+        assert done.returncode == 2
+        assert "would run in bf16" in done.stderr
 
 
 def test_export_prints_the_difference_and_repeats_itself(weights, tmp_path, capsys):

@@ -12,6 +12,9 @@ from denoising import cli
 from forks import ENVIRONMENT as ENVIRONMENT
 from forks import ROOT as ROOT
 
+# What this module asserts for the tests of its folder shows its values, as a test does.
+pytest.register_assert_rewrite("chains")
+
 needs_rawpy = pytest.mark.skipif(find_spec("rawpy") is None, reason="raw files need rawpy (requirements-raw.txt)")
 
 

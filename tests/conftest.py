@@ -12,8 +12,8 @@ from denoising import cli
 from forks import ENVIRONMENT as ENVIRONMENT
 from forks import ROOT as ROOT
 
-# What this module asserts for the tests of its folder shows its values, as a test does.
-pytest.register_assert_rewrite("chains")
+# What these modules assert for the tests of their folders shows its values, as a test does.
+pytest.register_assert_rewrite("chains", "servers")
 
 needs_rawpy = pytest.mark.skipif(find_spec("rawpy") is None, reason="raw files need rawpy (requirements-raw.txt)")
 

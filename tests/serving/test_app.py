@@ -22,7 +22,7 @@ from denoising.inference import checkpoint
 
 pytest.importorskip("aiohttp")
 
-from test_serve import serving, wait_for
+from servers import serving, wait_for
 
 APP = ROOT / "denoising" / "serving" / "app"
 WEIGHTS = ROOT / "best_model.pdparams"

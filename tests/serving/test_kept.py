@@ -13,7 +13,7 @@ from denoising.serving import kept
 
 pytest.importorskip("aiohttp")
 
-from test_serve import as_bytes, kinds_of_files, serving, wait_for
+from servers import as_bytes, kinds_of_files, serving, wait_for
 
 AMOUNTS = ((1, 0, 1), (0.6, 0, 1), (0.8, 0.5, 0.3))
 

@@ -8,6 +8,7 @@ brick, grass and gravel (CC0 textures).
     python scripts/sample_images.py validation validation/Sample   the validation set that ships
     python scripts/sample_images.py demo demo                      the noisy pictures that ship
     python scripts/sample_images.py graphics IMAGES/graphics       drawings with text, to train on beside photographs
+    python scripts/sample_images.py graphics_validation validation/Drawings       others, to score
 """
 
 import sys
@@ -32,7 +33,9 @@ VALIDATION = {
 }
 DEMO = {"astronaut": "astronaut", "chelsea": "chelsea"}
 SIGMA = 25
-GRAPHICS, GRAPHICS_SIDE = 64, 512
+# Drawings by their seeds, and the size of each.
+GRAPHICS, GRAPHICS_SIDE = range(64), 512
+GRAPHICS_VALIDATION, GRAPHICS_VALIDATION_SIDE = range(1000, 1016), 256
 
 
 def get_parser():
@@ -70,16 +73,16 @@ def demo_images():
         yield f"{name}_noise", np.clip(clean + rng.normal(0, SIGMA, clean.shape) + 0.5, 0, 255).astype(np.uint8)
 
 
-def graphics_images():
+def graphics_images(seeds=GRAPHICS, size=GRAPHICS_SIDE):
     """Names with drawings: text, lines, boxes and circles in flat colours; half of them in steps of two pixels."""
-    for seed in range(GRAPHICS):
-        rng = np.random.default_rng(seed)
-        side = GRAPHICS_SIDE // (1 + seed % 2)
-        drawing = drawn(side, rng).resize((GRAPHICS_SIDE, GRAPHICS_SIDE), Image.Resampling.NEAREST)
-        yield (
-            f"graphics_{seed:02d}",
-            np.asarray(drawing.resize((GRAPHICS_SIDE, GRAPHICS_SIDE), Image.Resampling.NEAREST)),
-        )
+    for seed in seeds:
+        drawing = drawn(size // (1 + seed % 2), np.random.default_rng(seed))
+        yield f"graphics_{seed:02d}", np.asarray(drawing.resize((size, size), Image.Resampling.NEAREST))
+
+
+def graphics_validation_images():
+    """Names with drawings that nothing was trained on."""
+    return graphics_images(GRAPHICS_VALIDATION, GRAPHICS_VALIDATION_SIDE)
 
 
 def drawn(side, rng):
@@ -104,6 +107,7 @@ def drawn(side, rng):
 
 KINDS = {
     "train": train_images, "validation": validation_images, "demo": demo_images, "graphics": graphics_images,
+    "graphics_validation": graphics_validation_images,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -352,5 +352,10 @@ def test_the_samples_that_ship_can_be_made_again(tmp_path):
     drawings = dict(itertools.islice(sample_images.graphics_images(), 2))
     assert {drawing.shape for drawing in drawings.values()} == {(512, 512, 3)}
     assert np.array_equal(*[drawings["graphics_01"][start::2, start::2] for start in (0, 1)])  # in steps of two pixels
+    sample_images.main(["graphics_validation", tmp_path / "Drawings"])
+    scored = [images.read_image(path).pages[0] for path in sorted((tmp_path / "Drawings").iterdir())]
+    assert {drawing.shape for drawing in scored} == {(256, 256, 3)}
+    assert len(scored) == 16
+    assert not set(sample_images.GRAPHICS) & set(sample_images.GRAPHICS_VALIDATION)  # nor is any trained on
     with pytest.raises(SystemExit):
         sample_images.main(["nothing", tmp_path])

@@ -6,13 +6,18 @@ from denoising.data import renders
 from denoising.files import pair_files
 from denoising.imaging.noise import Camera, noise_of_flag
 from denoising.inference import distributed
-from denoising.training.methods import SINGLE, default_loss
+from denoising.training.methods import SINGLE, default_loss, teachers
 
 FOR_RENDERS = ("joint_bilateral", "unet_n2n")
 STAYS = {  # noise that single images do not teach to remove, and why
     ("text", "jpeg", "camera"): "reaches over neighbours",
     ("bernoulli", "impulse"): "is wrong on average",
 }
+
+
+def is_right_on_average(noisetype):
+    """Whether the mean of many noisy images is the clean one."""
+    return noisetype not in (None, "none") and not any(kind in noisetype for kind in ("text", "impulse", "bernoulli"))
 
 
 def checked(options):
@@ -68,6 +73,9 @@ def checked(options):
         (method == "distillation" and not options.teacher,
          "--teacher: the weights to learn from are needed, such as models/photo.pdparams"),
         (options.teacher and method != "distillation", "--teacher: it is for --method distillation"),
+        (len(teachers(options)) > 1 and not is_right_on_average(options.noisetype),
+         "--teacher: which of several is best is told by a second noisy image, whose noise is added and right on "
+         f"average, not by {options.noisetype}"),
         # The network and how it is computed.
         (options.norm != "none" and options.arch != "unet_n2n",
          f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has"),

@@ -192,27 +192,46 @@ class Distillation(Method):
 
     Where noise of different strengths is added, some of the images stay as they are: what the teacher leaves alone the
     network is to leave alone, too, and fine texture is not to be taken for noise.
+
+    Of several teachers each image is shown by the one that knows it best: whose result is nearest to another noisy
+    image of the same scene. Its noise adds the same to the distance of all, on average, so the nearest has the least
+    error.
     """
 
-    def __init__(self, teacher):
-        self.teacher = teacher
+    def __init__(self, *teachers):
+        self.teachers = teachers
 
     def corrupt(self, clean, noise, streams):
-        if noise.low < noise.high and streams(TARGET).random() < UNTOUCHED:
-            return [clean]
-        return super().corrupt(clean, noise, streams)
+        shots = 1 if len(self.teachers) == 1 else 2
+        more = streams(TARGET)
+        if noise.low < noise.high and more.random() < UNTOUCHED:
+            return [clean] * shots
+        return [*super().corrupt(clean, noise, streams), *(noise.add(clean, more) for _ in range(1, shots))]
 
     def beside(self, noisy, streams):
         return (streams(MORE).integers(8),)
 
-    def __call__(self, network, noisy, way, ramp=0.0):
+    def __call__(self, network, noisy, *more, ramp=0.0):
         """The distance in decibels, so that images with little noise count as much as the others."""
-        self.teacher.ops = network.ops
+        *others, way = more
         with paddle.no_grad():
-            target = turned(self.teacher, noisy, int(way[0]))  # one way for the whole batch, that of its first patch
+            # One way for the whole batch, that of its first patch.
+            target = self._shown(network.ops, noisy, *others, way=int(way[0]))
         each = ((network(noisy) - target) ** 2).mean(axis=[1, 2, 3])
         loss = paddle.mean((each + LEAST_DISTANCE).log()) * 10 / np.log(10)
         return loss, paddle.mean(each), paddle.zeros_like(loss), 0.0
+
+    def _shown(self, ops, noisy, other=None, *, way):
+        """What is learnt from: of each image the best teacher's result."""
+        shown = []
+        for teacher in self.teachers:
+            teacher.ops = ops
+            shown.append(turned(teacher, noisy, way))
+        if other is None:
+            return shown[0]
+        far = paddle.stack([((result - other) ** 2).mean(axis=[1, 2, 3]) for result in shown])
+        best = paddle.nn.functional.one_hot(far.argmin(axis=0), len(shown)).T  # teachers x images
+        return sum(result * chosen.reshape([-1, 1, 1, 1]) for result, chosen in zip(shown, best, strict=True))
 
 
 def turned(network, images, way):
@@ -352,8 +371,13 @@ def build_method(options):
     if options.method == "recorrupted2recorrupted":
         return Recorrupted2Recorrupted(noise, bool(options.known_noise), options.loss)
     if options.method == "distillation":
-        return Distillation(load_teacher(options.teacher, options.n_channel))
+        return Distillation(*(load_teacher(path, options.n_channel) for path in teachers(options)))
     return {"noise2noise": Noise2Noise, "supervised": Supervised}[options.method](options.loss, noise)
+
+
+def teachers(options):
+    """The files that --teacher names."""
+    return options.teacher.split(",") if options.teacher else []
 
 
 def load_teacher(path, n_channel):

@@ -105,7 +105,9 @@ def get_parser(description=None):
         help="the first two learn from single noisy images (the second one better, where the noise is Gaussian or "
         "Poisson and of known strength), distillation from what --teacher makes of them, noise2noise from two noisy "
         "images of each scene, supervised from clean ones")
-    add("--teacher", help="weights that distillation learns from, for a light network of one's own (.pdparams)")
+    add("--teacher", metavar="FILE[,FILE]",
+        help="weights that distillation learns from, for a light network of one's own (.pdparams); of several, each "
+        "image is shown by the one that knows it best")
     add("--known_noise",
         help="the noise that the images have already, for recorrupted2recorrupted with --noisetype none: gauss12 (a "
         "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white), "

@@ -580,15 +580,36 @@ def test_distillation_ends_at_the_teacher_and_images_count_equally():
     assert float(method(Scaled(0.5), noisy, ways)[0]) == pytest.approx(10 * np.log10(LEAST_DISTANCE), abs=1e-3)
 
 
+def test_of_several_teachers_each_image_is_shown_by_the_best():
+    """One doubles what it sees and one halves it; each is right about one of the two images."""
+    scenes = [np.full((8, 8, 3), value, np.float32) for value in (0.3, 0.4)]
+    method = Distillation(Scaled(1.0), Scaled(0.5))
+    drawn = [method.corrupt(scene, parse_noise("gauss5"), streams(seed)) for seed, scene in enumerate(scenes)]
+    assert [len(shots) for shots in drawn] == [2, 2]
+    assert not any(np.array_equal(*shots) for shots in drawn)
+    clean = paddle.to_tensor(np.stack([scene.transpose(2, 0, 1) for scene in scenes]))
+    noisy = clean * paddle.to_tensor([1.0, 2.0]).reshape([2, 1, 1, 1])  # the second teacher is right about the second
+    others = paddle.to_tensor(np.stack([shots[1].transpose(2, 0, 1) for shots in drawn]))
+    ways = paddle.zeros([2], "int64")
+    shown = method._shown(None, noisy, others, way=0)
+    assert np.abs((shown - clean).numpy()).max() < 1e-6
+    pupil = Scaled(1.0)
+    distance = method(pupil, noisy, others, ways)[1]
+    assert float(distance) == pytest.approx(0.4**2 / 2, rel=1e-4)  # right about the first image, not about the second
+    assert float(Distillation(Scaled(0.5))(pupil, noisy, ways)[1]) > float(distance)
+    untouched = [method.corrupt(CLEAN, parse_noise("gauss5_50"), streams(seed)) for seed in range(60)]
+    assert any(first is CLEAN and second is CLEAN for first, second in untouched)
+
+
 def test_a_teacher_takes_the_images_of_the_network(tmp_path):
     def built(name, wanted, **structure):
         network = build_network(n_feature=2, **structure)
         save_network(tmp_path / name, {key: t.numpy() for key, t in network.state_dict().items()}, network.options)
         return build_method(Namespace(
-            method="distillation", teacher=tmp_path / name, n_channel=wanted, known_noise=None, noisetype="text0.2"
+            method="distillation", teacher=str(tmp_path / name), n_channel=wanted, known_noise=None, noisetype="text0.2"
         ))  # fmt: skip
 
-    assert built("a.pdparams", 1, n_channel=1).teacher.options["n_channel"] == 1
+    assert built("a.pdparams", 1, n_channel=1).teachers[0].options["n_channel"] == 1
     for name, structure, words in (
         ("b.pdparams", {"n_channel": 1}, "--teacher: .*b.pdparams denoises images of 1 channels"),
         ("c.pdparams", {"arch": "joint_bilateral", "n_input": 9}, "--teacher: .*c.pdparams denoises no plain images"),

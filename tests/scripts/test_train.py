@@ -268,12 +268,13 @@ def assert_same_run(folder, expected, epochs):
         assert lines[0] == lines[1]
 
 
+TEACHERS = ",".join(str(ROOT / "models" / f"{name}.pdparams") for name in ("photo_fast", "gauss5_50_fast"))
 VARIANTS: list[tuple] = [
     ("--method", "noise2noise", "--noisetype", "impulse0.2", "--n_feature", 3),
     ("--ema", 0, "--noise_protocol", "frozen", "--augment", "--clip_grad", 1),
     ("--optimizer", "muon", "--lr", 1e-3, "--n_feature", 16),
     ("--method", "recorrupted2recorrupted", "--noisetype", "gauss5_50", "--augment"),
-    ("--method", "distillation", "--teacher", ROOT / "models/photo_fast.pdparams", "--precision", "fp32"),
+    ("--method", "distillation", "--teacher", TEACHERS, "--precision", "fp32"),
 ]
 LENGTH = ["--n_epoch", 4, "--n_snapshot", 2, "--save_minutes", 0, "--val_images", 1]
 UNSCORED = [*LENGTH, "--val_dirs", "none"]

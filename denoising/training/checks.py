@@ -17,7 +17,7 @@ STAYS = {  # noise that single images do not teach to remove, and why
 
 def is_right_on_average(noisetype):
     """Whether the mean of many noisy images is the clean one."""
-    return noisetype not in (None, "none") and not any(kind in noisetype for kind in ("text", "impulse", "bernoulli"))
+    return noisetype != "none" and not any(kind in (noisetype or "") for kind in ("text", "impulse", "bernoulli"))
 
 
 def checked(options):

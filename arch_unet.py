@@ -130,7 +130,7 @@ class DenoisingNetwork(nn.Layer):
     # Empty where the network can only be run as a whole.
     stages: dict[str, tuple[int, int]] = {}
     paints = True  # whether the pixels of the result come out of its layers, as exact as these are
-    dark = None  # below which the square root that its layers see becomes a line, if they see one (`UNetPhotons`)
+    dark: float | None = None  # below which the square root that its layers see becomes a line, if they see one
     guesses = False  # whether a second image follows the result while it trains, which learns from the target, too
     needs_buffers = True  # whether one that takes nine channels does so in any case: a render, its albedo and normals
 

@@ -6,7 +6,7 @@ from denoising.data import renders
 from denoising.files import pair_files
 from denoising.imaging.noise import Camera, noise_of_flag
 from denoising.inference import distributed
-from denoising.training.methods import SINGLE, default_loss, teachers
+from denoising.training.methods import NOBODY, SINGLE, default_loss, teachers
 
 FOR_RENDERS = ("joint_bilateral", "unet_n2n")
 STAYS = {  # noise that single images do not teach to remove, and why
@@ -72,6 +72,7 @@ def checked(options):
          f"--patchsize: {options.patchsize} is odd, and the sub-sampler halves it"),
         (method == "distillation" and not options.teacher,
          "--teacher: the weights to learn from are needed, such as models/photo.pdparams"),
+        (set(teachers(options)) == {NOBODY}, "--teacher: nothing is learnt from none alone; name weights, too"),
         (options.teacher and method != "distillation", "--teacher: it is for --method distillation"),
         (len(teachers(options)) > 1 and not is_right_on_average(options.noisetype),
          "--teacher: which of several is best is told by a second noisy image, whose noise is added and right on "

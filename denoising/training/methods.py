@@ -195,18 +195,17 @@ class Distillation(Method):
 
     Of several teachers each image is shown by the one that knows it best: whose result is nearest to another noisy
     image of the same scene. Its noise adds the same to the distance of all, on average, so the nearest has the least
-    error.
+    error. One of them may be nobody, who leaves images as they are: who knows best what has no noise.
     """
 
     def __init__(self, *teachers):
         self.teachers = teachers
 
     def corrupt(self, clean, noise, streams):
-        shots = 1 if len(self.teachers) == 1 else 2
-        more = streams(TARGET)
+        several, more = len(self.teachers) > 1, streams(TARGET)
         if noise.low < noise.high and more.random() < UNTOUCHED:
-            return [clean] * shots
-        return [*super().corrupt(clean, noise, streams), *(noise.add(clean, more) for _ in range(1, shots))]
+            return [clean] * (1 + several)
+        return list(noise.shots(clean, streams(NOISE), more)) if several else super().corrupt(clean, noise, streams)
 
     def beside(self, noisy, streams):
         return (streams(MORE).integers(8),)
@@ -232,6 +231,13 @@ class Distillation(Method):
         far = paddle.stack([((result - other) ** 2).mean(axis=[1, 2, 3]) for result in shown])
         best = paddle.nn.functional.one_hot(far.argmin(axis=0), len(shown)).T  # teachers x images
         return sum(result * chosen.reshape([-1, 1, 1, 1]) for result, chosen in zip(shown, best, strict=True))
+
+
+class Nobody:
+    """The teacher `none`."""
+
+    def __call__(self, images):
+        return images
 
 
 def turned(network, images, way):
@@ -355,6 +361,7 @@ EM_ROUNDS = 8
 LEAST_MSE = (5 / 255) ** 2  # below about this, --loss psnr takes images for equally good, and is L2
 LEAST_ERROR = (2 / 255) ** 2  # below about this, recorrupted2recorrupted with --loss psnr is L2, too
 CUT_OFF = 3.0  # deviations of a recorruption: what is nearer to black or white may have been cut off
+NOBODY = "none"  # among the files of --teacher
 UNTOUCHED = 0.2  # of the images that a teacher shows
 GUESS = 0.1  # what a network's guess counts beside its result; as much as that, and the guess alone learns in the end
 LEAST_DISTANCE = (0.5 / 255) ** 2  # from a teacher; below about this, all images are taken for equally near
@@ -382,6 +389,8 @@ def teachers(options):
 
 def load_teacher(path, n_channel):
     """The network of --teacher, which must take and give images of so many channels."""
+    if path == NOBODY:
+        return Nobody()
     teacher, _ = load_network(path)
     channels, inputs = teacher.options["n_channel"], teacher.options.get("n_input")
     if channels != n_channel or (inputs or channels) != channels:

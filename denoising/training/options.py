@@ -107,7 +107,7 @@ def get_parser(description=None):
         "images of each scene, supervised from clean ones")
     add("--teacher", metavar="FILE[,FILE]",
         help="weights that distillation learns from, for a light network of one's own (.pdparams); of several, each "
-        "image is shown by the one that knows it best")
+        "image is shown by the one that knows it best, and none among them leaves it as it is (for clean images)")
     add("--known_noise",
         help="the noise that the images have already, for recorrupted2recorrupted with --noisetype none: gauss12 (a "
         "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white), "

@@ -16,6 +16,7 @@ from denoising.training.methods import (
     LEAST_DISTANCE,
     Distillation,
     Neighbor2Neighbor,
+    Nobody,
     Noise2Noise,
     Recorrupted2Recorrupted,
     Regression,
@@ -599,6 +600,24 @@ def test_of_several_teachers_each_image_is_shown_by_the_best():
     assert float(Distillation(Scaled(0.5))(pupil, noisy, ways)[1]) > float(distance)
     untouched = [method.corrupt(CLEAN, parse_noise("gauss5_50"), streams(seed)) for seed in range(60)]
     assert any(first is CLEAN and second is CLEAN for first, second in untouched)
+
+
+def test_nobody_teaches_images_without_noise():
+    """A teacher that makes images darker is followed where they are noisy, and not where they are clean."""
+    clean = np.full((64, 64, 3), 0.5, np.float32)
+    method = Distillation(Scaled(0.97), Nobody())
+    shots = parse_noise("gauss25").shots(clean, generator(1, NOISE), generator(1, TARGET))
+    noisy, other = (np.stack([clean, shot]).transpose(0, 3, 1, 2) for shot in shots)
+    shown = method._shown(None, paddle.to_tensor(noisy), paddle.to_tensor(other), way=3).numpy()
+    assert np.array_equal(shown[0], noisy[0])
+    assert np.allclose(shown[1], 0.97 * noisy[1])
+
+
+def test_several_teachers_see_two_shots_of_one_camera():
+    """Else the difference of the cameras would count as an error."""
+    method, texture = Distillation(Scaled(1.0), Nobody()), np.random.default_rng(0).random((32, 32, 3), np.float32)
+    shots = [method.corrupt(texture, parse_noise("camera0.3"), streams(seed)) for seed in range(9)]
+    assert np.mean([np.abs(first - second).mean() for first, second in shots]) < 0.01
 
 
 def test_a_teacher_takes_the_images_of_the_network(tmp_path):

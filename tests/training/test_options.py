@@ -211,6 +211,7 @@ REFUSED = {
     "--loss l2": "--loss: neighbor2neighbor has its own",
     f"{R2R} --loss l1": "--loss: recorrupted2recorrupted takes l2 and psnr",
     "--method distillation": "--teacher: the weights to learn from",
+    "--method distillation --teacher none": "--teacher: nothing is learnt from none alone",
     "--method distillation --teacher t.pdparams,u.pdparams --noisetype none": "--teacher: which of several is best",
     "--method distillation --teacher t.pdparams,u.pdparams --noisetype text0.2": "--teacher: .* not by text0.2",
     "--teacher t.pdparams": "--teacher: it is for --method distillation",

@@ -157,7 +157,7 @@ def _strength(noisy):
         return "strength: nothing to measure"
     by_place = []
     for result in noisy:
-        points = result.found.points.mean(0)
+        points = result.found.noisy_points.mean(0)
         points = points[np.argsort(points[:, 0])]
         thirds = np.array_split(np.sqrt(np.maximum(points[:, 1], 0)) * 255, 3)
         by_place.append([third.mean() for third in thirds if len(third)])

@@ -66,6 +66,11 @@ class Analysis:
         """Whether the colours have much of their noise in common, as in JPEGs, which keep colour more coarsely."""
         return len(self.curve) == 3 and self.between_channels > SHARED
 
+    @property
+    def noisy_points(self):
+        """The points of those channels that have noise, which are not of one value."""
+        return self.points[[any(line) for line in self.curve]]
+
     def describe(self):
         """One line, for people."""
         if self.kind == "none":
@@ -96,6 +101,15 @@ def analyse(image, second=None):
         return _in_units(analyse(*frames), 2.0**exponent)
     if noise_traces.is_mosaic(image):
         return analyse(pack_bayer(image), second if second is None else pack_bayer(second))
+    # In a microscope's picture of one stain the other colours are black.
+    varies = np.array([np.ptp(plane[0]) > 0 or np.ptp(plane) > 0 for plane in np.moveaxis(image, 2, 0)])
+    if varies.all() or not varies.any():
+        return _measured(image, second)
+    found = _measured(image[..., varies], second if second is None else second[..., varies])
+    return _beside_one_value(found, varies)
+
+
+def _measured(image, second):
     channels = image.shape[2]
     if min(image.shape[:2]) < 2 * SIZE:
         return _nothing(channels, "guess", f"{image.shape[1]}x{image.shape[0]} pixels are too few")
@@ -142,6 +156,22 @@ def _in_units(found, scale):
     curve = tuple((a / scale, b / scale**2) for a, b in found.curve)
     points, sigma = found.points / (scale, scale**2), found.sigma / scale
     return dataclasses.replace(found, sigma=sigma, curve=curve, points=points, peak=found.peak * scale)
+
+
+def _beside_one_value(found, varies):
+    """What was measured in some of the channels, for all of them: the others are of one value, and have no noise."""
+
+    def whole(measured, others):
+        result = np.repeat(others[None], len(varies), 0)
+        result[varies] = measured
+        return result
+
+    return dataclasses.replace(
+        found, curve=tuple(map(tuple, whole(found.curve, np.zeros(2)).tolist())),
+        points=whole(found.points, np.zeros(found.points.shape[1:])),
+        correlation=whole(found.correlation, found.correlation.mean(0)),
+        spectrum=whole(found.spectrum, found.spectrum.mean(0)),
+    )  # fmt: skip
 
 
 def _sigma_of_clipped(image):

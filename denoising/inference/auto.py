@@ -200,7 +200,7 @@ class Shelf:
                 within(analysis, span),
                 f"; {span[0]:.4g} is taken for black and {span[1]:.4g} for white, where the type's own white is 1",
             )
-        seen_channels = 1 if is_grey(image) else channels
+        seen_channels = 1 if is_grey(image) or sum(map(any, analysis.curve)) == 1 else channels
         taken, lightest = (fitting(able, seen, seen_channels, quick) for quick in (fast, True))
         light = lightest.name if lightest is not taken else None
         if analysis.kind == "none" and taken:

@@ -81,8 +81,9 @@ class Denoiser:
             )
             raise ValueError(f"the image has {channels} channels, the network takes {self.n_input}: {wanted}")
         elif self.n_channel == 1:
-            # A grey network takes each channel as an image of its own.
-            result = np.concatenate([self._denoised(hwc[..., c : c + 1]) for c in range(channels)], axis=2)
+            # A grey network takes each channel as an image of its own; one of a single value has no noise.
+            planes = [hwc[..., c : c + 1] for c in range(channels)]
+            result = np.concatenate([self._denoised(p) if np.ptp(p) > 0 else p for p in planes], axis=2)
         elif channels == 1 and self.n_channel == 3:
             result = self._denoised(hwc)
         else:

@@ -169,7 +169,7 @@ def _some_values(image):
 
 def pooled_curve(analyses):
     """(a, b) of white noise from all points that were measured: the variance in 0..1 is a * brightness + b."""
-    points = np.concatenate([analysis.points.reshape(-1, 2) for analysis in analyses])
+    points = np.concatenate([analysis.noisy_points.reshape(-1, 2) for analysis in analyses])
     points = points[np.argsort(points[:, 0])]
     ranges = [part for part in np.array_split(points, RANGES) if len(part)]
     return noise_curve.simplest_line(*np.array([np.median(part, axis=0) for part in ranges]).T)
@@ -179,7 +179,7 @@ def _spread_about(curve, analyses):
     """How many times as noisy as the curve says the noisiest image is, compared with the quietest one."""
     ratios = []
     for analysis in analyses:
-        levels, variances = analysis.points.reshape(-1, 2).T
+        levels, variances = analysis.noisy_points.reshape(-1, 2).T
         ratios.append(np.sqrt(variances.mean() / max((curve[0] * levels + curve[1]).mean(), 1e-12)))
     low, high = np.quantile(ratios, (0.1, 0.9))
     return float(high / max(low, 1e-6))

@@ -11,6 +11,7 @@ from denoising.files.images import write_image
 from denoising.imaging import camera, noise_traces
 from denoising.imaging.noise_analysis import analyse, sensor_curve
 from denoising.imaging.pixels import from_01, pack_bayer
+from denoising.imaging.trust import level_of
 from denoising.training import own_noise
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -40,6 +41,23 @@ def test_white_noise(sigma, channels):
     assert found.sigma == pytest.approx(sigma, rel=0.05)
     assert len(found.curve) == len(found.correlation) == channels
     assert found.neighbour == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("stains", [[1], [0, 2]])
+def test_colours_that_are_of_one_value_do_not_hide_the_noise_of_the_others(stains, kind):
+    """A microscope's picture of one stain is green, say, and black in red and blue."""
+    image = np.zeros((192, 256, 3), np.float32)
+    image[..., stains] = with_noise(scene(), 12)[..., stains]
+    found = analyse(from_01(image, kind))
+    assert (found.kind, found.certainty, found.sigma) == ("gauss", "sure", pytest.approx(12, rel=0.05))
+    assert [c for c, line in enumerate(found.curve) if any(line)] == stains
+    assert {len(part) for part in (found.curve, found.points, found.correlation, found.spectrum)} == {3}
+    assert found.noisy_points.shape[0] == len(stains)
+    level = level_of(found, 3)
+    assert level.draw(image, np.random.default_rng(0)).std((0, 1)) * 255 == pytest.approx(
+        [12 * (c in stains) for c in range(3)], rel=0.05
+    )
 
 
 @pytest.mark.parametrize("deviation", [2, 8, 20])

@@ -94,6 +94,12 @@ def test_an_image_in_colours_that_shows_none_is_grey(shipped, tmp_path):
     assert Denoiser(shelf.network("grey"))(np.repeat(noisy, 3, axis=2)).shape == (128, 128, 3)
     colours = np.random.default_rng(1).normal(120, 12, (128, 128, 3)).astype(np.uint8)
     assert shelf.choose(colours).name == "broad"
+    # A picture of one stain is grey in one colour; what is black in it stays black.
+    green = colours * np.uint8([0, 1, 0])
+    assert shelf.choose(green).name == "grey"
+    denoised = Denoiser(shelf.network("grey"))(green)
+    assert (denoised[..., 1] != green[..., 1]).any()
+    assert not denoised[..., ::2].any()
 
 
 @pytest.mark.parametrize("kind", ["counts", "floats"])

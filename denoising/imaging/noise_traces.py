@@ -17,7 +17,7 @@ _STANDARD = (
     101, 72, 92, 95, 98, 112, 100, 103, 99,
 )  # fmt: skip
 MAX_SIDE = 2048  # of the middle of an image that is looked at
-FEW = 2.5, 128.0  # photons in the brightest pixel: fewer might be dithering
+FEW = 1.9, 128.0  # photons in the brightest pixel: a single one might be dithering
 COUNTED = 0.8  # how closely values must lie at whole numbers of photons: rounding to 8 bits leaves 0.9 of 64
 
 
@@ -94,7 +94,7 @@ def photons(image):
     brightest = float(values[-1])
     inside = (values > 0) & ((values < brightest) | (brightest != 1))
     values, counts = values[inside].astype(np.float64), counts[inside]
-    if not 1 < len(values) < FEW[1]:
+    if not 0 < len(values) < FEW[1]:
         return 0.0
     # Of twice as many photons all values are whole numbers, too: the fewest that fit are right.
     peaks = np.geomspace(*FEW, 2000) / brightest
@@ -115,7 +115,8 @@ def _vary_as_counts(counts, most):
         x.reshape(height // 8, side, width // 8, side, -1).mean((1, 3))
         for x, side in ((differences(counts) ** 2, 4), (differences(halved(counts)) ** 2, 2), (counts, 8))
     )
-    seen = (mean > 1) & (mean < 0.6 * most)  # where hardly any is cut off
+    low, high = (most / 4, most / 2) if most < 3 else (1, 0.6 * most)
+    seen = (mean > low) & (mean < high)  # where hardly any is cut off
     if seen.sum() < 20:
         return False
     ratio, order = variance[seen] / mean[seen], np.argsort(mean[seen], kind="stable")

@@ -96,6 +96,14 @@ def test_photons_that_can_be_counted_in_eight_bits(photons, channels):
     assert own_noise.pooled_curve([found])[0] == pytest.approx(1 / photons, rel=0.02)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_two_photons_at_white_are_noise(channels):
+    """Files hold black, one value of grey and white then, as those of some drawings do."""
+    counts = np.random.default_rng(0).poisson(scene(channels=channels) * 2)
+    found = analyse(from_01(np.clip(counts / 2, 0, 1), np.uint8))
+    assert (found.kind, found.certainty, found.peak) == ("poisson", "sure", pytest.approx(2, rel=0.03))
+
+
 def test_counts_themselves():
     """A camera that counts photons may store their numbers as they are."""
     counts = np.random.default_rng(0).poisson(scene() * 12)

@@ -20,6 +20,7 @@ SHIFTS = 3  # of the autocorrelation, in each direction
 KINDS = ("none", "gauss", "poisson", "correlated")
 GRAIN = 2.0  # of 255: weaker noise that neighbours hardly share is the grain of a scanned film, a part of the picture
 SHARED = 0.5  # correlation of two channels, from which on they count as sharing their noise
+A_LITTLE = 0.35  # correlation of next pixels, and of channels, up to which weights for white noise do better
 WHITE = 1.25  # how much more of white noise may seem to lie at high frequencies than at the highest ones
 REACH = 2.0**-6, 2.0**30  # of the brightest values of floats; noise of others would be lost among the least numbers
 LEAST_READ = 0.5  # of what sensors with such shot noise usually have in the dark
@@ -67,6 +68,12 @@ class Analysis:
         return len(self.curve) == 3 and self.between_channels > SHARED
 
     @property
+    def is_nearly_white(self):
+        """Whether white noise has been smoothed a little, as where a picture was made smaller; no camera's is so."""
+        little = max(self.neighbour, self.between_channels) < A_LITTLE
+        return self.kind == "correlated" and len(self.curve) == 3 and little
+
+    @property
     def noisy_points(self):
         """The points of those channels that have noise, which are not of one value."""
         return self.points[[any(line) for line in self.curve]]
@@ -81,7 +88,8 @@ class Analysis:
             "poisson": f"white noise of {sigma} that grows with brightness, {self.peak:.0f} photons at white",
             "correlated": f"correlated noise of {sigma}",
         }[self.kind]
-        why = self.reason or ("neighbours share it, as in a camera's JPEG" if self.kind == "correlated" else "")
+        share = "share a little of it" if self.is_nearly_white else "share it, as in a camera's JPEG"
+        why = self.reason or (f"neighbours {share}" if self.kind == "correlated" else "")
         return f"{what} ({self.certainty})" + (f": {why}" if why else "")
 
 

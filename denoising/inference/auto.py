@@ -229,7 +229,8 @@ def fitting(able, analysis, channels, fast=False):
     # Texture may hide what noise there is: better a photograph that changes a little than one that keeps its noise.
     hidden = analysis.kind == "none" and analysis.certainty == "guess"
     # Neighbours share the noise, or channels do, as in a JPEG, whose colours are coarser.
-    shared = analysis.kind == "correlated" or (channels == 3 and analysis.channels_share)
+    correlated = analysis.kind == "correlated" and not (channels == 3 and analysis.is_nearly_white)
+    shared = correlated or (channels == 3 and analysis.channels_share)
     if (shared or hidden) and (cameras := of(Camera)):
         return (min if fast else max)(cameras, key=lambda weights: weights.numbers)
     if analysis.kind == "none":

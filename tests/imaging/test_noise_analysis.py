@@ -84,6 +84,16 @@ def test_shot_noise_grows_with_brightness():
     assert found.peak == pytest.approx(30, rel=0.1)
 
 
+def test_white_noise_of_a_picture_made_smaller_is_nearly_white():
+    smaller = cv2.resize(with_noise(scene(384, 512), 40), None, fx=0.85, fy=0.85, interpolation=cv2.INTER_AREA)
+    found = analyse(from_01(smaller.clip(0, 1), np.uint8))
+    assert (found.kind, found.is_nearly_white) == ("correlated", True)
+    assert "neighbours share a little of it" in found.describe()
+    shared = analyse(with_noise(scene(), 10, blur=0.7))
+    assert (shared.kind, shared.is_nearly_white) == ("correlated", False)
+    assert not analyse(with_noise(scene(), 10)).is_nearly_white
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("photons", [3, 5, 12, 30, 60])
 def test_photons_that_can_be_counted_in_eight_bits(photons, channels):

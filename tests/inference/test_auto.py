@@ -30,8 +30,10 @@ ALL = [
 LIGHT = [weights_of("light_broad", "gauss5_50", numbers=3), *ALL]
 
 
-def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL, certainty="sure", shared=False):
-    analysis = SimpleNamespace(kind=kind, sigma=sigma, peak=peak, certainty=certainty, channels_share=shared)
+def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL, certainty="sure", shared=False, little=False):
+    analysis = SimpleNamespace(
+        kind=kind, sigma=sigma, peak=peak, certainty=certainty, channels_share=shared, is_nearly_white=little
+    )
     found = fitting(able, analysis, channels, fast)
     return found and found.name
 
@@ -67,6 +69,8 @@ def test_each_noise_gets_its_weights():
     assert taken("correlated", able=ALL[:4]) == "broad"
     assert taken("gauss", 12, able=[ALL[0]]) == "best"
     assert taken("gauss", 12, able=[]) is None
+    # Of white noise that was smoothed a little those for white noise know more; of a grey image those for cameras.
+    assert [taken("correlated", channels=channels, little=True) for channels in (3, 1)] == ["broad", "photo"]
     # White noise that the channels share is none that the weights for white noise know.
     assert [taken(kind, 15, shared=True) for kind in ("gauss", "poisson")] == ["photo"] * 2
     assert taken("gauss", 15) == taken("gauss", 15, shared=True, able=ALL[:4]) == "broad"

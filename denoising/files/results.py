@@ -17,8 +17,8 @@ def plan(flag, paths, root, save_dir, keep_format=False, overwrite=False, also_r
         paths: of the images.
         root: the folder below which they were found, or the one image itself.
         save_dir: where results go.
-        keep_format: keeps each image's own format, of raw files DNG; else it is PNG, which holds 8 and 16 bits, and
-            of raw files TIFF. None where the script has no such flag to recommend.
+        keep_format: keeps each image's own format, but of GIF, of raw files DNG; else it is PNG, which holds 8 and 16
+            bits, and of raw files TIFF. None where the script has no such flag to recommend.
         overwrite: results that exist are replaced.
         also_read: other files that must be there until they have been read, such as the buffers of renders.
         skip_existing: images whose results exist are left out, and so are results that lie among the images.
@@ -59,5 +59,7 @@ def _target(path, root, save_dir, keep_format):
     if raw.is_raw(path):
         suffix = ".dng" if keep_format else ".tif"
     else:
-        suffix = path.suffix if keep_format or path.suffix.lower() in OWN_FORMAT else ".png"
+        suffix = path.suffix.lower()
+        stays = suffix in OWN_FORMAT or (keep_format and suffix != ".gif")  # which has no more than 256 colours
+        suffix = path.suffix if stays else ".png"
     return Path(save_dir) / folder / f"{path.stem}_denoise{suffix}"

@@ -20,6 +20,8 @@ def test_a_tree_keeps_its_shape_and_formats_that_png_cannot_hold(tmp_path):
     assert planned(paths, tmp_path) == [f"out/{name}" for name in [*expected, "f.g_denoise.png"]]
     kept = planned(paths, tmp_path, keep_format=True)
     assert [Path(path).suffix for path in kept] == [Path(name).suffix for name in names]
+    # No result has so few colours that a GIF could hold it.
+    assert planned([tmp_path / "g.GIF"], tmp_path, keep_format=True) == ["out/g_denoise.png"]
 
 
 def test_a_glob_or_one_image_has_no_folders(tmp_path):

@@ -27,8 +27,8 @@ from denoising.inference.checkpoint import load_network
 
 # In the order in which they are taken where two are for the same noise.
 SHIPPED = (
-    "gauss25_deep",
     "best_model",
+    "gauss25_deep",
     "gauss5_50_deep",
     "gauss5_50_fast",
     "gauss5_50",
@@ -41,7 +41,7 @@ SHIPPED = (
 )
 # Of these, what newer ones do better: for whoever names them, and to start a training of that network from. They are
 # neither in the wheel nor in the container's image.
-SUPERSEDED = ("gauss5_50", "poisson30")
+SUPERSEDED = ("gauss25_deep", "gauss5_50", "poisson30")
 FOR_RENDERS = "renders"  # path-traced ones, whose noise is like none of these
 FOR_MOSAICS = "raw"  # the sensors' of cameras, before they are developed
 SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts them, below the environment's folder

@@ -1,6 +1,6 @@
 """Draws docs/picture.png, the picture of the README: before and after, of noise that cameras make.
 
-python scripts/readme_picture.py models/photo.pdparams docs/picture.png
+python scripts/readme_picture.py models/photo_deep.pdparams docs/picture.png
 """
 
 import sys

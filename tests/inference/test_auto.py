@@ -79,6 +79,8 @@ def test_each_noise_gets_its_weights():
     assert taken("none") is taken("none", certainty="likely") is taken("none", able=ALL[:4], certainty="guess") is None
     assert taken("none", certainty="guess") == "photo"
     assert taken("none", certainty="guess", fast=True) == "light"
+    able = [weights_of("photo_deep", "camera", numbers=99), *ALL]
+    assert [taken("correlated", able=able), taken("none", certainty="guess", able=able)] == ["photo_deep", "photo"]
 
 
 def test_where_noise_cannot_be_measured_the_weights_for_cameras_are_taken(shipped):

@@ -99,7 +99,7 @@ class Weights:
     noise: NoiseModel
     n_channel: int
     n_input: int
-    numbers: int  # how many weights there are: the fewer, the faster
+    numbers: int  # how many weights there are: the fewest are taken for the fastest, the most for the best
 
     @property
     def n_given(self):

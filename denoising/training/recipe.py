@@ -56,7 +56,7 @@ def with_recipe(options, given):
         ("method" not in given and found.kind == "none", f"--data_dir: {found.describe()}; {ALL_THE_SAME}"),
         ("method" not in given and found.kind == "correlated",
          f"--data_dir: {found.describe()}; nothing that was tried on such files alone improved on "
-         f"models/photo_deep.pdparams: predict.py --image_path {options.data_dir} takes it; {ALL_THE_SAME}"),
+         f"the weights that ship: predict.py --image_path {options.data_dir} takes those that fit; {ALL_THE_SAME}"),
     )  # fmt: skip
     method = given.get("method") or best_method(found)
     recipe = {"method": method, "batchsize": 4, "reg_start": 0.3}

@@ -99,7 +99,7 @@ def test_noise_that_neighbours_share_is_left_to_the_weights_that_ship(tmp_path, 
         options_of(tmp_path, "--noisetype", "none")
     said = str(error.value)
     assert said.startswith("--data_dir: correlated noise of")
-    assert f"predict.py --image_path {tmp_path} takes it" in said
+    assert f"predict.py --image_path {tmp_path} takes those that fit" in said
     options = options_of(tmp_path, "--noisetype", "none", "--method", "neighbor2neighbor")
     assert (options.preset, options.method, options.known_noise) == ("auto", "neighbor2neighbor", None)
 

@@ -10,7 +10,7 @@ import { noiseFigures } from "./noise.js";
 import { zip } from "./zip.js";
 
 const MODELS = {
-  auto: "Automatic", photo_deep: "Photo, best", photo: "Photo", photo_fast: "Photo, fast", gauss5_50: "Gaussian noise 5\u201350",
+  auto: "Automatic", photo_deep: "Photo, best", photo: "Photo, careful", photo_fast: "Photo, fast", gauss5_50: "Gaussian noise 5\u201350",
   gauss5_50_fast: "Gaussian noise 5\u201350, fast", gauss5_50_deep: "Gaussian noise 5\u201350, best", gauss25_deep: "Gaussian noise 25, best",
   best_model: "Gaussian noise 25", poisson30: "Poisson noise 30", poisson5_50_deep: "Poisson noise 5\u201350, best",
   grey_gauss5_50: "Grey images, Gaussian noise 5\u201350", grey_gauss25: "Grey images, Gaussian noise 25",

@@ -24,6 +24,7 @@ A_LITTLE = 0.35  # correlation of next pixels, and of channels, up to which weig
 WHITE = 1.25  # how much more of white noise may seem to lie at high frequencies than at the highest ones
 REACH = 2.0**-6, 2.0**30  # of the brightest values of floats; noise of others would be lost among the least numbers
 LEAST_READ = 0.5  # of what sensors with such shot noise usually have in the dark
+LEAST_OF_A_PART = 100  # blocks
 _CORNER, _NEXT = ORDER >= 22, (ORDER >= 15) & (ORDER < 20)
 
 
@@ -134,7 +135,26 @@ def _measured(image, second):
     if len(blocks) < 20:
         reason = "there is hardly a place that is not clipped or of one colour"
         return _nothing(channels, "guess", reason, blocks.clipped)
-    return _as_white(blocks) or _as_correlated(blocks)
+    if white := _as_white(blocks):
+        return white
+    of_part, of_all = _white_in_a_part(blocks, image.shape[:2]), _as_correlated(blocks)
+    return of_part if of_part and of_part.sigma > of_all.sigma else of_all
+
+
+def _white_in_a_part(blocks, size):
+    """The analysis of the middle, or of one half, if there is white noise in it, though not in the whole; else None.
+
+    A noisy photograph in a frame that was drawn, or beside its denoised version, has its quietest places elsewhere.
+    What the channels share may be texture, which seen in parts more easily passes for noise.
+    """
+    if blocks.of_pair or blocks.means_255.shape[1] != 3:
+        return None
+    first, last = (blocks.corners / size).T, ((blocks.corners + SIZE) / size).T
+    parts = [((first >= 0.25) & (last <= 0.75)).all(0), *(last <= 0.5), *(first >= 0.5)]
+    found = [_as_white(blocks.only(part)) for part in parts if part.sum() >= LEAST_OF_A_PART]
+    noisy = [x for x in found if x and x.kind != "none" and x.certainty != "guess" and not x.channels_share]
+    strongest = max(noisy, key=lambda x: x.sigma, default=None)
+    return strongest and dataclasses.replace(strongest, certainty="likely", reason="in a part of the image alone")
 
 
 def _of_photons(image, peak, blocks):

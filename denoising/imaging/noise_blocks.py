@@ -5,6 +5,7 @@ the other half: noise does not connect the two, so choosing the quietest blocks 
 than it is, while a block with texture has it in both halves and is left out.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,11 @@ class Blocks:
 
     def __len__(self):
         return len(self.corners)
+
+    def only(self, chosen):
+        """Those of a mask."""
+        each = ("corners", "coefficients", "energy", "means_255", "cut_off")
+        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in each})
 
 
 def cut(image, second=None):

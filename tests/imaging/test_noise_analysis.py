@@ -205,6 +205,26 @@ def test_texture_is_no_noise():
     assert found.kind == "none"
 
 
+@pytest.mark.parametrize("sigma", [8, 25])
+@pytest.mark.parametrize("where", ["frame", "left", "right", "top", "bottom"])
+def test_a_clean_part_of_an_image_does_not_hide_the_noise_of_the_rest(where, sigma):
+    """A photograph in a drawn frame, or beside its denoised version."""
+    noisy = scene(384, 512)
+    rows, columns = {
+        "frame": (slice(48, -48), slice(48, -48)), "left": (slice(None), slice(256)),
+        "right": (slice(None), slice(256, None)), "top": (slice(192), slice(None)),
+        "bottom": (slice(192, None), slice(None)),
+    }[where]  # fmt: skip
+    noisy[rows, columns] = with_noise(noisy, sigma)[rows, columns]
+    found = analyse(from_01(noisy, np.uint8))
+    assert (found.kind, found.certainty, found.sigma) == ("gauss", "likely", pytest.approx(sigma, rel=0.1))
+    assert "in a part of the image" in found.describe()
+    top, left = found.places.T
+    inside = (top + 16 > (rows.start or 0)) & (left + 16 > (columns.start or 0))
+    assert inside.all()
+    assert analyse(from_01(scene(384, 512), np.uint8)).kind == "none"
+
+
 def test_the_benchmark_in_its_smallest_form(tmp_path, capsys):
     for folder in ("clean", "real/clean", "real/noisy"):
         (tmp_path / folder).mkdir(parents=True)

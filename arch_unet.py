@@ -141,13 +141,17 @@ class DenoisingNetwork(nn.Layer):
 
     def forward(self, x):
         # In eager mode a fitting image skips the gather; an exported graph always has it, for any size.
-        height, width = x.shape[2], x.shape[3]
+        image, height, width = x, x.shape[2], x.shape[3]
         if paddle.in_dynamic_mode() and height % self.multiple == 0 and width % self.multiple == 0:
-            return self.ops.leave(self.body(self.ops.enter(x)))
+            return self.result(self.ops.leave(self.body(self.ops.enter(x))), image)
         x = paddle.index_select(x, reflect_indices(height, self.multiple), axis=2)
         x = paddle.index_select(x, reflect_indices(width, self.multiple), axis=3)
         y = self.ops.leave(self.body(self.ops.enter(x)))
-        return y[:, :, :height, :width]
+        return self.result(y[:, :, :height, :width], image)
+
+    def result(self, y, image):
+        """What is made of the layers' output and the image in the end, NCHW float32."""
+        return y
 
 
 def conv(in_channels, out_channels, size=3, slope=SLOPE):
@@ -342,11 +346,11 @@ class UNetN2N(DenoisingNetwork):
         return self.ops.conv(x, self.dec_conv1c, slope=1.0)
 
 
-def _same_for_each_channel(channels, kernel, bias):
-    """A convolution that is given, for `channels` by themselves; [K, K]."""
-    layer = conv(channels, channels, kernel.shape[0])
-    layer.weight.set_value(paddle.eye(channels)[:, :, None, None] * kernel)
-    nn.initializer.Constant(bias)(layer.bias)
+def _same_for_each_channel(channels, kernel, bias, more=0):
+    """A convolution that is given, for `channels` by themselves; [K, K]. There may be more outputs, which are 0."""
+    layer = conv(channels, channels + more, kernel.shape[0])
+    layer.weight.set_value(paddle.eye(channels + more, channels)[:, :, None, None] * kernel)
+    layer.bias.set_value(paddle.concat([paddle.full([channels], bias), paddle.zeros([more])]))
     layer.weight.stop_gradient = layer.bias.stop_gradient = True
     return layer
 
@@ -407,23 +411,35 @@ class UNetLite(HalfSizeUNet):
 
     What the U-Net gives is added to the blurred image, which is denoised in its way already; added to the noisy one, it
     would have to take the noise away first. A pixel costs an eleventh of what it does in `UNet`.
+
+    A careful network also says of each pixel which share of it stays as it is. So where there is no noise, nothing is
+    lost, though all fine detail of the result would have to come through the layers.
     """
 
     arch = "unet_lite"
     margin = 32
     memory = 0.2
 
-    def __init__(self, in_nc=3, out_nc=3, n_feature=48):
-        super().__init__(arch=self.arch, n_channel=out_nc, n_input=in_nc, n_feature=n_feature)
+    def __init__(self, in_nc=3, out_nc=3, n_feature=48, careful=False):
+        options = {"careful": True} if careful else {}
+        super().__init__(arch=self.arch, n_channel=out_nc, n_input=in_nc, n_feature=n_feature, **options)
         self.memory *= n_feature / 48
         if in_nc != out_nc:
             raise ValueError(f"{self.arch} adds to its input, which has {in_nc} channels and not {out_nc}")
-        self.add_layers(in_nc, out_nc, 3, n_feature)
+        shares = 1 if careful else 0
+        self.add_layers(in_nc, out_nc + shares, 3, n_feature)
         self.last.weight.set_value(self.last.weight * 0.1)
         # Not learnt: the image around zero, and the blurred one, whose border is grey then and not black.
         binomial = paddle.to_tensor([0.25, 0.5, 0.25])
         self.centre = _same_for_each_channel(in_nc, paddle.ones([1, 1]), -0.5)
-        self.blur = _same_for_each_channel(in_nc, paddle.outer(binomial, binomial), 0.5)
+        self.blur = _same_for_each_channel(in_nc, paddle.outer(binomial, binomial), 0.5, more=shares)
+
+    def result(self, y, image):
+        if "careful" not in self.options:
+            return y
+        painted, share = y[:, :-1], y[:, -1:]
+        share = limited(share, 0.0, 1.0) if self.training else share.clip(0.0, 1.0)
+        return painted + share * (image - painted)
 
     def body(self, x):
         x = self.ops.conv(x, self.centre, slope=1.0)
@@ -680,6 +696,6 @@ def build_network(arch="unet", n_channel=3, n_feature=48, n_input=None, **more):
 
     What goes in has as many channels as what comes out, unless `n_input` says otherwise: 9 for a render with albedo and
     normals, 2 for a mosaic with the deviation of its noise. In `more` are what only one network has: `n_head` (unet),
-    `norm` (unet_n2n).
+    `norm` (unet_n2n), `careful` (unet_lite, unet_deep).
     """
     return NETWORKS[arch](in_nc=n_input or n_channel, out_nc=n_channel, n_feature=n_feature, **more)

@@ -3,7 +3,7 @@ import paddle
 import pytest
 
 from arch_unet import NORMS, UNetPhotons, build_network, rooted, squared
-from conftest import noisy_scene, run_script, save
+from conftest import leave, noisy_scene, run_script, save
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
 
@@ -98,6 +98,25 @@ def test_the_network_on_square_roots():
     image = paddle.to_tensor(noisy_scene(40, 50).transpose(2, 0, 1)[None].astype(np.float32) / 255)
     expected = squared(deep(rooted(image, network.dark)), network.dark)
     assert np.abs((network(image) - expected).numpy()).max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(24, 40), (21, 35)])
+@pytest.mark.parametrize("arch", ["unet_lite", "unet_deep"])
+def test_a_careful_network_says_how_much_of_the_image_stays(arch, size):
+    network = build_network(arch, n_feature=4, careful=True)
+    plain = build_network(arch, n_feature=4)
+    state = checkpoint.network_state(network)
+    for name in ("last.weight", "last.bias", "blur.weight", "blur.bias"):
+        state[name] = state[name][: len(plain.state_dict()[name])]
+    plain.set_state_dict(state)
+    image = paddle.rand([2, 3, *size])
+    painted = plain(image)
+    for training in (True, False):
+        (network.train if training else network.eval)()
+        for share, expected in ((0.25, 0.25), (-1.0, 0.0), (2.0, 1.0)):
+            leave(network, share)
+            difference = network(image) - (expected * image + (1 - expected) * painted)
+            assert difference.abs().max() < 1e-6
 
 
 def test_tiles_equal_the_whole():

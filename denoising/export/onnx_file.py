@@ -83,9 +83,10 @@ class _Writer:
 
     def __init__(self, nodes, network, int8):
         self.graph, self.nodes, self.int8, self.dark = _Graph(), nodes, int8, network.dark
+        self.careful = "careful" in network.options
+        self.image = _rooted(self.graph, INPUT, self.dark) if self.dark else INPUT
         # Where each tensor is to be had, in float and in bytes.
-        image = _rooted(self.graph, INPUT, self.dark) if self.dark else INPUT
-        self.floats, self.bytes = {INPUT: _padded(self.graph, image, network.multiple)}, {}
+        self.floats, self.bytes = {INPUT: _padded(self.graph, self.image, network.multiple)}, {}
         # The image is at hand in float whatever its users take; others are made once, in the type that is taken.
         self.in_bytes = _names_in_bytes(nodes, int8)
         # From mid-grey: bfloat16 keeps a bit or two more of a result around 0 than of one around 0.5.
@@ -108,6 +109,8 @@ class _Writer:
         y = graph("Slice", "cropped", self.in_float(self.nodes[-1].name), *crop)
         if self.centred:
             y = graph("Add", "from_black", y, graph.number(np.float32(0.5)))
+        if self.careful:
+            y = _mixed(graph, y, self.image)
         if self.dark:
             y = _squared(graph, y, self.dark)
         graph.nodes[-1].output[0] = OUTPUT
@@ -218,6 +221,18 @@ def _rooted(graph, x, dark):
     half, square = graph.number(np.float32(dark / 2)), graph("Mul", "root/x2", x, x)
     beyond = graph("Sqrt", "root/inner", graph("Add", "root/sum", square, graph.number(np.float32(dark**2 / 4))))
     return graph("Div", "root", x, graph("Sqrt", "root/outer", graph("Add", "root/more", beyond, half)))
+
+
+def _mixed(graph, y, image):
+    """From all channels but the last to the image, at a share that the last one says."""
+    ends = {"first": 0, "last": -1, "end": 2**31}
+    first, last, end = (graph.const(name, np.int64([place])) for name, place in ends.items())
+    axis = graph.const("channels", np.int64([1]))
+    painted = graph("Slice", "painted", y, first, last, axis)
+    share = graph("Slice", "share", y, last, end, axis)
+    share = graph("Clip", "limited", share, graph.number(np.float32(0)), graph.number(np.float32(1)))
+    kept = graph("Mul", "kept", share, graph("Sub", "left_out", image, painted))
+    return graph("Add", "mixed", painted, kept)
 
 
 def _squared(graph, x, dark):

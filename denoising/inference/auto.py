@@ -33,7 +33,9 @@ SHIPPED = (
     "gauss5_50_fast",
     "gauss5_50",
     "grey_gauss25",
+    "grey_gauss5_50_deep",
     "grey_gauss5_50",
+    "grey_poisson5_50_deep",
     "photo_deep",
     "photo",
     "photo_fast",
@@ -42,8 +44,7 @@ SHIPPED = (
 )
 # Of these, what newer ones do better: for whoever names them, and to start a training of that network from. They are
 # neither in the wheel nor in the container's image.
-SUPERSEDED = ("gauss25_deep", "gauss5_50", "poisson30")
-CAREFUL = "photo"  # of those for cameras, what changes least where there is no noise
+SUPERSEDED = ("gauss25_deep", "gauss5_50", "grey_gauss25", "photo", "poisson30")
 FOR_RENDERS = "renders"  # path-traced ones, whose noise is like none of these
 FOR_MOSAICS = "raw"  # the sensors' of cameras, before they are developed
 SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts them, below the environment's folder
@@ -234,8 +235,7 @@ def fitting(able, analysis, channels, fast=False):
     correlated = analysis.kind == "correlated" and not (channels == 3 and analysis.is_nearly_white)
     shared = correlated or (channels == 3 and analysis.channels_share)
     if (shared or hidden) and (cameras := of(Camera)):
-        careful = [weights for weights in cameras if weights.name == CAREFUL and hidden and not fast]
-        return (min if fast else max)(careful or cameras, key=lambda weights: weights.numbers)
+        return (min if fast else max)(cameras, key=lambda weights: weights.numbers)
     if analysis.kind == "none":
         return None
     # Noise that is white in each channel and the same in all of a grey image would pass for a part of it.
@@ -245,7 +245,8 @@ def fitting(able, analysis, channels, fast=False):
         if near:
             return near[0]
     ranges = [weights for weights in of(Gaussian) if weights.noise.low < weights.noise.high]
-    exact = [w for w in of(Gaussian) if w not in ranges and _is_near(w.noise, analysis.sigma)]
+    single = [w for w in of(Gaussian) if w not in ranges and w.name not in SUPERSEDED]
+    exact = [w for w in single if _is_near(w.noise, analysis.sigma)]
     if analysis.kind == "gauss" and exact:
         light = [weights for weights in ranges if fast and _distance(weights.noise, analysis.sigma) == 1]
         return min(exact + light, key=lambda weights: fast * weights.numbers)

@@ -13,7 +13,15 @@ from arch_unet import NETWORKS, NORMS, build_network
 from denoising.cli import UserError, atomic_write
 from denoising.files import tensors
 
-STRUCTURE = ("arch", "n_channel", "n_input", "n_feature", "n_head", "norm")  # the arguments of `build_network`
+STRUCTURE = (
+    "arch",
+    "n_channel",
+    "n_input",
+    "n_feature",
+    "n_head",
+    "norm",
+    "careful",
+)  # the arguments of `build_network`
 OPTIONS_KEY = "@options"  # JSON text beside the weights: what builds the network, how it was trained
 
 
@@ -102,10 +110,18 @@ def set_weights(network, state, path):
     network.set_state_dict(weights)
 
 
-def to_deep(network, state):
-    """Weights of a `unet_lite` as a start for a `unet_deep`, whose blocks then add nothing; others as they are."""
-    lacking = {name for name in network.state_dict() if "_block" in name} - set(state)
-    return state | {name: network.state_dict()[name].numpy() for name in lacking}
+def to_larger(network, state):
+    """Weights of a `unet_lite` as a start for a `unet_deep`, or for a careful network; others as they are.
+
+    The network then computes the same: its blocks add nothing, and no share of the image stays.
+    """
+    own = network_state(network)
+    state = {name: array for name, array in own.items() if "_block" in name} | state
+    for name in ("last.weight", "last.bias", "blur.weight", "blur.bias"):
+        array, wider = state.get(name), own.get(name)
+        if "careful" in network.options and isinstance(array, np.ndarray) and array.shape[1:] == wider.shape[1:]:
+            state[name] = np.concatenate([array, np.zeros_like(wider[len(array) :])])
+    return state
 
 
 def to_grey(state):
@@ -116,15 +132,21 @@ def to_grey(state):
     """
     entry, last, bias = (state.get(name) for name in ("enc_conv1a.weight", "last.weight", "last.bias"))
     if all(isinstance(array, np.ndarray) for array in (entry, last, bias)):
-        if entry.shape[1:2] != (12,) or entry.ndim != 4 or last.ndim != 4 or len(last) != 12 or bias.shape != (12,):
+        if entry.shape[1:2] != (12,) or entry.ndim != 4 or last.ndim != 4 or bias.shape != last.shape[:1]:
+            return state
+        if len(last) not in (12, 16):
             return state
         fixed = {name: array for name, array in state.items() if name.startswith(("centre.", "blur."))}
-        # At half the size each channel is four. What is not learnt is the same for each channel.
+        # At half the size each channel is four. What is not learnt is the same for each channel. A careful network has
+        # one more, the share of the image that stays.
         return state | {
             "enc_conv1a.weight": entry.reshape(len(entry), 3, 4, *entry.shape[2:]).sum(1),
-            "last.weight": last.reshape(3, 4, *last.shape[1:]).mean(0),
-            "last.bias": bias.reshape(3, 4).mean(0),
-            **{name: array[:1, :1] if array.ndim == 4 else array[:1] for name, array in fixed.items()},
+            "last.weight": np.concatenate([last[:12].reshape(3, 4, *last.shape[1:]).mean(0), last[12:]]),
+            "last.bias": np.concatenate([bias[:12].reshape(3, 4).mean(0), bias[12:]]),
+            **{
+                name: (array[:, :1] if array.ndim == 4 else array)[[0, *range(3, len(array))]]
+                for name, array in fixed.items()
+            },
         }
     entry, head, last = (state.get(f"{name}.weight") for name in ("enc_conv0", "dec_conv1a", "nin_c"))
     bias = state.get("nin_c.bias")

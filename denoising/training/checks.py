@@ -74,12 +74,16 @@ def checked(options):
          "--teacher: the weights to learn from are needed, such as models/photo.pdparams"),
         (set(teachers(options)) == {NOBODY}, "--teacher: nothing is learnt from none alone; name weights, too"),
         (options.teacher and method != "distillation", "--teacher: it is for --method distillation"),
+        (options.clipped and method != "distillation", "--clipped: it is for --method distillation"),
         (len(teachers(options)) > 1 and not is_right_on_average(options.noisetype),
          "--teacher: which of several is best is told by a second noisy image, whose noise is added and right on "
          f"average, not by {options.noisetype}"),
         # The network and how it is computed.
         (options.norm != "none" and options.arch != "unet_n2n",
          f"--norm: the network {options.arch} has no normalisation; --arch unet_n2n has"),
+        (options.careful and options.arch not in ("unet_lite", "unet_deep"),
+         f"--careful: the network {options.arch} paints the whole image; --arch unet_lite and unet_deep need not"),
+        (options.careful and options.to_static, "--to_static: what --careful learns by has no static graph"),
         (options.to_static and options.engine == "onednn",
          "--to_static: the engine's operators have no static graph; --engine paddle has"),
         (options.amp and options.optimizer == "muon",

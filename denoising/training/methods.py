@@ -196,10 +196,15 @@ class Distillation(Method):
     Of several teachers each image is shown by the one that knows it best: whose result is nearest to another noisy
     image of the same scene. Its noise adds the same to the distance of all, on average, so the nearest has the least
     error. One of them may be nobody, who leaves images as they are: who knows best what has no noise.
+
+    Args:
+        teachers: networks, or `Nobody`.
+        clipped: of so many images the network, and not the teacher, sees the noise cut off at black and white, as it is
+            in files. So it learns from the whole noise what files have lost.
     """
 
-    def __init__(self, *teachers):
-        self.teachers = teachers
+    def __init__(self, *teachers, clipped=0.0):
+        self.teachers, self.clipped = teachers, clipped
 
     def corrupt(self, clean, noise, streams):
         several, more = len(self.teachers) > 1, streams(TARGET)
@@ -208,14 +213,18 @@ class Distillation(Method):
         return list(noise.shots(clean, streams(NOISE), more)) if several else super().corrupt(clean, noise, streams)
 
     def beside(self, noisy, streams):
-        return (streams(MORE).integers(8),)
+        rng = streams(MORE)
+        way = rng.integers(8)
+        return way, rng.random() < self.clipped
 
     def __call__(self, network, noisy, *more, ramp=0.0):
         """The distance in decibels, so that images with little noise count as much as the others."""
-        *others, way = more
+        *others, way, clipped = more
         with paddle.no_grad():
             # One way for the whole batch, that of its first patch.
             target = self._shown(network.ops, noisy, *others, way=int(way[0]))
+        if self.clipped:
+            noisy = paddle.where(clipped.reshape([-1, 1, 1, 1]), noisy.clip(0.0, 1.0), noisy)
         each = ((network(noisy) - target) ** 2).mean(axis=[1, 2, 3])
         loss = paddle.mean((each + LEAST_DISTANCE).log()) * 10 / np.log(10)
         return loss, paddle.mean(each), paddle.zeros_like(loss), 0.0
@@ -378,7 +387,8 @@ def build_method(options):
     if options.method == "recorrupted2recorrupted":
         return Recorrupted2Recorrupted(noise, bool(options.known_noise), options.loss)
     if options.method == "distillation":
-        return Distillation(*(load_teacher(path, options.n_channel) for path in teachers(options)))
+        shown_by = (load_teacher(path, options.n_channel) for path in teachers(options))
+        return Distillation(*shown_by, clipped=options.clipped)
     return {"noise2noise": Noise2Noise, "supervised": Supervised}[options.method](options.loss, noise)
 
 

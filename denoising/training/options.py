@@ -108,6 +108,9 @@ def get_parser(description=None):
     add("--teacher", metavar="FILE[,FILE]",
         help="weights that distillation learns from, for a light network of one's own (.pdparams); of several, each "
         "image is shown by the one that knows it best, and none among them leaves it as it is (for clean images)")
+    add("--clipped", type=number(float, 0.0, 1.0), default=0.0, metavar="SHARE",
+        help="of the patches that distillation shows, whose noise the network, but not the teacher, sees cut off at "
+        "black and white, as files cut it off")
     add("--known_noise",
         help="the noise that the images have already, for recorrupted2recorrupted with --noisetype none: gauss12 (a "
         "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white), "
@@ -121,6 +124,9 @@ def get_parser(description=None):
     add = parser.add_argument_group("model").add_argument
     add("--arch", default="unet", choices=sorted(NETWORKS), help="the network")
     add("--norm", default="none", choices=sorted(NORMS), help="normalisation after the convolutions of unet_n2n")
+    add("--careful", action="store_true",
+        help="unet_lite and unet_deep say of each pixel, too, which share of it stays as it is: so they change next to "
+        "nothing where there is no noise")
     add("--n_feature", type=number(int, 1, 1024), default=48, help="how many features the network has")
     add("--n_channel", type=int, default=3, choices=[1, 3, 4], help="1: grey, 3: RGB, 4: Bayer raw")
     add("--pretrained", help="weights to start from (.pdparams)")

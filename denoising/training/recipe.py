@@ -115,6 +115,7 @@ def nearest_weights(found, options):
     for weights in shelf.weights.values():
         own = shelf.network(weights.name).options
         same = own["arch"] == options.arch and own["n_feature"] == options.n_feature and own.get("n_head") in (None, 96)
+        same = same and (options.careful or not own.get("careful"))
         # Weights for colours are a start for grey images too.
         if same and (weights.n_channel == options.n_channel or (weights.n_channel, options.n_channel) == (3, 1)):
             able.append(weights)

@@ -47,7 +47,7 @@ class Training:
         state = checkpoint.read_state(path)
         if self.options.n_channel == 1:
             state = checkpoint.to_grey(state)
-        state = checkpoint.to_deep(self.network, state)
+        state = checkpoint.to_larger(self.network, state)
         checkpoint.set_weights(self.network, state, path)
         distributed.broadcast_parameters(self.network)
         if self.averaged is not self.network:
@@ -129,6 +129,8 @@ def _structure(options, n_input):
     structure = {"arch": options.arch, "n_channel": options.n_channel, "n_feature": options.n_feature}
     if options.arch == "unet_n2n":
         structure["norm"] = options.norm
+    if options.careful:
+        structure["careful"] = True
     if n_input:
         structure["n_input"] = n_input
     return structure

@@ -79,8 +79,10 @@ def test_each_noise_gets_its_weights():
     assert taken("none") is taken("none", certainty="likely") is taken("none", able=ALL[:4], certainty="guess") is None
     assert taken("none", certainty="guess") == "photo"
     assert taken("none", certainty="guess", fast=True) == "light"
-    able = [weights_of("photo_deep", "camera", numbers=99), *ALL]
-    assert [taken("correlated", able=able), taken("none", certainty="guess", able=able)] == ["photo_deep", "photo"]
+    # At their one strength, too, those that newer ones do better are not taken before these.
+    able = [weights_of("grey_gauss25", "gauss25", 1), weights_of("newer", "gauss5_50", 1)]
+    assert taken("gauss", 25, channels=1, able=able) == "newer"
+    assert taken("gauss", 25, channels=1, able=able[:1]) == "grey_gauss25"
 
 
 def test_where_noise_cannot_be_measured_the_weights_for_cameras_are_taken(shipped):

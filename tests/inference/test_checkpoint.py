@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from arch_unet import build_network
-from conftest import ROOT, broken_copies
+from conftest import ROOT, broken_copies, leave
 from denoising.cli import UserError
 from denoising.inference import checkpoint
 
@@ -136,9 +136,12 @@ def test_colour_weights_start_a_grey_network(weights):
     assert checkpoint.to_grey(state) is state
 
 
-def test_light_weights_for_colours_start_a_grey_network():
+@pytest.mark.parametrize("more", [{}, {"careful": True}])
+def test_light_weights_for_colours_start_a_grey_network(more):
     paddle.seed(3)
-    colour, grey = (build_network("unet_lite", n_channel=channels, n_feature=6) for channels in (3, 1))
+    colour, grey = (build_network("unet_lite", n_channel=channels, n_feature=6, **more) for channels in (3, 1))
+    if more:
+        leave(colour, 0.3)
     state = checkpoint.network_state(colour)
     checkpoint.set_weights(grey, checkpoint.to_grey(state), "a.pdparams")
     x = paddle.rand([1, 1, 32, 64])
@@ -272,9 +275,10 @@ def test_options_that_build_no_network_are_refused(changes, tmp_path, weights):
 def test_a_number_that_a_network_does_not_have_is_refused(tmp_path):
     lite = build_network("unet_lite", n_feature=4)
     path = tmp_path / "a.pdparams"
-    checkpoint.save_network(path, checkpoint.network_state(lite), {**lite.options, "n_head": 4})
-    with pytest.raises(UserError, match=r"a\.pdparams: holds no network of this project"):
-        checkpoint.load_network(path)
+    for change in ({"n_head": 4}, {"careful": True}, {"careful": 2}, {"careful": "yes"}, {"careful": [1]}):
+        checkpoint.save_network(path, checkpoint.network_state(lite), lite.options | change)
+        with pytest.raises(UserError, match=r"a\.pdparams: holds (no network of this project|another network)"):
+            checkpoint.load_network(path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", "null", "{}", "[" * 100_000, 7, np.zeros(2)])

@@ -83,15 +83,16 @@ def test_export_computes_what_the_network_computes(kind, exports, weights, capsy
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_network_on_square_roots_is_exported_with_them(kind, tmp_path, capsys):
+@pytest.mark.parametrize("options", [{"arch": "unet_photons"}, {"arch": "unet_lite", "careful": True}])
+def test_what_comes_after_the_layers_is_exported_with_them(options, kind, tmp_path, capsys):
     """The export compares itself with the network; where bf16 would be partial it is refused, and does not crash."""
     from arch_unet import build_network
     from denoising.inference import checkpoint
 
     paddle.seed(3)
-    network = build_network("unet_photons", n_feature=4)
+    network = build_network(**options, n_feature=4)
     network.last.weight.set_value(network.last.weight * 10)
-    weights = tmp_path / "photons.pdparams"
+    weights = tmp_path / "w.pdparams"
     checkpoint.save_network(weights, checkpoint.network_state(network), network.options)
     assert export_model.main(["--model_path", weights, "--save_dir", tmp_path / kind, "--format", kind]) == 0
     differences = re.findall(r"largest difference from the network.*: (\S+)", capsys.readouterr().out)

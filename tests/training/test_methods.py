@@ -564,21 +564,21 @@ def test_distillation_ends_at_the_teacher_and_images_count_equally():
     noisy = paddle.rand([2, 3, 8, 8]) * paddle.to_tensor([1.0, 0.01]).reshape([2, 1, 1, 1])
     teacher, pupil = Scaled(0.5), Scaled(0.9)
     method = Distillation(teacher)
-    (way,) = method.beside(noisy[0].numpy(), streams(3))
+    way, _ = method.beside(noisy[0].numpy(), streams(3))
     assert way == method.beside(noisy[0].numpy(), streams(3))[0]
     for name, untouched in (("gauss5_50", 60), ("gauss25", 0)):
         drawn = [method.corrupt(CLEAN, parse_noise(name), streams(seed))[0] for seed in range(300)]
         assert sum(image is CLEAN for image in drawn) == pytest.approx(untouched, abs=untouched * 0.4)
     assert {int(method.beside(None, streams(seed))[0]) for seed in range(60)} == set(range(8))
-    ways = paddle.to_tensor(np.stack([way, way]))
-    loss, distance, _, _ = method(pupil, noisy, ways)
+    ways, whole = paddle.to_tensor(np.stack([way, way])), paddle.zeros([2], "bool")
+    loss, distance, _, _ = method(pupil, noisy, ways, whole)
     each = 0.16 * (noisy**2).mean(axis=[1, 2, 3]).numpy()
     assert float(loss) == pytest.approx(np.mean(10 * np.log10(each + LEAST_DISTANCE)), rel=1e-4)
     assert float(distance) == pytest.approx(each.mean(), rel=1e-4)
     loss.backward()
     assert teacher.by.grad is None
     assert pupil.by.grad.item() > 0
-    assert float(method(Scaled(0.5), noisy, ways)[0]) == pytest.approx(10 * np.log10(LEAST_DISTANCE), abs=1e-3)
+    assert float(method(Scaled(0.5), noisy, ways, whole)[0]) == pytest.approx(10 * np.log10(LEAST_DISTANCE), abs=1e-3)
 
 
 def test_of_several_teachers_each_image_is_shown_by_the_best():
@@ -591,15 +591,26 @@ def test_of_several_teachers_each_image_is_shown_by_the_best():
     clean = paddle.to_tensor(np.stack([scene.transpose(2, 0, 1) for scene in scenes]))
     noisy = clean * paddle.to_tensor([1.0, 2.0]).reshape([2, 1, 1, 1])  # the second teacher is right about the second
     others = paddle.to_tensor(np.stack([shots[1].transpose(2, 0, 1) for shots in drawn]))
-    ways = paddle.zeros([2], "int64")
+    ways, whole = paddle.zeros([2], "int64"), paddle.zeros([2], "bool")
     shown = method._shown(None, noisy, others, way=0)
     assert np.abs((shown - clean).numpy()).max() < 1e-6
     pupil = Scaled(1.0)
-    distance = method(pupil, noisy, others, ways)[1]
+    distance = method(pupil, noisy, others, ways, whole)[1]
     assert float(distance) == pytest.approx(0.4**2 / 2, rel=1e-4)  # right about the first image, not about the second
-    assert float(Distillation(Scaled(0.5))(pupil, noisy, ways)[1]) > float(distance)
+    assert float(Distillation(Scaled(0.5))(pupil, noisy, ways, whole)[1]) > float(distance)
     untouched = [method.corrupt(CLEAN, parse_noise("gauss5_50"), streams(seed)) for seed in range(60)]
     assert any(first is CLEAN and second is CLEAN for first, second in untouched)
+
+
+def test_of_some_images_the_noise_is_cut_off_for_the_network_alone():
+    """Its teacher sees all of it."""
+    noisy = paddle.to_tensor(np.stack([np.full((3, 8, 8), value, np.float32) for value in (1.5, 1.5, -0.25)]))
+    method = Distillation(Scaled(1.0), clipped=0.7)
+    cut = [bool(method.beside(None, streams(seed))[1]) for seed in range(100)]
+    assert sum(cut) == pytest.approx(70, abs=14)
+    assert not any(Distillation(Scaled(1.0)).beside(None, streams(seed))[1] for seed in range(100))
+    batch = noisy, paddle.zeros([3], "int64"), paddle.to_tensor([True, False, True])
+    assert float(method(Scaled(1.0), *batch)[1]) == pytest.approx((0.5**2 + 0.25**2) / 3, rel=1e-5)
 
 
 def test_nobody_teaches_images_without_noise():
@@ -625,7 +636,8 @@ def test_a_teacher_takes_the_images_of_the_network(tmp_path):
         network = build_network(n_feature=2, **structure)
         save_network(tmp_path / name, {key: t.numpy() for key, t in network.state_dict().items()}, network.options)
         return build_method(Namespace(
-            method="distillation", teacher=str(tmp_path / name), n_channel=wanted, known_noise=None, noisetype="text0.2"
+            method="distillation", teacher=str(tmp_path / name), n_channel=wanted, known_noise=None, noisetype="text0.2",
+            clipped=0.0,
         ))  # fmt: skip
 
     assert built("a.pdparams", 1, n_channel=1).teachers[0].options["n_channel"] == 1

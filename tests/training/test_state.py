@@ -207,6 +207,21 @@ def test_the_deep_network_starts_from_light_weights(tmp_path):
         made.start_from(tmp_path / "u.pdparams")
 
 
+@pytest.mark.parametrize("arch", ["unet_lite", "unet_deep"])
+def test_a_careful_network_starts_from_one_that_is_not(tmp_path, arch):
+    light = build_network("unet_lite", n_feature=4)
+    checkpoint.save_network(tmp_path / "w.pdparams", checkpoint.network_state(light), light.options)
+    made = training("--arch", arch, "--n_feature", 4, "--careful", "--method", "supervised", "--lr", 1e-3)
+    made.start_from(tmp_path / "w.pdparams")
+    x = paddle.rand([1, 3, 32, 40])
+    assert (made.network(x) - light(x)).abs().max() == 0
+    clean = paddle.rand([2, 3, 32, 32])
+    for _ in range(40):  # it learns to leave an image without noise as it is
+        made.train_on(Supervised("l2"), (clean.numpy(), clean.numpy()), 1e-3, 0.0)
+    share = made.network.body(clean)[:, -1:]
+    assert share.mean() > 0.5
+
+
 # --- Several processes as one -------------------------------------------------------------------------------
 
 

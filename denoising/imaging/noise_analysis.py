@@ -262,7 +262,7 @@ def _as_white(blocks):
     for _ in range(3):
         spectra, orders = noise_blocks.profile(blocks, 1 / noise_curve.variance_of(curve, blocks.means_255))
         levels, energies = _chosen_points(blocks, halves, orders, SHARES[4])
-        curve = tuple(noise_curve.simplest_line(x, y) for x, y in zip(levels.T / 255, energies.T / 255**2, strict=True))
+        curve = noise_curve.simplest_lines(levels, energies)
     first = np.average(spectra[:3], axis=0, weights=(1, 1, 2))
     if first[:, _NEXT].mean() > WHITE**2 * first[:, _CORNER].mean():
         return None
@@ -271,29 +271,49 @@ def _as_white(blocks):
     part = _slope(middle[:6], high[:6])
     high, middle = first[:, HIGH].mean(), first[:, MIDDLE].mean()
     scale = max((high - part * middle) / (1 - part), 0.7 * high)
+    texture = np.sqrt(middle / high)
+    if clear := texture < 1.05:
+        levels, energies, curve = _grown(blocks, levels, energies, curve)
     chosen = np.unique(np.concatenate([order[: max(int(SHARES[4] * len(order)), 3)] for order in orders]))
     curve = tuple((a * scale, b * scale) for a, b in curve)
-    a, b = np.mean(curve, 0)
-    dark, bright = np.quantile(blocks.means_255, (0.05, 0.95)) / 255
-    grows = (a * bright + b) > 1.5 * (a * dark + b)
+    peak = 1 / np.mean(curve, 0)[0] if _grows(blocks, curve) else 0.0
     sigma = noise_curve.typical_deviation(noise_curve.variance_of(curve, blocks.means_255))
     if sigma < blocks.least:
         return _nothing(len(curve), "sure", f"flat places vary by {sigma:.1f} of 255", blocks.clipped)
-    texture = np.sqrt(middle / high)
     certainty = "sure" if texture < 1.15 else "likely" if texture < 1.5 else "guess"
     between = _between(blocks.coefficients[chosen], HIGH)
     if sigma < GRAIN and between > 0.5 and not blocks.of_pair:
         return _nothing(len(curve), "likely", f"fine grain of {sigma:.1f} of 255, as of film", blocks.clipped)
-    clear = texture < 1.05
     neighbour = _slope_of_waves(spectra[: 6 if clear else 3].mean((0, 1)), USED if clear else HIGH)
     correlation = _autocorrelation(np.ones_like(first))
     correlation[:, (SHIFTS, SHIFTS, SHIFTS - 1, SHIFTS + 1), (SHIFTS - 1, SHIFTS + 1, SHIFTS, SHIFTS)] = neighbour
     points = np.stack((levels / 255, energies * scale / 255**2), -1).transpose(1, 0, 2)
     return Analysis(
-        "poisson" if grows else "gauss", sigma, curve, points, float(1 / a) if grows else 0.0, correlation,
+        "poisson" if peak else "gauss", sigma, curve, points, float(peak), correlation,
         neighbour, between, first / first.mean(), blocks.corners[chosen], blocks.clipped,
         certainty, "" if certainty == "sure" else "there is hardly a place without texture",
     )  # fmt: skip
+
+
+def _grows(blocks, curve):
+    """Whether noise is much stronger in the bright places of an image than in the dark ones."""
+    a, b = np.mean(curve, 0)
+    dark, bright = np.quantile(blocks.means_255, (0.05, 0.95)) / 255
+    return (a * bright + b) > 1.5 * (a * dark + b)
+
+
+def _grown(blocks, levels, energies, curve):
+    """The points and curve of the quietest blocks of each brightness, if the noise grows over these; else those given.
+
+    The quietest blocks of all may be nearly of one brightness, and hide that noise grows; how strong it is, they tell.
+    """
+    wide_levels, wide_energies = noise_blocks.by_brightness(blocks, HIGH, 0.03, restored=True)
+    if not _grows(blocks, wide := noise_curve.simplest_lines(wide_levels, wide_energies)):
+        return levels, energies, curve
+    expected = noise_curve.variance_of(wide, levels)
+    factors = (energies / expected).mean(0)
+    wide = tuple((a * factor, b * factor) for (a, b), factor in zip(wide, factors, strict=True))
+    return wide_levels, wide_energies * factors, wide
 
 
 def _slope_of_waves(spectrum, mask):

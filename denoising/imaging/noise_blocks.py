@@ -154,14 +154,19 @@ def band(blocks, mask):
     return [blocks.energy[:, :, half & mask].mean(2) for half in HALVES]
 
 
-def by_brightness(blocks, mask, share):
-    """The mean brightness and energy of the quietest blocks of each range of brightness: ranges x C each, on 0..255."""
+def by_brightness(blocks, mask, share, restored=False):
+    """The mean brightness and energy of the quietest blocks of each range of brightness: ranges x C each, on 0..255.
+
+    `restored` computes back what was cut off at black and white.
+    """
     halves = band(blocks, mask)
     levels, energies = [], []
     for members in brightness_ranges(blocks):
         picks = [members[lowest(half[members].sum(1), share)] for half in halves]
-        levels.append(blocks.means_255[np.concatenate(picks)].mean(0))
-        energies.append(sum(other[pick].mean(0) for pick, other in zip(picks, halves[::-1], strict=True)) / 2)
+        both = np.concatenate(picks)
+        left = cut_short(blocks.cut_off[both].mean(0)) if restored else 1
+        levels.append(blocks.means_255[both].mean(0))
+        energies.append(sum(other[pick].mean(0) for pick, other in zip(picks, halves[::-1], strict=True)) / 2 / left)
     return np.array(levels), np.array(energies)
 
 

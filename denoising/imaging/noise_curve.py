@@ -17,6 +17,11 @@ def simplest_line(x, variance):
     return best[1]
 
 
+def simplest_lines(levels_255, energies):
+    """(a, b) of each channel."""
+    return tuple(simplest_line(x, y) for x, y in zip(levels_255.T / 255, energies.T / 255**2, strict=True))
+
+
 def _mean(shape, variance):
     """The factor that makes a shape fit to a variance."""
     return float((variance / np.maximum(shape, 1e-6)).mean()) if (shape > 1e-3).all() else 0.0

@@ -84,6 +84,19 @@ def test_shot_noise_grows_with_brightness():
     assert found.peak == pytest.approx(30, rel=0.1)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_noise_that_grows_is_found_where_the_quietest_places_are_of_one_brightness(seed):
+    y, x = np.mgrid[:192, :256]
+    texture = 0.1 * np.sin(0.8 * x) * np.sin(0.7 * y)
+    light = np.where(x < 96, 0.3, np.linspace(0.1, 0.8, 256)[None] + texture).clip(0, 1)[..., None].repeat(3, 2)
+    rng = np.random.default_rng(seed)
+    counted = from_01(rng.poisson(30 * light) / 30 + 5 / 255 * rng.standard_normal(light.shape), np.uint8)
+    found = analyse(counted)
+    assert (found.kind, found.certainty) == ("poisson", "sure")
+    assert found.peak == pytest.approx(30, rel=0.15)
+    assert analyse(from_01(light + 25 / 255 * rng.standard_normal(light.shape), np.uint8)).kind == "gauss"
+
+
 def test_white_noise_of_a_picture_made_smaller_is_nearly_white():
     smaller = cv2.resize(with_noise(scene(384, 512), 40), None, fx=0.85, fy=0.85, interpolation=cv2.INTER_AREA)
     found = analyse(from_01(smaller.clip(0, 1), np.uint8))

@@ -137,8 +137,21 @@ def _measured(image, second):
         return _nothing(channels, "guess", reason, blocks.clipped)
     if white := _as_white(blocks):
         return white
-    of_part, of_all = _white_in_a_part(blocks, image.shape[:2]), _as_correlated(blocks)
+    of_part = _white_in_a_part(blocks, image.shape[:2])
+    if second is None and (white := _white_beside_what_is_drawn(image)):
+        return of_part if of_part and of_part.sigma > white.sigma else white
+    of_all = _as_correlated(blocks)
     return of_part if of_part and of_part.sigma > of_all.sigma else of_all
+
+
+def _white_beside_what_is_drawn(image):
+    """The analysis of what was not drawn, if there is white noise in it, though not in the whole; else None.
+
+    Where a noisy photograph is on a page, blocks of letters, and those across its edge, are quieter, and not white.
+    """
+    blocks = noise_blocks.cut(image, drawn=False)
+    found = _as_white(blocks) if len(blocks) >= LEAST_OF_A_PART else None
+    return _of_a_part(found) if found and found.sigma >= GRAIN and found.certainty != "guess" else None
 
 
 def _white_in_a_part(blocks, size):
@@ -154,7 +167,11 @@ def _white_in_a_part(blocks, size):
     found = [_as_white(blocks.only(part)) for part in parts if part.sum() >= LEAST_OF_A_PART]
     noisy = [x for x in found if x and x.kind != "none" and x.certainty != "guess" and not x.channels_share]
     strongest = max(noisy, key=lambda x: x.sigma, default=None)
-    return strongest and dataclasses.replace(strongest, certainty="likely", reason="in a part of the image alone")
+    return strongest and _of_a_part(strongest)
+
+
+def _of_a_part(found):
+    return dataclasses.replace(found, certainty="likely", reason="in a part of the image alone")
 
 
 def _of_photons(image, peak, blocks):

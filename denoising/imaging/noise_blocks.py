@@ -63,15 +63,19 @@ class Blocks:
         return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in each})
 
 
-def cut(image, second=None):
+def cut(image, second=None, drawn=True):
     """Blocks spread over an image, H x W x C, without those that are clipped or of one colour.
 
-    Given a second frame of the same scene, they are of the difference of the two, over the root of two.
+    Given a second frame of the same scene, they are of the difference of the two, over the root of two. Without what
+    was drawn, blocks are left out of which one side is of one colour, as where a page begins, and its letters.
     """
     pixels, corners = _spread(image)
     black, white = _limits(image)
     clipped = ((pixels <= black) | (pixels >= white)).mean((2, 3))
     keep = (pixels.min((2, 3)) < pixels.max((2, 3))).all(1) & (clipped < 0.4).all(1)
+    if not drawn:
+        sides = pixels[..., 0, :], pixels[..., -1, :], pixels[..., 0], pixels[..., -1]
+        keep &= np.all([(side.min(2) < side.max(2)).any(1) for side in sides], axis=0)
     keep[keep] = _unclipped(pixels[keep], clipped[keep].max(1))
     blocks_255 = to_01(pixels[keep]) * np.float32(255)
     means_255 = blocks_255.mean((2, 3))

@@ -238,6 +238,25 @@ def test_a_clean_part_of_an_image_does_not_hide_the_noise_of_the_rest(where, sig
     assert analyse(from_01(scene(384, 512), np.uint8)).kind == "none"
 
 
+@pytest.mark.parametrize("file", ["page.png", "margin.jpg"])
+def test_what_is_drawn_around_a_photograph_does_not_hide_its_noise(file, tmp_path):
+    """Blocks of letters, and those across its edge, are quieter than it; in a JPEG channels share noise."""
+
+    def around(photograph):
+        page = np.full((480, 720, 3), 240, np.uint8)
+        for row in range(40, 480, 30) if file == "page.png" else ():
+            cv2.putText(page, "quiet blocks, some of them", (20, row), 0, 0.7, (20, 20, 20), 1, cv2.LINE_AA)
+        page[150:406, 400:656] = from_01(photograph, np.uint8)
+        cv2.imwrite(str(tmp_path / file), page, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        return cv2.imread(str(tmp_path / file))
+
+    found = analyse(around(with_noise(scene(256, 256), 25)))
+    assert (found.kind, found.certainty) == ("gauss", "likely")
+    assert "in a part of the image" in found.describe()
+    assert found.sigma == pytest.approx(25 if file == "page.png" else 14, rel=0.1)
+    assert analyse(around(scene(256, 256))).kind == "none"
+
+
 def test_the_benchmark_in_its_smallest_form(tmp_path, capsys):
     for folder in ("clean", "real/clean", "real/noisy"):
         (tmp_path / folder).mkdir(parents=True)

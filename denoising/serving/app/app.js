@@ -10,10 +10,11 @@ import { noiseFigures } from "./noise.js";
 import { zip } from "./zip.js";
 
 const MODELS = {
-  auto: "Automatic", photo_deep: "Photo, best", photo: "Photo, careful", photo_fast: "Photo, fast", gauss5_50: "Gaussian noise 5\u201350",
+  auto: "Automatic", photo_deep: "Photo, best", photo: "Photo, the published network", photo_fast: "Photo, fast", gauss5_50: "Gaussian noise 5\u201350",
   gauss5_50_fast: "Gaussian noise 5\u201350, fast", gauss5_50_deep: "Gaussian noise 5\u201350, best", gauss25_deep: "Gaussian noise 25, best",
   best_model: "Gaussian noise 25", poisson30: "Poisson noise 30", poisson5_50_deep: "Poisson noise 5\u201350, best",
-  grey_gauss5_50: "Grey images, Gaussian noise 5\u201350", grey_gauss25: "Grey images, Gaussian noise 25",
+  grey_gauss5_50: "Grey images, Gaussian noise 5\u201350, fast", grey_gauss25: "Grey images, Gaussian noise 25",
+  grey_gauss5_50_deep: "Grey images, Gaussian noise 5\u201350, best", grey_poisson5_50_deep: "Grey images, Poisson noise 5\u201350, best",
 };
 const SUFFIXES = { own: undefined, png: ".png", tiff: ".tif", jpeg: ".jpg" };
 const MIXING = ["strength", "detail", "chroma"];

@@ -129,6 +129,7 @@ class DenoisingNetwork(nn.Layer):
     # Of each stage of `run_stage`: what its windows' sides are multiples of, and its own margin, in its own pixels.
     # Empty where the network can only be run as a whole.
     stages: dict[str, tuple[int, int]] = {}
+    needs_large_windows = False  # whether of those of half a gigabyte a third and more would be overlap
     paints = True  # whether the pixels of the result come out of its layers, as exact as these are
     dark: float | None = None  # below which the square root that its layers see becomes a line, if they see one
     guesses = False  # whether a second image follows the result while it trains, which learns from the target, too
@@ -296,6 +297,7 @@ class UNetN2N(DenoisingNetwork):
     """
 
     slope = 0.1
+    needs_large_windows = True
 
     def __init__(self, in_nc=3, out_nc=3, n_feature=48, norm="none"):
         n = n_feature
@@ -556,6 +558,7 @@ class JointBilateral(HalfSizeUNet):
 
     margin = 72  # 32 of the U-Net, and the reach of the filter and of all rounds
     memory = 1.0  # nearly all of it numbers of the full size, however many features there are
+    needs_large_windows = True
     paints = False  # light is averaged in float32 whatever the layers compute with
     needs_buffers = False  # where albedo and normal are zero, colour alone decides
     guesses = True

@@ -15,8 +15,7 @@ from denoising.imaging.pixels import PLAIN_SPAN, seen_in
 from denoising.inference.checkpoint import load_network
 from denoising.inference.windows import reflected, round_up, windows
 
-# At most this much working memory is planned for one window: of networks that run in stages or look around little,
-# which lose little by small windows, and of others, whose small windows would be nearly all overlap.
+# At most this much working memory is planned for one window on a CPU, and elsewhere or of networks that say so.
 WINDOW_BYTES, WHOLE_BYTES = 512 << 20, 4 << 30
 BLOCK_PIXELS = 32 << 20  # for so many the deep part is kept in memory, 9 bytes each with 48 features
 WORK = {"encode": 0.1, "deep": 1.0, "decode": 1.0, "whole": 1.0}  # of a pixel in each stage, for the progress
@@ -198,11 +197,12 @@ class Denoiser:
         if self.tile:
             return self.tile**2
         network = self.network
-        little = (network.stages or network.margin < 64) and paddle.device.get_device() == "cpu"
-        budget = min(WINDOW_BYTES if little else WHOLE_BYTES, machine.free_memory() // 2)
+        per_pixel = network.ops.bytes_per_pixel * network.memory
+        small = paddle.device.get_device() == "cpu" and not network.needs_large_windows
+        budget = min(WINDOW_BYTES if small else WHOLE_BYTES, machine.free_memory() // 2)
         # Smaller windows than this would be little but margin: a hundred times the work.
         margin = max(margin for _, margin in network.stages.values()) if network.stages else network.margin
-        return max(int(budget / (network.ops.bytes_per_pixel * network.memory)), (2 * margin + 256) ** 2)
+        return max(int(budget / per_pixel), (2 * margin + 256) ** 2)
 
     def _image(self, hwc, window):
         """A window of the image as the network takes it, 1 x C x H x W; past the image's end it is reflected."""

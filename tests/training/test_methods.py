@@ -636,8 +636,8 @@ def test_a_teacher_takes_the_images_of_the_network(tmp_path):
         network = build_network(n_feature=2, **structure)
         save_network(tmp_path / name, {key: t.numpy() for key, t in network.state_dict().items()}, network.options)
         return build_method(Namespace(
-            method="distillation", teacher=str(tmp_path / name), n_channel=wanted, known_noise=None, noisetype="text0.2",
-            clipped=0.0,
+            method="distillation", teacher=str(tmp_path / name), n_channel=wanted, known_noise=None, clipped=0.0,
+            noisetype="text0.2",
         ))  # fmt: skip
 
     assert built("a.pdparams", 1, n_channel=1).teachers[0].options["n_channel"] == 1

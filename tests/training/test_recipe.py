@@ -110,6 +110,10 @@ def test_weights_that_come_nearest(tmp_path, white):
     shared = options_of(tmp_path / "shared", "--noisetype", "none", "--method", "neighbor2neighbor")
     assert Path(shared.pretrained).name == "photo.pdparams"
     assert options_of(white, "--noisetype", "none", "--n_feature", 8).pretrained is None
+    # A careful network may start from any, and others from what is not careful.
+    deep = ["--method", "neighbor2neighbor", "--arch", "unet_deep", "--n_feature", 72]
+    for careful, name in (((), "gauss5_50_deep"), (("--careful",), "photo_deep")):
+        assert Path(options_of(tmp_path / "shared", *deep, *careful, "--noisetype", "none").pretrained).stem == name
 
 
 def test_refusals(tmp_path, started):

@@ -232,9 +232,8 @@ def advice(results, where):
     predict = f"python predict.py --image_path {where} --save_dir denoised"  # which measures, and takes what fits
     raws = any(raw.is_raw(result.path) for result in results)  # which predict.py reads, and train.py does not
     if not raws and results[0].size[2] not in (1, 3):
-        predict += (
-            " --model_path models/grey_gauss5_50_deep.pdparams"  # which take any number of channels, each by itself
-        )
+        # Grey networks take any number of channels, each by itself.
+        predict += " --model_path models/grey_gauss5_50_deep.pdparams"
     if not noisy:
         # By texture, or in the pages that were not measured.
         hidden = any(result.found.certainty == "guess" or result.pages > 1 for result in results)

@@ -15,7 +15,8 @@ from denoising.imaging.pixels import PLAIN_SPAN, seen_in
 from denoising.inference.checkpoint import load_network
 from denoising.inference.windows import reflected, round_up, windows
 
-# At most this much working memory is planned for one window on a CPU, and elsewhere or of networks that say so.
+# The working memory that is planned for one window at most: on a CPU, and on a GPU or where small windows would be
+# nearly all overlap (`needs_large_windows`).
 WINDOW_BYTES, WHOLE_BYTES = 512 << 20, 4 << 30
 BLOCK_PIXELS = 32 << 20  # for so many the deep part is kept in memory, 9 bytes each with 48 features
 WORK = {"encode": 0.1, "deep": 1.0, "decode": 1.0, "whole": 1.0}  # of a pixel in each stage, for the progress

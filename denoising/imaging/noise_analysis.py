@@ -19,6 +19,8 @@ from denoising.imaging.pixels import pack_bayer, to_01
 SHIFTS = 3  # of the autocorrelation, in each direction
 KINDS = ("none", "gauss", "poisson", "correlated")
 GRAIN = 2.0  # of 255: weaker noise that neighbours hardly share is the grain of a scanned film, a part of the picture
+FAINT = 1.0  # of 255: weaker noise in a part of an image is not worth changing the others for
+SMOOTH = 0.85  # correlation of next pixels, from which on what varies in a part of an image is more likely its shapes
 SHARED = 0.5  # correlation of two channels, from which on they count as sharing their noise
 A_LITTLE = 0.35  # correlation of next pixels, and of channels, up to which weights for white noise do better
 WHITE = 1.25  # how much more of white noise may seem to lie at high frequencies than at the highest ones
@@ -135,23 +137,49 @@ def _measured(image, second):
     if len(blocks) < 20:
         reason = "there is hardly a place that is not clipped or of one colour"
         return _nothing(channels, "guess", reason, blocks.clipped)
-    if white := _as_white(blocks):
-        return white
+    of_all = _as_white(blocks)
+    if of_all and (of_all.kind != "none" or of_all.certainty != "sure"):
+        return of_all
     of_part = _white_in_a_part(blocks, image.shape[:2])
-    if second is None and (white := _white_beside_what_is_drawn(image)):
+    undrawn = blocks if second is not None else noise_blocks.cut(image, drawn=False)
+    if second is None and (white := _white_beside_what_is_drawn(undrawn)):
         return of_part if of_part and of_part.sigma > white.sigma else white
-    of_all = _as_correlated(blocks)
-    return of_part if of_part and of_part.sigma > of_all.sigma else of_all
+    of_all = of_all or _as_correlated(blocks)
+    if of_part and of_part.sigma > of_all.sigma:
+        return of_part
+    quiet = second is None and of_all.kind == "none" and of_all.certainty == "sure"
+    return quiet and _correlated_elsewhere(undrawn, image.shape[:2]) or of_all
 
 
-def _white_beside_what_is_drawn(image):
+def _in_the_middle(blocks, size):
+    """A mask of blocks."""
+    return ((blocks.corners >= np.multiply(size, 0.25)) & (blocks.corners + SIZE <= np.multiply(size, 0.75))).all(1)
+
+
+def _white_beside_what_is_drawn(undrawn):
     """The analysis of what was not drawn, if there is white noise in it, though not in the whole; else None.
 
     Where a noisy photograph is on a page, blocks of letters, and those across its edge, are quieter, and not white.
     """
-    blocks = noise_blocks.cut(image, drawn=False)
-    found = _as_white(blocks) if len(blocks) >= LEAST_OF_A_PART else None
+    found = _as_white(undrawn) if len(undrawn) >= LEAST_OF_A_PART else None
     return _of_a_part(found) if found and found.sigma >= GRAIN and found.certainty != "guess" else None
+
+
+def _correlated_elsewhere(undrawn, size):
+    """The analysis of what was not drawn, its darker half or its middle, if the noise there is correlated; else None.
+
+    The quietest places of an image say nothing about the others where they are a caption's, or a frame's, or where a
+    camera takes what is bright to nearly one value, which leaves no noise there. What tells texture from noise, that
+    the channels share it, is needed all the more in parts.
+    """
+    if undrawn.means_255.shape[1] != 3 or len(undrawn) < LEAST_OF_A_PART:
+        return None
+    brightness = undrawn.means_255.mean(1)
+    parts = undrawn, undrawn.only(brightness <= np.median(brightness)), undrawn.only(_in_the_middle(undrawn, size))
+    found = [_as_correlated(part) for part in parts if len(part) >= LEAST_OF_A_PART]
+    noisy = [x for x in found if x.sigma >= FAINT and x.certainty != "guess" and x.neighbour < SMOOTH]
+    strongest = max(noisy, key=lambda x: x.sigma, default=None)
+    return strongest and _of_a_part(strongest)
 
 
 def _white_in_a_part(blocks, size):
@@ -163,7 +191,7 @@ def _white_in_a_part(blocks, size):
     if blocks.of_pair or blocks.means_255.shape[1] != 3:
         return None
     first, last = (blocks.corners / size).T, ((blocks.corners + SIZE) / size).T
-    parts = [((first >= 0.25) & (last <= 0.75)).all(0), *(last <= 0.5), *(first >= 0.5)]
+    parts = [_in_the_middle(blocks, size), *(last <= 0.5), *(first >= 0.5)]
     found = [_as_white(blocks.only(part)) for part in parts if part.sum() >= LEAST_OF_A_PART]
     noisy = [x for x in found if x and x.kind != "none" and x.certainty != "guess" and not x.channels_share]
     strongest = max(noisy, key=lambda x: x.sigma, default=None)

@@ -257,6 +257,33 @@ def test_what_is_drawn_around_a_photograph_does_not_hide_its_noise(file, tmp_pat
     assert analyse(around(scene(256, 256))).kind == "none"
 
 
+@pytest.mark.parametrize("what", ["caption", "gradient", "highlights"])
+def test_quiet_places_do_not_hide_the_noise_of_a_camera_in_the_others(what):
+    """A caption below a photograph, a drawn frame, or bright places that the camera takes to nearly one value."""
+
+    def picture(sigma):
+        image = scene(320, 480)
+        noise = with_noise(image, sigma, 0.8) - image
+        if what == "gradient":
+            noise[:48] = noise[-48:] = noise[:, :48] = noise[:, -48:] = 0
+        if what == "highlights":
+            image[:, :] = np.linspace(0.3, 0.9, 320)[:, None, None]
+            noise *= np.where(image < 0.45, 1, 0.1)
+        pixels = from_01(image + noise, np.uint8)
+        if what == "caption":
+            pixels[-100:] = 30
+            for row in (250, 280, 310):
+                cv2.putText(pixels, "below it, some words in white", (10, row), 0, 0.8, (240, 240, 240), 2, cv2.LINE_AA)
+            pixels = cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1], cv2.IMREAD_COLOR)
+        return analyse(pixels)
+
+    found = picture(4)
+    assert (found.kind, found.certainty) == ("correlated", "likely")
+    assert 2 < found.sigma < 5  # too low where blocks cross the edge of the quiet places
+    assert "in a part of the image" in found.describe()
+    assert picture(0).kind == "none"
+
+
 def test_the_benchmark_in_its_smallest_form(tmp_path, capsys):
     for folder in ("clean", "real/clean", "real/noisy"):
         (tmp_path / folder).mkdir(parents=True)

@@ -28,7 +28,7 @@ Examples:
   # Small images in one file (dataset_tool.py --pairs): Noise2Noise Lite, docs/lite.md.
   python train.py --preset=lite --data_dir=pairs/train.npz --val_dirs=pairs/val.npz --max_minutes=5
 
-  # Go on where the last run of that name stopped.
+  # Go on where the last run stopped.
   python train.py --resume
 
 A run writes results/LOG_NAME/TIMESTAMP: options.json, train.log, metrics.csv, stats.json, TensorBoard events, loss.png

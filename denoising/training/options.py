@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from arch_unet import NETWORKS, NORMS
 from denoising import cli
@@ -172,7 +173,7 @@ def get_parser(description=None):
     add("--save_minutes", type=number(float, 0), default=5,
         help="minutes between saved states, from which --resume goes on")
     add("--resume", nargs="?", const="", metavar="RUN_FOLDER",
-        help="go on with a run where it stopped (without a folder: the latest run of --log_name)")
+        help="go on with a run where it stopped (without a folder: the latest run, of --log_name if that is given)")
     add = devices.add_flags(parser).add_argument
     add("--parallel", action="store_true",
         help="accepted and ignored: python -m paddle.distributed.launch --nproc_per_node N train.py ... trains in N "
@@ -202,7 +203,9 @@ def parse_options(parser, argv):
         return recipe.with_recipe(Options(**options), given), None
     if resume is None:
         return with_known_noise(checked(Options(**options))), None
-    folder = find_run(resume, options["save_model_path"], options["log_name"])
+    # Presets name their runs themselves, so the default name is not that of every run.
+    named = "log_name" in given or "preset" in given
+    folder = find_run(resume, options["save_model_path"], options["log_name"] if named else None)
     stopped = Stopped(folder, checkpoint.read_state(os.path.join(folder, STATE)))
     saved = saved_options(parser, stopped)
     if given.get("known_noise") == "auto":
@@ -257,13 +260,12 @@ def saved_options(parser, stopped):
 
 
 def find_run(folder, save_model_path, log_name):
-    """The folder of the run to resume: the one that is named, or the latest."""
+    """The folder of the run to resume: the one that is named, or the latest one, of any name where that is None."""
     if folder:
         cli.existing_file("--resume", os.path.join(folder, STATE))
         return folder
-    parent = os.path.join(save_model_path, log_name)
-    runs = [entry.path for entry in os.scandir(parent)] if os.path.isdir(parent) else []
-    runs = [run for run in runs if os.path.isfile(os.path.join(run, STATE))]
-    if not runs:
+    parent = Path(save_model_path, log_name or "")
+    states = list(parent.glob(f"*/{STATE}" if log_name is not None else f"*/*/{STATE}"))
+    if not states:
         raise UserError(f"--resume: no run to go on with under {parent}")
-    return max(runs, key=lambda run: os.path.getmtime(os.path.join(run, STATE)))
+    return str(max(states, key=lambda state: state.stat().st_mtime).parent)

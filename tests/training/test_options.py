@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -347,6 +348,24 @@ def test_the_run_to_go_on_with_is_the_latest_or_the_named_one(tmp_path):
         find_run(str(tmp_path / "log" / "z"), "", "")
     options, stopped = parse_options(get_parser(), ["--resume", "--save_model_path", str(tmp_path), "--log_name=log"])
     assert (stopped.folder, options.log_name) == (str(tmp_path / "log" / "b"), "log")
+
+
+def test_without_a_name_the_latest_run_of_any_name_goes_on(tmp_path):
+    def latest(*flags):
+        return parse_options(get_parser(), ["--resume", "--save_model_path", str(tmp_path), *flags])[1].folder
+
+    default = get_parser().get_default("log_name")
+    for age, (name, preset) in enumerate((("own_images", "auto"), (default, None))):
+        state = stopped_run(tmp_path / name / "time", preset=preset, log_name=name) / STATE
+        os.utime(state, (1000 - age, 1000 - age))
+    own, published = (str(tmp_path / name / "time") for name in ("own_images", default))
+    assert latest() == own
+    assert latest("--data_dir", "elsewhere") == own
+    assert latest(f"--log_name={default}") == published
+    os.utime(Path(published, STATE), (2000, 2000))
+    assert (latest(), latest("--preset", "auto")) == (published, own)
+    with pytest.raises(UserError, match=f"^--resume: no run to go on with under {tmp_path / 'none'}$"):
+        parse_options(get_parser(), ["--resume", "--save_model_path", str(tmp_path / "none")])
 
 
 def test_options_are_checked_again_when_a_run_goes_on(tmp_path):

@@ -5,7 +5,6 @@ the image (`denoising.data.streams`).
 """
 
 import concurrent.futures
-import contextlib
 import hashlib
 import itertools
 import os
@@ -22,6 +21,8 @@ from denoising.files import images, pair_files
 from denoising.imaging.noise import Sensor
 from denoising.imaging.pixels import as_channels
 from denoising.machine import free_memory
+
+LOOKED_AT = 24  # images: where none of the first that can be read fits the options, others hardly do
 
 
 class TrainingImages:
@@ -47,8 +48,7 @@ class TrainingImages:
         self.groups = self._find(data_dir)[:size]
         # Frozen noise belongs to an image, wherever it stands in the list: its name is the seed.
         self.names = [os.path.relpath(group[0], data_dir) for group in self.groups]
-        # Images that do not fit the options are refused before training starts.
-        self._layers(self._first_readable(), generator(seed, CROP))
+        self._refuse_what_does_not_fit()
 
     def __len__(self):
         return len(self.groups)
@@ -57,14 +57,22 @@ class TrainingImages:
         """The files of each image."""
         return [[path] for path in images.find_images("--data_dir", data_dir)]
 
-    def _first_readable(self):
-        """The number of the first image that is not broken; the first one where all are, which is then refused."""
+    def _refuse_what_does_not_fit(self):
+        """Refuses images that do not fit the options before training starts: broken ones, too, where all are."""
+        broken, wrong = [], []
         for index, group in enumerate(self.groups):
-            with contextlib.suppress(UserError):
+            errors = broken
+            try:
                 for path in group:
                     images.read_image(path)
-                return index
-        return 0
+                errors = wrong
+                self._layers(index, generator(self.seed, CROP))
+                return
+            except UserError as error:
+                errors.append(error)
+            if len(wrong) == LOOKED_AT:
+                break
+        raise (wrong or broken)[0]
 
     def _cached(self, key, make):
         """What `make` returns, remembered as long as there is room."""

@@ -39,7 +39,7 @@ class OwnNoise:
         known_noise: its name for `parse_noise`, where it is white; else None.
         analyses: what was measured in each image of the sample that has this kind of noise.
         measured: how many images were measured in all.
-        smallest_side: of the images that were measured, in pixels.
+        usual_side: the shorter side that three in four of the images have at least, in pixels.
         channels_share: whether most images' colours have much of it in common.
         is_grey: whether no image has colours, although it has several channels.
         step: between two values of the files, in 0..1; 0 where they are floats.
@@ -52,7 +52,7 @@ class OwnNoise:
     known_noise: str | None
     analyses: tuple[Analysis, ...]
     measured: int
-    smallest_side: int
+    usual_side: int
     channels_share: bool = False
     is_grey: bool = False
     step: float = 0.0
@@ -110,24 +110,25 @@ def measure(images):
         sides.append(min(image.shape[:2]))
         analyses.append(analyse(np.ascontiguousarray(image)))
         values.append(_some_values(image))
+    usual_side = int(np.quantile(sides, 0.25, method="lower")) if sides else 0
     kinds = Counter(kind for kind in map(_wide_kind, analyses) if kind)
     kind = kinds.most_common(1)[0][0] if kinds else "none"
     alike = tuple(analysis for analysis in analyses if _wide_kind(analysis) == kind)
     if kind == "none":
         reasons = Counter(analysis.reason for analysis in analyses) or Counter(["no image can be read"])
-        smallest, reason = min(sides, default=0), reasons.most_common(1)[0][0]
-        return OwnNoise("none", 0.0, 1.0, None, (), len(analyses), smallest, reason=reason)
+        reason = reasons.most_common(1)[0][0]
+        return OwnNoise("none", 0.0, 1.0, None, (), len(analyses), usual_side, reason=reason)
     sigmas = [analysis.sigma for analysis in alike]
     low, high = np.quantile(sigmas, (0.1, 0.9))
     sigma, spread = float(np.median(sigmas)), float(high / low)
     if kind == "correlated":
-        return OwnNoise(kind, sigma, spread, None, alike, len(analyses), min(sides))
+        return OwnNoise(kind, sigma, spread, None, alike, len(analyses), usual_side)
     a, b = pooled_curve(alike)
     step = max([1 / np.iinfo(part.dtype).max for part in values if part.dtype.kind == "u"], default=0.0)
     name = name_of_curve(a, b, step, np.concatenate([to_01(part) for part in values]))
     kind, spread = "poisson" if "poisson" in name else "gauss", _spread_about((a, b), alike)
     shared = np.mean([analysis.channels_share for analysis in alike]) > 0.5
-    return OwnNoise(kind, sigma, spread, name, alike, len(analyses), min(sides), bool(shared), not coloured, step)
+    return OwnNoise(kind, sigma, spread, name, alike, len(analyses), usual_side, bool(shared), not coloured, step)
 
 
 def with_known_noise(options, found=None):

@@ -64,7 +64,9 @@ def with_recipe(options, given):
         if not options.known_noise:
             refuse_unknown(found)
         recipe |= {"known_noise": options.known_noise or found.known_noise, "batchsize": 2}  # two whole patches a step
-    recipe["patchsize"] = min(PATCH, max(found.smallest_side // 32 * 32, 32))
+    # A few small images are not to make all patches small. Of images below 32 pixels the whole is taken.
+    side = found.usual_side
+    recipe["patchsize"] = min(PATCH, side // 32 * 32 or max(side // 2 * 2, 2))
     start = options.pretrained or nearest_weights(found, options)
     recipe |= {"pretrained": start, **(FROM_WEIGHTS if start else FROM_NOTHING)}
     if LENGTHS & set(given):

@@ -181,6 +181,20 @@ def test_a_first_image_that_is_broken_is_passed_over_as_later_ones_are(tmp_path,
     assert capsys.readouterr().err.count("a.png") == 1
 
 
+def test_a_first_image_that_does_not_fit_is_passed_over_as_later_ones_are(tmp_path, capsys):
+    known = Recorrupted2Recorrupted(parse_noise("gauss12"), in_files=True)
+    for i in range(dataset.LOOKED_AT + 1):
+        save(tmp_path / f"{i:02d}.png", scene(40, 40))
+    save(tmp_path / "99.png", scene(64, 64))
+    with pytest.raises(UserError, match=r"^--patchsize: .*00\.png has 40x40 pixels"):
+        patches_of(tmp_path, method=known)  # so many are none by chance
+    (tmp_path / "00.png").unlink()
+    (tmp_path / "01.png").unlink()
+    patches = patches_of(tmp_path, method=known)
+    assert (patches.sample(0, 0)[0] == patches.sample(0, len(patches) - 1)[0]).all()
+    assert "02.png has 40x40 pixels; padding would repeat its noise" in capsys.readouterr().err
+
+
 def test_validation_sets_by_name(tmp_path):
     for folder in ("Kodak", "BSD300/test", "BSD300/train", "Mine"):
         save(tmp_path / folder / "a.png", scene(20, 20))

@@ -73,6 +73,18 @@ def test_published_commands_are_left_alone(white, flags):
         assert all(value == published[name] for name, value in vars(options).items() if name not in given)
 
 
+def test_patches_are_as_large_as_most_images_allow(tmp_path, white, started):
+    for i, side in enumerate((40, 20)):
+        save(white / f"small{i}.png", noisy_scene(side, 90, seed=9 + i, sigma=20))
+    assert options_of(white, "--noisetype", "none").patchsize == 32
+    for i in range(4, 8):
+        save(white / f"{i}.png", noisy_scene(110, 130, seed=i, sigma=20))
+    assert options_of(white, "--noisetype", "none").patchsize == 96
+    for i in range(6):
+        save(tmp_path / "tiny" / f"{i}.png", noisy_scene(27, 90, seed=i, sigma=20))
+    assert options_of(tmp_path / "tiny", "--noisetype", "none", "--method", "neighbor2neighbor").patchsize == 26
+
+
 def test_grey_images_train_a_grey_network(tmp_path, started):
     save(tmp_path / "0.png", noisy_scene(110, 130, channels=1, sigma=20))
     options = options_of(tmp_path, "--noisetype", "none")

@@ -68,6 +68,8 @@ def checked(options):
          f"--loss: which pixels are black is not known in {mixture}, and the mean is too dark; l1 errs least"),
         (options.noisetype == "none" and not (pairs or single or buffers),
          "--noisetype: without noise there is nothing to learn; real pairs go to --pair_dir"),
+        (method == "recorrupted2recorrupted" and options.noisetype == "none" and not options.known_noise,
+         "--known_noise: recorrupted2recorrupted must know the noise of the images: gauss25, say; auto measures it"),
         (method == "neighbor2neighbor" and options.patchsize % 2,
          f"--patchsize: {options.patchsize} is odd, and the sub-sampler halves it"),
         (method == "distillation" and not options.teacher,

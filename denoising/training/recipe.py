@@ -21,7 +21,7 @@ from denoising.imaging.pixels import is_grey
 from denoising.inference import auto, devices, distributed
 from denoising.training.checks import checked
 from denoising.training.methods import SINGLE
-from denoising.training.own_noise import measure_folder, refuse_unknown, with_known_noise
+from denoising.training.own_noise import measure_folder, with_known_noise
 
 PATCH = 192  # pixels a side: smaller patches leave too few at the deepest level (docs/training.md)
 FROM_WEIGHTS = {"max_minutes": 6.0, "lr": 5e-4, "warmup_steps": 50, "ema": 0.99}
@@ -47,6 +47,8 @@ def with_recipe(options, given):
         (options.noisetype != "none", "--preset: auto is for images that are noisy already (--noisetype none)"),
         (options.method not in SINGLE or options.pair_dir, "--preset: auto learns from single images, without pairs"),
     )
+    if options.method == "recorrupted2recorrupted" and not options.known_noise:
+        options = options.but(known_noise="auto")
     options = checked(options)
     if "n_channel" not in given:
         options = options.but(n_channel=channels_of(options.data_dir))
@@ -61,8 +63,6 @@ def with_recipe(options, given):
     method = given.get("method") or best_method(found)
     recipe = {"method": method, "batchsize": 4, "reg_start": 0.3}
     if method == "recorrupted2recorrupted":
-        if not options.known_noise:
-            refuse_unknown(found)
         recipe |= {"known_noise": options.known_noise or found.known_noise, "batchsize": 2}  # two whole patches a step
     # A few small images are not to make all patches small. Of images below 32 pixels the whole is taken.
     side = found.usual_side

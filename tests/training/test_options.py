@@ -239,7 +239,7 @@ REFUSED = {
     "--noisetype fog": "--noisetype: unknown noise 'fog'",
     "--val_noisetype fog": "--val_noisetype: unknown noise 'fog'",
     f"{R2R} --noisetype none --known_noise fog": "--known_noise: unknown noise 'fog'",
-    f"{R2R} --noisetype none": "--known_noise: recorrupted2recorrupted takes gauss25 or poisson30",
+    f"{R2R} --noisetype none --n_epoch 1": "--known_noise: recorrupted2recorrupted must know the noise of the images",
     f"{R2R} --noisetype speckle5": "--noisetype: recorrupted2recorrupted takes .* not speckle5",
     f"{R2R} --noisetype none --known_noise speckle5": "--known_noise: recorrupted2recorrupted takes .* not speckle5",
     f"{R2R} --noisetype gauss5_50 --noise_protocol frozen": "--noisetype: .* one number, not gauss5_50",

@@ -52,6 +52,7 @@ def test_what_is_given_stays(white, started):
     options = options_of(white, *r2r, "gauss12")
     assert (options.preset, options.known_noise, options.batchsize) == ("auto", "gauss12", 2)
     assert options_of(white, *r2r, "auto").known_noise.startswith("gauss")
+    assert options_of(white, *r2r[:-1]).known_noise.startswith("gauss")
     assert options_of(white, "--noisetype", "none", "--pretrained", "mine.pdparams").pretrained == "mine.pdparams"
     assert options_of(white, "--noisetype", "none", "--n_channel", 1).n_channel == 1
     assert options_of(white, "--preset", "auto", "--n_epoch", 20).max_minutes is None

@@ -52,7 +52,7 @@ from denoising.imaging.noise import parse_noise
 from denoising.inference import devices, distributed
 from denoising.machine import free_memory
 from denoising.reports import run_log
-from denoising.reports.snapshot import snapshot
+from denoising.reports.snapshot import as_they_are, snapshot
 from denoising.training.log_line import Pace, log_losses
 from denoising.training.methods import build_method
 from denoising.training.options import get_parser, parse_options
@@ -226,6 +226,10 @@ def train(options, stopped=None, method=None, training_class=Training):
                 last_saved = time.perf_counter()
         if impatient(options, training):
             log.line(f"stopped early: {training.waited} snapshots since the best one")
+        if judged and not stopping and training.best_psnr is not None:
+            own = as_they_are(judged)
+            if training.best_psnr <= own:
+                log.line(f"the best weights make the images worse by this estimate: as they are they have psnr:{own}")
         if options.to_static:
             log.line(f"static graph: {len(training.network.forward.program_cache)} programs")  # one for each size
     if distributed.WORLD_SIZE > 1:

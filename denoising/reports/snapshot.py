@@ -74,6 +74,11 @@ def judge(training, watched, log):
     return psnr
 
 
+def as_they_are(watched):
+    """What `judge` would say of the noisy images themselves: weights that stay below it make them worse."""
+    return float(-10 * np.log10(max(watched.score(lambda image: image)[0], 1e-12)))
+
+
 def keep_best(training, results, folder, log, epoch, estimate=None):
     """Saves the weights as the best ones if they are; without any score, the newest are taken for the best.
 

@@ -141,19 +141,26 @@ def test_noisy_images_of_ones_own_train_for_the_time_asked_and_leave_a_best_mode
     assert len(list(folder.glob("epoch_model_*.pdparams"))) == 10
 
 
-def test_noisy_images_choose_the_best_weights_and_the_end(folders, tmp_path, capsys):
+def test_noisy_images_choose_the_best_weights_and_the_end(folders, tmp_path, capsys, monkeypatch):
     """At a rate of 0 nothing gets better: the first snapshot stays the best one, and patience ends the run."""
     more = ["--noisetype", "none", "--known_noise", "gauss25", "--method", "recorrupted2recorrupted"]
     more += ["--val_dirs", "none", "--max_steps", 50, "--lr", 0, "--ema", 0, "--train_size", 3]
     folder = trained(folders, tmp_path, *more, "--patience", 2)
     assert step_of(folder) == 15  # three of the ten snapshots
-    assert "stopped early: 2 snapshots since the best one" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stopped early: 2 snapshots since the best one" in said
     assert json.loads(checkpoint.read_state(folder / "best_model.pdparams")["@options"])["step"] == 5
     scores = {name: values_of(folder, name) for name in ("psnr/another_frame", "loss/another_frame", "loss/estimated")}
     assert all(len(values) == 3 for values in scores.values())
     noise = (25 / 255) ** 2
     for another, error in zip(scores["loss/another_frame"], scores["loss/estimated"], strict=True):
         assert another - error == pytest.approx(noise, rel=1e-3)
+    # Weights that have learnt nothing are worse than the noise, and a run whose weights are not says nothing.
+    own = re.search(r"make the images worse by this estimate: as they are they have psnr:(.*)", said)
+    assert float(own[1]) == pytest.approx(-10 * np.log10(2 * noise), abs=0.3)
+    monkeypatch.setattr(train, "as_they_are", lambda judged: -99.0)
+    trained(folders, tmp_path / "again", *more)
+    assert "as they are" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("val_dirs", ["data/val", "val"])

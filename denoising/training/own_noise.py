@@ -18,7 +18,7 @@ from denoising.files import images as image_files
 from denoising.imaging import noise_curve
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import Analysis, analyse
-from denoising.imaging.pixels import as_channels, to_01
+from denoising.imaging.pixels import as_channels, span_of, to_01
 
 SAMPLE = 24  # images of a folder that are measured, a second of work for each eight megapixels
 RANGES = 10  # of brightness, in which the strength is pooled
@@ -44,6 +44,7 @@ class OwnNoise:
         is_grey: whether no image has colours, although it has several channels.
         step: between two values of the files, in 0..1; 0 where they are floats.
         reason: why there is none.
+        width: how much of the range from black to white the images fill, usually; 1 where that is a quarter or more.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class OwnNoise:
     is_grey: bool = False
     step: float = 0.0
     reason: str = ""
+    width: float = 1.0
 
     @property
     def is_white(self):
@@ -104,12 +106,15 @@ def measure_folder(flag, folder, n_channel, size=None):
 
 def measure(images):
     """Measures images, H x W x C each: uint8, uint16, or float32 in 0..1."""
-    analyses, values, sides, coloured = [], [], [], False
+    analyses, values, sides, widths, coloured = [], [], [], [], False
     for image in images:
         coloured = coloured or image.shape[2] == 1 or bool((image != image[..., :1]).any())
         sides.append(min(image.shape[:2]))
+        low, high = span_of(image)
+        widths.append(high - low)
         analyses.append(analyse(np.ascontiguousarray(image)))
         values.append(_some_values(image))
+    width = float(np.median(widths)) if widths else 1.0
     usual_side = int(np.quantile(sides, 0.25, method="lower")) if sides else 0
     kinds = Counter(kind for kind in map(_wide_kind, analyses) if kind)
     kind = kinds.most_common(1)[0][0] if kinds else "none"
@@ -122,13 +127,15 @@ def measure(images):
     low, high = np.quantile(sigmas, (0.1, 0.9))
     sigma, spread = float(np.median(sigmas)), float(high / low)
     if kind == "correlated":
-        return OwnNoise(kind, sigma, spread, None, alike, len(analyses), usual_side)
+        return OwnNoise(kind, sigma, spread, None, alike, len(analyses), usual_side, width=width)
     a, b = pooled_curve(alike)
     step = max([1 / np.iinfo(part.dtype).max for part in values if part.dtype.kind == "u"], default=0.0)
     name = name_of_curve(a, b, step, np.concatenate([to_01(part) for part in values]))
     kind, spread = "poisson" if "poisson" in name else "gauss", _spread_about((a, b), alike)
     shared = np.mean([analysis.channels_share for analysis in alike]) > 0.5
-    return OwnNoise(kind, sigma, spread, name, alike, len(analyses), usual_side, bool(shared), not coloured, step)
+    return OwnNoise(
+        kind, sigma, spread, name, alike, len(analyses), usual_side, bool(shared), not coloured, step, width=width
+    )
 
 
 def with_known_noise(options, found=None):

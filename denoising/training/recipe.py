@@ -26,6 +26,7 @@ from denoising.training.own_noise import measure_folder, with_known_noise
 PATCH = 192  # pixels a side: smaller patches leave too few at the deepest level (docs/training.md)
 FROM_WEIGHTS = {"max_minutes": 6.0, "lr": 5e-4, "warmup_steps": 50, "ema": 0.99}
 FROM_NOTHING = {"max_minutes": 60.0, "lr": 1e-3, "warmup_steps": 200}
+NARROW = 0.1  # of the range: counts of 12 bits in files of 16 ended 20 dB below the noisy images
 LOOKED_AT = 9  # images, to see whether there are colours
 LENGTHS = {"n_epoch", "max_steps", "max_minutes"}
 ALL_THE_SAME = "--method neighbor2neighbor trains all the same"
@@ -59,6 +60,10 @@ def with_recipe(options, given):
         ("method" not in given and found.kind == "correlated",
          f"--data_dir: {found.describe()}; nothing that was tried on such files alone improved on "
          f"the weights that ship: predict.py --image_path {options.data_dir} takes those that fit; {ALL_THE_SAME}"),
+        ("method" not in given and found.width < NARROW,
+         f"--data_dir: the images of {options.data_dir} fill {found.width:.2g} of the range from black to white, and "
+         "in such dark ones networks learn to make them worse: multiply the values first; "
+         f"predict.py --image_path {options.data_dir} takes them as they are; {ALL_THE_SAME}"),
     )  # fmt: skip
     method = given.get("method") or best_method(found)
     recipe = {"method": method, "batchsize": 4, "reg_start": 0.3}

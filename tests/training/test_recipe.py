@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_own_noise import smoothed
 
@@ -115,6 +116,20 @@ def test_noise_that_neighbours_share_is_left_to_the_weights_that_ship(tmp_path, 
     assert f"predict.py --image_path {tmp_path} takes those that fit" in said
     options = options_of(tmp_path, "--noisetype", "none", "--method", "neighbor2neighbor")
     assert (options.preset, options.method, options.known_noise) == ("auto", "neighbor2neighbor", None)
+
+
+def test_counts_that_fill_little_of_their_range_are_refused(tmp_path, started):
+    for i in range(3):
+        image = noisy_scene(110, 130, channels=1, seed=i, sigma=20)
+        save(tmp_path / "12bits" / f"{i}.png", image.astype(np.uint16) * 16)  # as cameras write them
+        save(tmp_path / "14bits" / f"{i}.png", image.astype(np.uint16) * 64)
+    with pytest.raises(UserError) as error:
+        options_of(tmp_path / "12bits", "--noisetype", "none")
+    said = str(error.value)
+    assert "12bits fill 0.05" in said
+    assert f"predict.py --image_path {tmp_path / '12bits'} takes them as they are" in said
+    assert options_of(tmp_path / "12bits", "--noisetype", "none", "--method", "neighbor2neighbor").preset == "auto"
+    assert options_of(tmp_path / "14bits", "--noisetype", "none").preset == "auto"
 
 
 def test_weights_that_come_nearest(tmp_path, white):

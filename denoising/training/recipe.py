@@ -6,6 +6,7 @@ that starts near its goal takes minutes; one that starts from nothing takes an h
 
 import contextlib
 import dataclasses
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +56,16 @@ def with_recipe(options, given):
         options = options.but(n_channel=channels_of(options.data_dir))
     found = measure_folder("--data_dir", options.data_dir, options.n_channel, options.train_size)
     options = with_known_noise(options, found)
+    instead = f"predict.py --image_path {shlex.quote(str(options.data_dir))}"
     cli.refuse(
         ("method" not in given and found.kind == "none", f"--data_dir: {found.describe()}; {ALL_THE_SAME}"),
         ("method" not in given and found.kind == "correlated",
          f"--data_dir: {found.describe()}; nothing that was tried on such files alone improved on "
-         f"the weights that ship: predict.py --image_path {options.data_dir} takes those that fit; {ALL_THE_SAME}"),
+         f"the weights that ship: {instead} takes those that fit; {ALL_THE_SAME}"),
         ("method" not in given and found.width < NARROW,
          f"--data_dir: the images of {options.data_dir} fill {found.width:.2g} of the range from black to white, and "
          "in such dark ones networks learn to make them worse: multiply the values first; "
-         f"predict.py --image_path {options.data_dir} takes them as they are; {ALL_THE_SAME}"),
+         f"{instead} takes them as they are; {ALL_THE_SAME}"),
     )  # fmt: skip
     method = given.get("method") or best_method(found)
     recipe = {"method": method, "batchsize": 4, "reg_start": 0.3}

@@ -139,6 +139,8 @@ def test_how_it_ends(tmp_path, capsys, monkeypatch):
     folder = str(tmp_path)
     assert train.end(folder, False) == 130
     assert f"stopped; go on with: python train.py --resume {folder}" in capsys.readouterr().err
+    train.end("my runs/1", False)
+    assert "train.py --resume 'my runs/1'" in capsys.readouterr().err
     assert train.end(folder, True) == 0
     assert capsys.readouterr().out == f"done: {folder}\n"
     (tmp_path / "best_model.pdparams").touch()

@@ -108,27 +108,27 @@ def test_without_weights_that_fit_it_takes_longer(white, monkeypatch):
 
 
 def test_noise_that_neighbours_share_is_left_to_the_weights_that_ship(tmp_path, started):
-    save(tmp_path / "0.png", smoothed(0))
+    save(tmp_path / "my photos" / "0.png", smoothed(0))
     with pytest.raises(UserError) as error:
-        options_of(tmp_path, "--noisetype", "none")
+        options_of(tmp_path / "my photos", "--noisetype", "none")
     said = str(error.value)
     assert said.startswith("--data_dir: correlated noise of")
-    assert f"predict.py --image_path {tmp_path} takes those that fit" in said
-    options = options_of(tmp_path, "--noisetype", "none", "--method", "neighbor2neighbor")
+    assert f"predict.py --image_path '{tmp_path}/my photos' takes those that fit" in said
+    options = options_of(tmp_path / "my photos", "--noisetype", "none", "--method", "neighbor2neighbor")
     assert (options.preset, options.method, options.known_noise) == ("auto", "neighbor2neighbor", None)
 
 
 def test_counts_that_fill_little_of_their_range_are_refused(tmp_path, started):
     for i in range(3):
         image = noisy_scene(110, 130, channels=1, seed=i, sigma=20)
-        save(tmp_path / "12bits" / f"{i}.png", image.astype(np.uint16) * 16)  # as cameras write them
+        save(tmp_path / "12 bits" / f"{i}.png", image.astype(np.uint16) * 16)  # as cameras write them
         save(tmp_path / "14bits" / f"{i}.png", image.astype(np.uint16) * 64)
     with pytest.raises(UserError) as error:
-        options_of(tmp_path / "12bits", "--noisetype", "none")
+        options_of(tmp_path / "12 bits", "--noisetype", "none")
     said = str(error.value)
-    assert "12bits fill 0.05" in said
-    assert f"predict.py --image_path {tmp_path / '12bits'} takes them as they are" in said
-    assert options_of(tmp_path / "12bits", "--noisetype", "none", "--method", "neighbor2neighbor").preset == "auto"
+    assert "12 bits fill 0.05" in said
+    assert f"predict.py --image_path '{tmp_path}/12 bits' takes them as they are" in said
+    assert options_of(tmp_path / "12 bits", "--noisetype", "none", "--method", "neighbor2neighbor").preset == "auto"
     assert options_of(tmp_path / "14bits", "--noisetype", "none").preset == "auto"
 
 

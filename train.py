@@ -70,7 +70,9 @@ def validation_sets(options):
     noisetype = options.val_noisetype or options.noisetype
     if options.val_dirs == "none":
         return [], None
-    if noisetype == "none" and not (os.path.isdir(options.val_dirs) or pair_files.is_pair_file(options.val_dirs)):
+    # The folder of the default need not be there, where the images bring their own noise.
+    usual = options.val_dirs == get_parser().get_default("val_dirs")
+    if noisetype == "none" and usual and not os.path.isdir(options.val_dirs):
         return [], None
     present, absent = validation.find_validation_sets(options.val_dirs)
     if noisetype == "none":

@@ -43,8 +43,12 @@ def test_the_sets_to_score_on_and_their_noise(folders, tmp_path, capsys, monkeyp
     assert sets("--val_dirs", "none") == ([], None)
     capsys.readouterr()
     # Images with noise of their own: only sets of pairs give scores.
-    assert sets("--val_dirs", tmp_path / "nowhere", "--noisetype", "none", "--n_epoch", 1) == ([], None)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)
+        assert sets("--noisetype", "none", "--n_epoch", 1) == ([], None)
     assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="--val_dirs: .*nowhere does not exist"):
+        sets("--val_dirs", tmp_path / "nowhere", "--noisetype", "none", "--n_epoch", 1)
     assert sets("--val_dirs", val, "--noisetype", "none", "--n_epoch", 1) == ([], "none")
     assert "no scores: the images are noisy already" in capsys.readouterr().err
     for kind in ("noisy", "clean"):

@@ -57,6 +57,8 @@ def with_recipe(options, given):
     found = measure_folder("--data_dir", options.data_dir, options.n_channel, options.train_size)
     options = with_known_noise(options, found)
     instead = f"predict.py --image_path {shlex.quote(str(options.data_dir))}"
+    # None of the weights that ship takes a mosaic that is no raw file.
+    as_they_are = "" if options.n_channel == 4 else f"{instead} takes them as they are; "
     cli.refuse(
         ("method" not in given and found.kind == "none", f"--data_dir: {found.describe()}; {ALL_THE_SAME}"),
         ("method" not in given and found.kind == "correlated",
@@ -65,7 +67,7 @@ def with_recipe(options, given):
         ("method" not in given and found.width < NARROW,
          f"--data_dir: the images of {options.data_dir} fill {found.width:.2g} of the range from black to white, and "
          "in such dark ones networks learn to make them worse: multiply the values first; "
-         f"{instead} takes them as they are; {ALL_THE_SAME}"),
+         f"{as_they_are}{ALL_THE_SAME}"),
     )  # fmt: skip
     method = given.get("method") or best_method(found)
     recipe = {"method": method, "batchsize": 4, "reg_start": 0.3}

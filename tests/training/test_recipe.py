@@ -128,6 +128,8 @@ def test_counts_that_fill_little_of_their_range_are_refused(tmp_path, started):
     said = str(error.value)
     assert "12 bits fill 0.05" in said
     assert f"predict.py --image_path '{tmp_path}/12 bits' takes them as they are" in said
+    with pytest.raises(UserError, match=r"multiply the values first; --method neighbor2neighbor trains all the same$"):
+        options_of(tmp_path / "12 bits", "--noisetype", "none", "--n_channel", 4)  # which predict.py has no weights for
     assert options_of(tmp_path / "12 bits", "--noisetype", "none", "--method", "neighbor2neighbor").preset == "auto"
     assert options_of(tmp_path / "14bits", "--noisetype", "none").preset == "auto"
 

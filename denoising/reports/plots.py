@@ -61,10 +61,14 @@ def plot_run(folder):
     def series(kind):
         return {key[len(kind) :]: metrics[key] for key in metrics if key.startswith(kind)}
 
-    plots = {"loss.png": {"loss": series("loss/")}, "psnr.png": {"PSNR [dB]": series("psnr/"), "SSIM": series("ssim/")}}
+    psnr = series("psnr/")
+    # Another noisy frame has noise of its own: these decibels are fewer than against the clean image.
+    label = "PSNR [dB] against another noisy frame" if set(psnr) == {"another_frame"} else "PSNR [dB]"
+    plots = {"loss.png": {"loss": series("loss/")}, "psnr.png": {label: psnr, "SSIM": series("ssim/")}}
     for name, panels in plots.items():
-        if any(panels.values()):
-            plot_curves(folder / name, f"{folder.parent.name} {folder.name}", "step", panels)
+        drawn = {y_label: curves for y_label, curves in panels.items() if curves}
+        if drawn:
+            plot_curves(folder / name, f"{folder.parent.name} {folder.name}", "step", drawn)
 
 
 def _plot_curve(axes, x, y, colour):

@@ -183,6 +183,19 @@ def test_plot_run_draws_what_was_recorded(tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png", "psnr.png"}
 
 
+def test_a_plot_says_what_decibels_without_clean_images_are(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "plot_curves", lambda path, title, x_label, panels: drawn.append(list(panels)))
+    with RunLog(tmp_path) as log:
+        log.scalars(1, {"psnr/another_frame": 20.0})
+    plots.plot_run(tmp_path)
+    assert drawn == [["PSNR [dB] against another noisy frame"]]  # and no empty panel for SSIM
+    with RunLog(tmp_path, resume_at=1) as log:
+        log.scalars(1, {"psnr/BSD300": 30.0, "ssim/BSD300": 0.8})
+    plots.plot_run(tmp_path)
+    assert drawn[1] == ["PSNR [dB]", "SSIM"]
+
+
 # --- The HTML report ------------------------------------------------------------------------------
 
 HOSTILE = [

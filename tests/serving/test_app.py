@@ -22,7 +22,7 @@ from denoising.inference import checkpoint
 
 pytest.importorskip("aiohttp")
 
-from servers import serving, wait_for
+from servers import as_bytes, serving, wait_for
 
 APP = ROOT / "denoising" / "serving" / "app"
 WEIGHTS = ROOT / "best_model.pdparams"
@@ -280,6 +280,22 @@ def test_saved_in_other_formats(page):
             page.click("#save")
         sizes.append(len(saved(download.value)[0]))
     assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_what_cannot_be_saved_is_named_and_the_others_are_saved(page):
+    clear = np.dstack([noisy_scene(60, 70), np.full((60, 70), 99, np.uint8)])
+    drop(page, {"clear.png": as_bytes(clear, "PNG"), "colour.png": as_bytes(noisy_scene(50, 60), "PNG")})
+    expect(page.locator("#strip .done")).to_have_count(2)
+    page.select_option("#format", "jpeg")
+    with page.expect_download(timeout=60_000) as download:
+        page.click("#save-all")
+    with zipfile.ZipFile(io.BytesIO(saved(download.value)[0])) as archive:
+        assert archive.namelist() == ["colour_denoise.jpg"]
+    why = ".jpg cannot hold uint8 of 3 channel(s) with transparency: use .png .webp .tif."
+    expect(page.locator("#saving")).to_have_text(f"Saved 1 of 2 images. clear.png: {why}")
+    page.get_by_role("button", name="Remove colour.png").click()
+    page.click("#save")
+    expect(page.locator("#saving")).to_have_text(why)
 
 
 def test_the_view_is_moved_by_keys_wheel_and_pointer(browser, weights):

@@ -61,9 +61,9 @@ addEventListener("drop", (event) => {
 addEventListener("paste", (event) => { if (event.clipboardData.files.length) take(event.clipboardData); });
 addEventListener("beforeunload", (event) => { if (items.all.some((item) => items.isBusy(item))) event.preventDefault(); });
 
-// The service says "image: too large" where it means the file that was sent.
+// The service says "image: too large" where it means the file that was sent, and "image.jpg: " of what it is to become.
 function sentence(text) {
-  const words = text.replace(/^image: /, "");
+  const words = text.replace(/^image(\.\w+)?: /, "");
   return words[0].toUpperCase() + words.slice(1) + (/[.?!]$/.test(words) ? "" : ".");
 }
 
@@ -335,7 +335,7 @@ async function withSaving(act) {
   try {
     $("saving").textContent = await act(saving.signal);
   } catch (error) {
-    $("saving").textContent = error.name === "AbortError" ? "Cancelled." : error.message;
+    $("saving").textContent = error.name === "AbortError" ? "Cancelled." : sentence(error.message);
   } finally {
     saving = null;
     showSaving();
@@ -351,10 +351,18 @@ $("save").addEventListener("click", () => withSaving(async (signal) => {
 $("save-all").addEventListener("click", () => {
   if (saving) return saving.abort();
   withSaving(async (signal) => {
-    const files = [], done = items.all.filter((item) => item.state === "done");
-    for (const item of done) files.push(await resultOf(item, signal, `Computing ${files.length + 1} of ${done.length}`));
+    const files = [], failed = [], done = items.all.filter((item) => item.state === "done");
+    for (const item of done) {
+      try {
+        files.push(await resultOf(item, signal, `Computing ${files.length + failed.length + 1} of ${done.length}`));
+      } catch (error) {
+        if (error.name === "AbortError") throw error;
+        failed.push(`${item.name}: ${sentence(error.message)}`); // a JPEG holds no transparency, say: the others are saved
+      }
+    }
+    if (!files.length) throw new Error(failed[0]);
     save(await zip(files), "denoised.zip");
-    return `Saved ${files.length} images.`;
+    return failed.length ? `Saved ${files.length} of ${done.length} images. ${failed.join(" ")}` : `Saved ${files.length} images.`;
   });
 });
 for (const id of ["format", "quality"]) $(id).addEventListener("input", showSaving);

@@ -3,6 +3,7 @@
 Examples:
   python tools/serve_client.py --image_path photos/ --save_dir denoised/
   python tools/serve_client.py --image_path scan.tif --url http://192.168.1.20:8000 --save_dir . --strength 0.7
+  python tools/serve_client.py --image_path photos/ --url https://name:password@example.org/denoise --save_dir denoised/
 
 Each result is NAME_denoise in the format of its image. While the service is too busy, it is asked again after the time
 that it names. From Python:
@@ -11,13 +12,14 @@ that it names. From Python:
     png = denoise("http://127.0.0.1:8000", Path("noisy.png").read_bytes())
 """
 
+import base64
 import http.client
 import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
@@ -79,11 +81,11 @@ def denoise(url, data, strength=1.0, patience=PATIENCE, name="the image", note=N
 
 
 def _request(url, method, path, data=None):
-    kind, host, port, base = address_of(url)
+    kind, host, port, base, headers = address_of(url)
     try:
         connection = kind(host, port, timeout=TIMEOUT)
         try:
-            headers = {"Content-Type": "application/octet-stream"}
+            headers["Content-Type"] = "application/octet-stream"
             connection.request(method, base + path, body=data, headers=headers)
             answer = connection.getresponse()
             return answer.status, answer.headers, answer.read()
@@ -94,7 +96,7 @@ def _request(url, method, path, data=None):
 
 
 def address_of(url):
-    """The kind of connection, host, port and path that an address names.
+    """The kind of connection, host, port and path that an address names, and the headers with its name and password.
 
     Raises:
         UserError: it is no address of a service.
@@ -107,7 +109,13 @@ def address_of(url):
         kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}.get(parts.scheme)
         if kind is None or not parts.hostname:
             raise ValueError("an address is http://HOST:PORT")
-        return kind, parts.hostname, parts.port, parts.path.rstrip("/")
+        if parts.query or parts.fragment:
+            raise ValueError("it ends with the path; --strength and other flags set the parameters")
+        headers = {}
+        if parts.username is not None:  # for a proxy before the service that asks for them
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        return kind, parts.hostname, parts.port, parts.path.rstrip("/"), headers
     except ValueError as error:
         raise UserError(f"--url: {url}: {error}") from None
 

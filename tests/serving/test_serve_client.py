@@ -1,6 +1,8 @@
 """tools/serve_client.py: a tree of images goes through the service, and each mistake is one line."""
 
+import http.server
 import socket
+import threading
 
 import pytest
 
@@ -71,6 +73,7 @@ def test_the_client_s_mistakes_are_one_line(server, tmp_path):
         for changed, words in (
             ({"--url": closed}, ["--url", closed, "refused"]),
             ({"--url": f"{server.url}/elsewhere"}, ["--url", "elsewhere"]),
+            ({"--url": f"{server.url}/?strength=0.5"}, ["--url", "--strength"]),
             ({"--image_path": text}, ["text.png", "no image"]),
             ({"--image_path": tmp_path / "nowhere.png"}, ["--image_path"]),
         ):
@@ -80,6 +83,30 @@ def test_the_client_s_mistakes_are_one_line(server, tmp_path):
             for word in words:
                 assert word in str(refusal.value)
                 assert "\n" not in str(refusal.value)
+
+
+def test_name_and_password_of_the_address_are_sent(tmp_path):
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        """Asks for a password, and hands back what it is sent."""
+
+        def do_GET(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or b'{"status": "ok"}'
+            known = self.headers["Authorization"] == "Basic bmFtZTpwQHNzOncjcmQ="  # name:p@ss:w#rd
+            self.send_response(200 if known else 401)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+    image = save(tmp_path / "a.png", noisy_scene(40, 50))
+    with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        host, flags = f"127.0.0.1:{proxy.server_port}", ("--image_path", image, "--save_dir", tmp_path / "out")
+        with pytest.raises(cli.UserError, match="the answer is 401 Unauthorized"):
+            send(*flags, "--url", f"http://{host}")
+        assert send(*flags, "--url", f"http://name:p%40ss%3Aw%23rd@{host}/denoise") == 0
+        proxy.shutdown()
+    assert (tmp_path / "out" / "a_denoise.png").read_bytes() == image.read_bytes()
 
 
 @pytest.mark.parametrize("url", [

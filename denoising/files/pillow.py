@@ -6,7 +6,7 @@ import warnings
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from denoising.cli import UserError
 from denoising.files import png
@@ -17,6 +17,8 @@ EXIF_PARTS = (0x8769, 0x8825)  # of the exposure, and of the place
 
 # The limit is ours (check_size): Pillow's lies below what cameras deliver, and warns at first.
 Image.MAX_IMAGE_PIXELS = None
+# Of a PNG's profile Pillow refuses what is above a megabyte; in a JPEG it may have 16, as of a scanner.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
 # A hostile file is answered with one line of ours; Pillow's own remarks would come on top.
 warnings.filterwarnings("ignore", module="PIL")
 (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)

@@ -221,6 +221,12 @@ def test_profile_and_resolution_are_carried_over(tmp_path, source, target):
         assert second.dpi == pytest.approx((300, 150), abs=0.1)
 
 
+def test_a_profile_of_megabytes_is_carried_over():
+    icc = noise("uint8", 255 * 65519).tobytes()  # as much as a JPEG holds; of scanners and printers some have millions
+    first = read(saved(Image.fromarray(BLOCKS), "JPEG", icc_profile=icc))
+    assert read(images.encode("a.png", first.pages, first)).icc == icc
+
+
 def test_files_do_not_grow(tmp_path):
     images.write_image(tmp_path / "a.tif", BLOCKS, like=images.Picture([BLOCKS], format="PNG"))
     assert (tmp_path / "a.tif").stat().st_size < BLOCKS.nbytes / 2

@@ -53,6 +53,7 @@ def decode(data, path, accept=None):
         # A profile of CMYK inks says nothing about RGB.
         icc=image.info.get("icc_profile", b"") if image.mode != "CMYK" else b"",
         dpi=dpi if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi) else None,
+        png=png.light(data) if image.format == "PNG" else b"",
         plain=image.mode in ("L", "RGB") and array.dtype == np.uint8 and alpha is None,
     )
     return upright(picture, orientation)

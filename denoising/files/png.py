@@ -9,6 +9,7 @@ import numpy as np
 from denoising.imaging.pixels import swap_bgr
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
+LIGHT = {b"cICP": 4, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}  # chunks that say which light a number is, and their bytes
 
 
 def verify(data):
@@ -17,12 +18,31 @@ def verify(data):
     Raises:
         ValueError: the content of a chunk is not what was written.
     """
-    view, place = memoryview(data), len(MAGIC)
-    while place + 12 <= len(data):  # a chunk: length, kind, content, checksum
-        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
+    view = memoryview(data)
+    for kind, place, end in _chunks(view):
         if end + 4 <= len(data) and zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise ValueError(f"the checksum of its part {bytes(view[place + 4 : place + 8])!r} is wrong")
-        if view[place + 4 : place + 8] == b"IEND":
+            raise ValueError(f"the checksum of its part {kind!r} is wrong")
+
+
+def light(data):
+    """The chunks of a file, as they are, that say which light its numbers stand for: gamma, primaries, transfer."""
+    found = {}
+    for kind, place, end in _chunks(memoryview(data)):
+        if kind == b"IDAT":
+            break
+        if end - place - 8 == LIGHT.get(kind):
+            found[kind] = data[place : end + 4]
+    return b"".join(found.values())
+
+
+def _chunks(view):
+    """Yields the kind of each chunk, where it starts, and where its content ends; behind that is its checksum."""
+    place = len(MAGIC)
+    while place + 12 <= len(view):  # a chunk: length, kind, content, checksum
+        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
+        kind = bytes(view[place + 4 : place + 8])
+        yield kind, place, end
+        if kind == b"IEND":
             return
         place = end + 4
 
@@ -39,7 +59,7 @@ def encode(page, like):
         if not ok:
             raise ValueError("the encoder gives up")
         data = array.tobytes()
-    chunks = b""
+    chunks = like.png
     if like.icc:
         chunks += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(like.icc))
     if like.dpi:

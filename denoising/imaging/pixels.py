@@ -27,6 +27,7 @@ class Picture:
     format: str = ""  # "PNG", "JPEG", "TIFF", "NPY", ...
     exif: bytes = b""  # without its rotation tag, which has been obeyed
     icc: bytes = b""
+    png: bytes = b""  # what a PNG has in place of a profile: its chunks on gamma and the like
     dpi: tuple | None = None
     plain: bool = False  # 8-bit grey or RGB in the file too, and upright: any decoder gives these pixels
     axes: int = 0  # of the array in an NPY: a single page or channel may have one of its own

@@ -22,7 +22,8 @@ def converted(pages, picture, kind):
     if kind == "own":
         return pages, picture
     if kind == "view":
-        picture = pixels.Picture(pages=[], format="PNG", icc=picture.icc)  # what is transparent has noise too
+        # Without alpha: what is transparent has noise too.
+        picture = pixels.Picture(pages=[], format="PNG", icc=picture.icc, png=picture.png)
         pages = pages[:1]
     else:
         picture = replace(picture, format=KINDS[kind])

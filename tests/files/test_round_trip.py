@@ -2,12 +2,13 @@
 
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageOps
-from samples import BLOCKS, noise, read, saved, tiff
+from samples import BLOCKS, chunk, noise, read, saved, tiff
 
 from denoising.cli import UserError
 from denoising.files import images, npy
@@ -225,6 +226,21 @@ def test_a_profile_of_megabytes_is_carried_over():
     icc = noise("uint8", 255 * 65519).tobytes()  # as much as a JPEG holds; of scanners and printers some have millions
     first = read(saved(Image.fromarray(BLOCKS), "JPEG", icc_profile=icc))
     assert read(images.encode("a.png", first.pages, first)).icc == icc
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_png_in_linear_light_stays_so(dtype, channels):
+    """Without its gamma the same numbers would be shown far darker."""
+    chunks = chunk(b"gAMA", struct.pack(">I", 100000)) + chunk(b"cICP", bytes([9, 16, 0, 1]))
+    pixels = noise(dtype, 9, 12, channels)
+    alpha = [pixels[..., -1]] if channels in (2, 4) else None
+    like = images.Picture([], alpha=alpha)
+    plain = images.encode("a.png", pixels[..., : channels - 1] if alpha else pixels, like)
+    picture = read(plain[:33] + chunks + plain[33:])
+    assert images.encode("a.png", picture.pages, picture) == plain[:33] + chunks + plain[33:]
+    if dtype == "uint8" and not alpha:
+        assert not read(images.encode("a.jpg", picture.pages, picture)).png
 
 
 def test_files_do_not_grow(tmp_path):

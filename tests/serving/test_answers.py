@@ -114,6 +114,10 @@ def test_a_picture_for_display_is_an_8_bit_png(server):
     shown = images.read_image("answer", body).pages[0]
     assert shown.dtype == np.uint8
     assert np.abs(shown - np.clip(noisy_scene(40, 50) * (255 / 200), 0, 255)).max() <= 1
+    data = as_bytes(noisy_scene(40, 50), "PNG")
+    gamma = bytes.fromhex("00000004 67414d41 000186a0 31e8965f")  # the chunk that says that light is linear
+    body = server.post(data[:33] + gamma + data[33:], "/denoise?strength=0&format=view")[2]
+    assert gamma in body
 
 
 def test_results_in_other_formats(server, weights, png):

@@ -339,7 +339,10 @@ class Service:
         ticket, seconds = arguments[-1].ticket, self.options.timeout
         try:
             computed = self.loop.run_in_executor(self.pipeline.threads, work, *arguments)
-            return await asyncio.wait_for(computed, seconds)
+            answer = await asyncio.wait_for(computed, seconds)
+            if ticket.dropped:  # while its file was written, where nobody looks any more
+                raise Dropped
+            return answer
         except asyncio.TimeoutError:
             raise Refused(504, f"not done within {seconds:g} s") from None
         except Dropped:

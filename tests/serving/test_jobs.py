@@ -110,6 +110,19 @@ def test_a_job_is_cancelled(slow_server):
     wait_for(lambda: slow_server.metrics()["denoise_queue"] == 0)
 
 
+def test_a_job_is_cancelled_while_its_file_is_written(server, png, monkeypatch):
+    processes = server.service.pipeline.processes
+    call = processes.call
+
+    def cancelling(name, *arguments, limit):
+        if name == "encode":
+            assert server.ask("DELETE", "/jobs/c")[0] == 204
+        return call(name, *arguments, limit=limit)
+
+    monkeypatch.setattr(processes, "call", cancelling)
+    assert server.refuses(409, png, "/denoise?job=c") == "the job was cancelled"
+
+
 def test_a_job_that_has_ended_enters_no_other_state():
     job = Job()
     job.enter("measuring")

@@ -152,6 +152,10 @@ def _decode_pages(data, every, chosen, path):
     try:
         if not ycbcr:
             return [page.asarray().reshape(page.shaped) for page in chosen], False
+    except NotImplementedError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise UserError(f"{path}: samples of {chosen[0].bitspersample} bits need `pip install imagecodecs`") from None
     except (ValueError, ImportError) as error:
         if isinstance(error, ValueError) and "imagecodecs" not in str(error):
             raise
@@ -194,7 +198,10 @@ def _same_layout(page, array):
 
 def _colours(page, plane, by_opencv, path):
     """Returns grey, RGB or N channels, and alpha or None."""
-    photometric, alpha = page.photometric, None
+    photometric, alpha, bits = page.photometric, None, page.bitspersample
+    # Of 4 bits white is 15, which OpenCV would know.
+    if plane.dtype == np.uint8 and bits in range(2, 8) and photometric != 3 and not by_opencv:
+        plane = from_01(plane / np.float32((1 << bits) - 1), np.uint8)
     if _alpha_kind(page) and plane.shape[-1] == page.samplesperpixel > 1:
         plane, alpha = plane[..., :-1], plane[..., -1]
     if photometric == 0 and not (by_opencv and plane.dtype == np.uint8):  # white is zero; OpenCV inverts 8 bits

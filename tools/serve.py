@@ -33,6 +33,7 @@ from denoising.serving.models import ManyModels, OneModel
 from denoising.serving.pipeline import ExportedNetwork
 
 IMAGE_PROCESSES = 2
+RESERVED = ("auto", "none")  # in requests and answers: the choice by noise, and no model at all
 
 
 def get_parser():
@@ -102,6 +103,13 @@ def check_model(options):
     return chosen
 
 
+def name_of(flag, path):
+    """The name by which requests ask for a model."""
+    name = Path(path).stem
+    cli.refuse((name in RESERVED, f"{flag}: {path}: no model can be called {name}: rename the file"))
+    return name
+
+
 def load(options, exported):
     """The one model that a flag names, or those that ship and what --models adds."""
     if exported:
@@ -112,9 +120,9 @@ def load(options, exported):
         cli.note(runtime.describe())
         denoiser = Denoiser(ExportedNetwork(runtime), tile=options.tile)
         denoiser.options = runtime.record.get("options", {})  # with the noise, whose known frequencies are put back
-        flag = "model_dir" if options.model_dir else "model_file"
-        path = Path(options.model_dir or options.model_file)
-        return OneModel(path.resolve().stem, denoiser, f"--{flag}")
+        flag = "--model_dir" if options.model_dir else "--model_file"
+        path = Path(options.model_dir or options.model_file).resolve()
+        return OneModel(name_of(flag, path), denoiser, flag)
     if options.model_path:
         network, saved = load_network(options.model_path)
         if options.precision == "auto" and needs_fp32(network, saved):
@@ -124,12 +132,12 @@ def load(options, exported):
         denoiser.options = saved
         if denoiser.n_input != denoiser.n_channel:
             raise UserError("--model_path: this network takes buffers beside the image: use predict.py")
-        return OneModel(Path(options.model_path).stem, denoiser, "--model_path")
+        return OneModel(name_of("--model_path", options.model_path), denoiser, "--model_path")
     paths = auto.shipped_weights("--models")
     if options.models is not None:
         own = sorted(Path(cli.existing_folder("--models", options.models)).glob("*.pdparams"))
         cli.refuse((not own, f"--models: no .pdparams file in {options.models}"))
-        paths += own
+        paths += [path for path in own if name_of("--models", path)]
     return ManyModels(auto.Shelf(paths, devices.prepare(options)))
 
 

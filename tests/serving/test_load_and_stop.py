@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -211,6 +212,14 @@ def test_mistakes_at_the_start_are_one_line(server, weights, tmp_path):
         for word in words:
             assert word in str(refusal.value)
             assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["auto", "none"])
+def test_a_model_is_not_called_as_answers_without_one_are(name, weights, tmp_path):
+    shutil.copy(weights, tmp_path / f"{name}.pdparams")
+    for flags in (("--models", tmp_path), ("--model_path", tmp_path / f"{name}.pdparams")):
+        with pytest.raises(cli.UserError, match=f"^{flags[0]}: .*{name}.pdparams: .* rename the file"):
+            serve.load(serve.get_parser().parse_args(flags), None)
 
 
 @pytest.mark.parametrize("noisetype", ["mystery9", 5, ["gauss25"]])

@@ -26,6 +26,8 @@ def converted(pages, picture, kind):
         picture = pixels.Picture(pages=[], format="PNG", icc=picture.icc, png=picture.png)
         pages = pages[:1]
     else:
+        if picture.alpha and _is_multiplied(picture, kind):
+            pages = [_divided(page, alpha) for page, alpha in zip(pages, picture.alpha, strict=True)]
         picture = replace(picture, format=KINDS[kind])
     # PNG holds no floating point, and JPEG 8 bits alone.
     if kind in ("view", "jpeg") or (kind == "png" and pages[0].dtype == np.float32):
@@ -34,3 +36,15 @@ def converted(pages, picture, kind):
         if picture.alpha:
             picture.alpha = [pixels.from_01(pixels.to_01(plane), dtype) for plane in picture.alpha]
     return pages, picture
+
+
+def _is_multiplied(picture, kind):
+    """Whether colours are multiplied by their alpha, as in EXR and some TIFF, and what they become has them apart."""
+    return picture.format == "EXR" or (picture.tiff.get("alpha") == 1 and kind != "tiff")
+
+
+def _divided(page, alpha):
+    """The colours themselves; black where nothing is to be seen of them."""
+    share = pixels.to_01(alpha)[..., None]
+    colours = np.divide(pixels.to_01(page), share, out=np.zeros(page.shape, np.float32), where=share > 0)
+    return pixels.from_01(colours, page.dtype)

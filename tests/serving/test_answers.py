@@ -15,6 +15,7 @@ from conftest import noisy_scene, tiny_network
 from denoising import machine
 from denoising.engine import operators
 from denoising.files import images
+from denoising.imaging import pixels
 from denoising.imaging.noise import parse_noise
 from denoising.inference import auto, checkpoint
 from denoising.inference.denoiser import Denoiser
@@ -140,6 +141,22 @@ def test_results_in_other_formats(server, weights, png):
     sizes = [len(server.post(png, f"/denoise?format=jpeg&quality={quality}")[2]) for quality in (30, 95)]
     assert sizes[0] < sizes[1]
     assert server.post(png, "/?format=jpeg")[2] == server.post(png, "/?format=jpeg&quality=95")[2]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".exr"])
+def test_colours_multiplied_by_alpha_are_divided_where_the_format_wants_them_so(server, suffix):
+    """As renderers write them. A PNG with the same numbers would be too dark where it is half transparent."""
+    share = np.tile(np.linspace(0.2, 1, 50, dtype=np.float32), (40, 1))
+    bright = noisy_scene(40, 50).astype(np.float32) / 255
+    like = images.Picture([], alpha=[share], tiff={"alpha": 1})
+    data = images.encode(f"a{suffix}", bright * share[..., None], like)
+    for kind in ("png", "tiff"):
+        found = images.read_image("answer", server.post(data, f"/denoise?strength=0&format={kind}")[2])
+        (page,), (alpha,) = found.pages, found.alpha
+        stays = kind == "tiff" and suffix == ".tif"
+        assert found.tiff.get("alpha", 2) == (1 if stays else 2)
+        np.testing.assert_allclose(pixels.to_01(page), bright * share[..., None] if stays else bright, atol=1e-3)
+        np.testing.assert_allclose(pixels.to_01(alpha), share, atol=1e-3)
 
 
 def test_what_another_format_cannot_hold_is_refused_before_the_work(server):

@@ -29,7 +29,8 @@ DENOISE = tuple(QUERY)  # the parameters of each request with an image
 ANALYSE = ("model", "fast")
 JUDGE = (*ANALYSE, "job")
 REFUSALS = {
-    "400": "a parameter, or the request itself, is malformed", "408": "the upload did not end in time",
+    "400": "a parameter, or the request itself, is malformed",
+    "403": "a page of another site asks for it", "408": "the upload did not end in time",
     "409": "the job was cancelled, or its name is in use", "413": "the upload or the image is too large",
     "415": "no image, or of a format that is not read", "422": "the image is broken, or no network takes it",
     "503": "too many images are in work; Retry-After says when to ask again", "504": "not done in time",
@@ -46,6 +47,7 @@ def document():
         "text/event-stream": {}}}, "404": {"description": "no such job"}}  # fmt: skip
     cancelled = {
         "204": {"description": "it is being cancelled"},
+        "403": {"description": REFUSALS["403"]},
         "404": {"description": "no such job, or it has ended"},
     }
     denoise = _post("Denoises an image.", DENOISE, image)

@@ -163,7 +163,7 @@ class Service:
         """What a request is about, by which it is counted, and what answers it.
 
         Raises:
-            Refused: there is no such path, or it takes another method.
+            Refused: there is no such path, it takes another method, or a page of another site asks for work.
         """
         path = "/jobs/{id}" if re.fullmatch("/jobs/[A-Za-z0-9_-]{1,64}", request.path) else request.path
         routes = self.routes()
@@ -174,6 +174,9 @@ class Service:
         method = "GET" if has_head else request.method
         if method not in methods:
             raise Refused(405, f"{request.path} takes {' and '.join(methods)}", {"Allow": ", ".join(methods)})
+        # Browsers say so themselves, whatever name a proxy gives this service.
+        if method != "GET" and request.headers.get("Sec-Fetch-Site") == "cross-site":
+            raise Refused(403, "a page of another site may not ask for work")
         return methods[method]
 
     def routes(self):

@@ -138,6 +138,15 @@ def test_paths_methods_and_parameters(server, png):
     server.refuses(417, png, Expect="a-miracle")
 
 
+def test_pages_of_other_sites_are_refused_what_costs_work(server, png):
+    for path in ("/", "/denoise", "/analyse", "/judge"):
+        assert "another site" in server.refuses(403, png, path, Sec_Fetch_Site="cross-site", Content_Type="text/plain")
+    assert server.ask("DELETE", "/jobs/a", headers={"Sec-Fetch-Site": "cross-site"})[0] == 403
+    assert server.ask("GET", "/", headers={"Sec-Fetch-Site": "cross-site"})[0] == 200  # a link to the page
+    for own in ("same-origin", "none"):
+        assert server.post(png, Sec_Fetch_Site=own)[0] == 200
+
+
 def test_malformed_forms(server, png):
     def form(body, boundary="b"):
         return server.refuses(400, body, Content_Type=f"multipart/form-data; boundary={boundary}")

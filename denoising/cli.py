@@ -52,10 +52,36 @@ USERS_ERRORS = (
 )  # fmt: skip
 
 
+def _interrupt(number, frame):
+    """Ctrl-C: an exception as ever, but not out of an import, which Paddle would take for a broken installation."""
+    while frame and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    if frame is None:
+        raise KeyboardInterrupt
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+def _watch_imports():
+    """Not where a shell has Ctrl-C ignored, or somebody else handles it."""
+    here = threading.current_thread() is threading.main_thread()
+    if here and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+# A script imports Paddle, which takes seconds, before it calls `run`. Other programs keep their own Ctrl-C.
+_MAIN, _ROOT = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).resolve().parents[1]
+if _MAIN and Path(_MAIN).resolve().parent in (_ROOT, _ROOT / "tools"):
+    _watch_imports()
+
+
 def run(main):
     """Runs a script's main and turns its end into an exit code: 0, 1 (some items failed), 2 (user), 130 (Ctrl-C)."""
     # A full pipe or a killed parent ends the script like Ctrl-C does, so that the same clean-up runs.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _watch_imports()
     name = os.path.basename(sys.argv[0])
     # A closed stderr is None; file names that are no valid text must not end a run that is nearly done.
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))

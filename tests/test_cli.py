@@ -2,13 +2,14 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import ENVIRONMENT, ROOT
 from denoising import cli
 
 GONE = 2**22 + 1  # Linux gives no process a number so high
@@ -91,3 +92,34 @@ def test_a_number_out_of_range_is_refused(text):
     for kind in (int, float):
         with pytest.raises(argparse.ArgumentTypeError, match=f"{text[:9]}.* number from 1 up"):
             cli.number(kind, 1)(text)
+
+
+# As the real one does, whose modules are initialised by C.
+PADDLE_THAT_IS_INTERRUPTED = """
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    raise ImportError("initialization failed")
+"""
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict.py", "val.py", "tools/convert_weights.py", "denoising"])
+def test_ctrl_c_while_paddle_is_imported_is_one_line(script, tmp_path):
+    (tmp_path / "paddle.py").write_text(PADDLE_THAT_IS_INTERRUPTED)
+    command = [sys.executable, "-m", script] if script == "denoising" else [sys.executable, ROOT / script]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+        # A shell that starts tests in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), check=False,
+    )  # fmt: skip
+    name = "denoise" if script == "denoising" else Path(script).name
+    assert (ended.returncode, ended.stderr) == (130, f"{name}: interrupted\n")
+
+
+def test_other_programs_keep_their_ctrl_c(tmp_path):
+    program = "import signal, denoising.cli; assert signal.getsignal(signal.SIGINT) is not denoising.cli._interrupt"
+    (tmp_path / "program.py").write_text(program)
+    for command in ([tmp_path / "program.py"], ["-c", program]):
+        environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, *command], cwd=ROOT / "tools", env=environment, check=True)

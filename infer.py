@@ -118,6 +118,7 @@ class Job:
     picture: images.Picture | None = None
     denoised: dict = field(default_factory=dict)  # pages by number
     scores: dict = field(default_factory=dict)
+    done: bool = False  # denoised and written, whatever becomes of its scores
     error: str | None = None
 
 
@@ -275,12 +276,13 @@ class Runner:
 
     def _finish(self, job):
         pages = [job.denoised[page] for page in range(len(job.denoised))]
-        if job.truth or self.noise:
-            truth = images.read_image(job.truth) if job.truth else job.picture
-            job.scores = _scores(job, truth.pages, pages)
         if job.target:
             cli.writable_folder("--save_dir", job.target.parent)
             images.write_image(job.target, pages, like=job.picture)
+        job.done = True
+        if job.truth or self.noise:
+            truth = images.read_image(job.truth) if job.truth else job.picture
+            job.scores = _scores(job, truth.pages, pages)
         job.picture, job.denoised = None, {}
 
 
@@ -318,15 +320,17 @@ def report(jobs, times, runtime, options):
         return
     for job in jobs:
         scores = (f"{measure}: {value:.4f}" for measure, value in job.scores.items())
-        if not job.error:
+        if job.done:
             print(job.target or job.path, *scores, sep="  ")
     for measure, value in means.items():
         print(f"Metric {measure}: {value:.4f}")
     if times.items:
         print(f"{times.items} image(s), {1e3 * seconds / times.items:.1f} ms each")
-    failed = sum(job.error is not None for job in jobs)
+    failed, unscored = (sum(job.error is not None and job.done is done for job in jobs) for done in (False, True))
     if failed:
         cli.note(f"{failed} of {len(jobs)} images could not be denoised")
+    if unscored:
+        cli.note(f"{unscored} of {len(jobs)} images were denoised, but not scored")
 
 
 if __name__ == "__main__":

@@ -362,6 +362,21 @@ def test_scores_against_truth(exports, pictures, tmp_path, capsys):
         infer.main(["--model_dir", exports / "pdmodel", "-i", pictures / "a.png", "--gt_dir", tmp_path / "gt"])
 
 
+def test_a_truth_of_another_shape_costs_the_score_and_not_the_result(exports, pictures, tmp_path, capsys):
+    source, out, truths = tmp_path / "in", tmp_path / "out", tmp_path / "gt"
+    for name in ("a", "b"):
+        save(source / f"{name}.png", noisy_scene(24, 32))
+        save(truths / f"{name}.png", scene(24, 32) if name == "a" else scene(10, 10))
+    flags = ("--model_dir", exports / "pdmodel", "-i", source, "--gt_dir", truths, "--save_dir", out)
+    assert infer.main([*map(str, flags)]) == 1
+    told = capsys.readouterr()
+    assert [path.name for path in sorted(out.iterdir())] == ["a_denoise.png", "b_denoise.png"]
+    assert f"\n{out / 'b_denoise.png'}\n" in told.out
+    assert "b.png has another shape" in told.err
+    assert "1 of 2 images were denoised, but not scored" in told.err
+    assert "could not be denoised" not in told.err
+
+
 def test_kinds_of_images_are_kept(exports, tmp_path, capsys):
     source, out = tmp_path / "in", tmp_path / "out"
     image = scene(40, 35)

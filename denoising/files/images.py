@@ -27,7 +27,7 @@ from denoising.files import exr, npy, pillow, png, tiff
 from denoising.imaging.pixels import Picture, check_size, from_01, known_dtype, to_01, to_grey
 
 __all__ = [
-    "IMAGE_SUFFIXES", "Picture", "encode", "find_images", "from_01", "image_size", "read_bytes",
+    "IMAGE_SUFFIXES", "Picture", "check_holds", "encode", "find_images", "from_01", "image_size", "read_bytes",
     "read_image", "to_01", "to_grey", "walk", "write_bytes", "write_image",
 ]  # fmt: skip
 IMAGE_SUFFIXES = (
@@ -279,9 +279,7 @@ def encode(path, pages, like=None, quality=95):
     pages = [pages] if isinstance(pages, np.ndarray) else list(pages)
     pages = [page if page.ndim == 3 else page[..., None] for page in pages]
     like = like or Picture(pages)
-    suffix = os.path.splitext(path)[1].lower()
-    suffix = ALIASES.get(suffix, suffix)
-    _check_holds(path, suffix, pages, like)
+    suffix = check_holds(path, pages, like)
     if like.alpha:
         pages = [_with_alpha(page, alpha) for page, alpha in zip(pages, like.alpha, strict=True)]
     try:
@@ -306,8 +304,10 @@ def _with_alpha(page, alpha):
     return np.concatenate((page, alpha[..., None]), axis=2)
 
 
-def _check_holds(path, suffix, pages, like):
-    """Refuses what a format cannot hold, and names those that can."""
+def check_holds(path, pages, like):
+    """Refuses what the format of a name cannot hold, and says which can; else returns the format's usual suffix."""
+    suffix = os.path.splitext(path)[1].lower()
+    suffix = ALIASES.get(suffix, suffix)
     kind, channels, alpha, many = pages[0].dtype.name, pages[0].shape[2], like.alpha is not None, len(pages) > 1
     able = [
         other
@@ -320,6 +320,7 @@ def _check_holds(path, suffix, pages, like):
         what = f"{kind} of {channels} channel(s){' with transparency' if alpha else ''}"
         what = f"{len(pages)} pages of {what}" if many else what
         raise UserError(f"{path}: {suffix or 'a name without suffix'} cannot hold {what}: use {' '.join(able)}")
+    return suffix
 
 
 def _encode_npy(pages, axes):

@@ -273,7 +273,9 @@ def denoise_file(weights, files, target, note=cli.note, on_image=None):
         if taken.why:
             note(f"{files[0]}: {taken.why}")
         same_bytes = taken.denoiser is None and not prepared and target.suffix.lower() == files[0].suffix.lower()
-        data = data if same_bytes else None  # no longer needed
+        if not same_bytes:  # a file may be another format's than its name says: told before all the work
+            images.check_holds(target, picture.pages, picture)
+            data = None  # no longer needed
         noisy = picture.pages[taken.first] if on_image else None
         with _windows_shown(weights, taken, files[0]):
             pages = _denoised(taken, frame, picture)

@@ -44,6 +44,18 @@ def test_a_glob_and_the_own_format(tmp_path, weights):
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a_denoise.webp", "b_denoise.webp"]
 
 
+def test_a_name_that_cannot_hold_what_is_in_the_file_is_told_before_the_work(tmp_path, weights, monkeypatch, capsys):
+    monkeypatch.setattr(Denoiser, "__call__", None)  # so that any use of it fails
+    for colours, name in (("RGBA", "alpha.jpg"), ("RGBA", "alpha.bmp"), ("I;16", "deep.jpg")):
+        image = Image.fromarray(noisy_scene(40, 50)).convert("RGBA") if colours == "RGBA" else Image.new("I;16", (9, 9))
+        image.save(tmp_path / name, "PNG")
+    flags = ("--image_path", tmp_path, "--model_path", weights, "--save_dir", tmp_path / "o", "--keep_format")
+    run(*flags, code=1)
+    told = capsys.readouterr().err
+    assert told.count(" cannot hold ") == 3
+    assert "3 of 3 images could not be denoised" in told
+
+
 def test_sixteen_bits_and_floats_stay(tmp_path, weights):
     deep = noisy_scene(40, 50).astype(np.uint16) * 257 + 3
     images.write_image(tmp_path / "deep.png", deep)

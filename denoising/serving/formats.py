@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from denoising.imaging import pixels
+from denoising.imaging import camera, pixels
 
+SRGB = camera.curves(contrast=0)[0]  # from linear light
 # What `format` may ask for beside the upload's own, and what it becomes.
 KINDS = {"view": "PNG", "png": "PNG", "tiff": "TIFF", "jpeg": "JPEG"}
 
@@ -21,6 +22,7 @@ def converted(pages, picture, kind):
     """The pages, and the picture beside them, as they are encoded; `view` is the first page, for any browser."""
     if kind == "own":
         return pages, picture
+    is_light = picture.format == "EXR"
     if kind == "view":
         # Without alpha: what is transparent has noise too.
         picture = pixels.Picture(pages=[], format="PNG", icc=picture.icc, png=picture.png)
@@ -32,6 +34,8 @@ def converted(pages, picture, kind):
     # PNG holds no floating point, and JPEG 8 bits alone.
     if kind in ("view", "jpeg") or (kind == "png" and pages[0].dtype == np.float32):
         dtype = np.uint16 if kind == "png" else np.uint8
+        if is_light:  # as neither of the two holds it: dark places would be too dark
+            pages = [camera.through(page, SRGB) for page in pages]
         pages = [pixels.from_01(pixels.to_01(page), dtype) for page in pages]
         if picture.alpha:
             picture.alpha = [pixels.from_01(pixels.to_01(plane), dtype) for plane in picture.alpha]

@@ -143,6 +143,21 @@ def test_results_in_other_formats(server, weights, png):
     assert server.post(png, "/?format=jpeg")[2] == server.post(png, "/?format=jpeg&quality=95")[2]
 
 
+def linear(srgb):
+    """Light, of what sRGB's curve has made of it."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def test_light_of_an_exr_is_not_shown_too_dark(server):
+    light = np.linspace(-0.1, 1.2, 2000, dtype=np.float32).reshape(40, 50, 1).repeat(3, axis=2)
+    data = images.encode("a.exr", light)
+    for kind, step in (("png", 65535), ("view", 255), ("jpeg", 40)):
+        found = images.read_image("answer", server.post(data, f"/denoise?strength=0&format={kind}")[2]).pages[0]
+        np.testing.assert_allclose(linear(pixels.to_01(found)), np.clip(light, 0, 1), atol=1e-4 + 1.2 / step)
+    found = images.read_image("answer", server.post(data, "/denoise?strength=0&format=tiff")[2]).pages[0]
+    np.testing.assert_array_equal(found, light)
+
+
 @pytest.mark.parametrize("suffix", [".tif", ".exr"])
 def test_colours_multiplied_by_alpha_are_divided_where_the_format_wants_them_so(server, suffix):
     """As renderers write them. A PNG with the same numbers would be too dark where it is half transparent."""
@@ -155,7 +170,9 @@ def test_colours_multiplied_by_alpha_are_divided_where_the_format_wants_them_so(
         (page,), (alpha,) = found.pages, found.alpha
         stays = kind == "tiff" and suffix == ".tif"
         assert found.tiff.get("alpha", 2) == (1 if stays else 2)
-        np.testing.assert_allclose(pixels.to_01(page), bright * share[..., None] if stays else bright, atol=1e-3)
+        found, expected = pixels.to_01(page), bright * share[..., None] if stays else bright
+        found = linear(found) if (kind, suffix) == ("png", ".exr") else found
+        np.testing.assert_allclose(found, expected, atol=1e-3)
         np.testing.assert_allclose(pixels.to_01(alpha), share, atol=1e-3)
 
 

@@ -5,7 +5,9 @@ also be a `.pth` file of PyTorch: the published network has the same names and l
 """
 
 import json
+import os
 import pickle
+import shlex
 
 import numpy as np
 
@@ -40,6 +42,18 @@ def read_state(path):
     state.pop("StructuredToParameterName@@", None)
     # PyTorch's DataParallel puts a word before each name.
     return {name.removeprefix("module."): _value(value, path) for name, value in state.items()}
+
+
+def read_weights(path):
+    """The same, but not the state of a training, which has weights twice and much beside them."""
+    state = read_state(path)
+    if any(name.startswith("network/") for name in state):
+        folder = shlex.quote(os.path.dirname(path) or ".")
+        raise UserError(
+            f"{path}: is the state of a training, which train.py --resume {folder} goes on with; "
+            "best_model.pdparams or epoch_model_NNN.pdparams beside it are its weights"
+        )
+    return state
 
 
 def _value(value, path):
@@ -79,7 +93,7 @@ def load_network(path):
     Raises:
         UserError: the file is broken, or holds no network of ours.
     """
-    state = read_state(path)
+    state = read_weights(path)
     options = _saved_options(path, state)
     try:
         network = build_network(**{name: options[name] for name in STRUCTURE if name in options})

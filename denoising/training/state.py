@@ -44,7 +44,7 @@ class Training:
 
     def start_from(self, path):
         """Begins with the weights of a file, in place of random ones."""
-        state = checkpoint.read_state(path)
+        state = checkpoint.read_weights(path)
         if self.options.n_channel == 1:
             state = checkpoint.to_grey(state)
         state = checkpoint.to_larger(self.network, state)

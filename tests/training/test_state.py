@@ -194,6 +194,14 @@ def test_grey_trainings_start_from_the_weights_of_colours(tmp_path):
     np.testing.assert_allclose(first[:, 0], network.parameters()[0].numpy().sum(axis=1), atol=1e-6)
 
 
+def test_a_state_is_told_from_weights(tmp_path):
+    made = training()
+    made.save_state(tmp_path)
+    for read in (made.start_from, checkpoint.load_network):
+        with pytest.raises(UserError, match=rf"--resume {tmp_path} .*best_model\.pdparams"):
+            read(tmp_path / STATE)
+
+
 def test_the_deep_network_starts_from_light_weights(tmp_path):
     light = build_network("unet_lite", n_feature=4)
     checkpoint.save_network(tmp_path / "w.pdparams", checkpoint.network_state(light), light.options)

@@ -3,7 +3,7 @@
 from denoising import cli
 from denoising.cli import refuse
 from denoising.data import renders
-from denoising.files import pair_files
+from denoising.files import images, pair_files, results
 from denoising.imaging.noise import Camera, noise_of_flag
 from denoising.inference import distributed
 from denoising.training.methods import NOBODY, SINGLE, default_loss, teachers
@@ -102,6 +102,25 @@ def checked(options):
         usual = "l2" if method == "recorrupted2recorrupted" else None
     loss = options.loss or usual
     return options.but(noisetype=noisetype, loss=loss, engine="paddle" if options.to_static else options.engine)
+
+
+def check_given(options, given):
+    """Refuses flags that would do nothing; of those that presets and recipes fill in, only what has been given."""
+    method = options.method
+    refuse(
+        ("gamma" in given and options.lr_schedule == "cosine",
+         "--gamma: is for --lr_schedule step; with cosine the rate falls smoothly to zero"),
+        *((name in given and method != "neighbor2neighbor", f"--{name}: is for neighbor2neighbor, not for {method}")
+          for name in ("Lambda1", "Lambda2", "increase_ratio")),
+        *((name in given and options.val_dirs == "none", f"--{name}: with --val_dirs none, nothing is scored")
+          for name in ("val_noisetype", "val_repeats", "val_images")),
+        (options.clipped and options.noisetype == "none" and not _may_be_float(options.data_dir),
+         "--clipped: is for noise that is added; what these files hold is cut off at black and white already"),
+    )  # fmt: skip
+
+
+def _may_be_float(folder):
+    return any(path.suffix.lower() in results.OWN_FORMAT for path in images.find_images("--data_dir", folder))
 
 
 def mosaics(options):

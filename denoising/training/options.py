@@ -12,7 +12,7 @@ from denoising.cli import UserError, number
 from denoising.imaging.noise import list_of_noise
 from denoising.inference import checkpoint, devices
 from denoising.training import recipe
-from denoising.training.checks import checked
+from denoising.training.checks import check_given, checked
 from denoising.training.methods import LOSSES, METHODS
 from denoising.training.optimizers import KINDS as OPTIMIZERS
 from denoising.training.own_noise import with_known_noise
@@ -200,9 +200,12 @@ def parse_options(parser, argv):
         given["preset"] = "auto"
     options = defaults(parser) | PRESETS.get(given.get("preset"), {}) | given
     if resume is None and options["preset"] == "auto":
-        return recipe.with_recipe(Options(**options), given), None
+        made = recipe.with_recipe(Options(**options), given)
+    elif resume is None:
+        made = with_known_noise(checked(Options(**options)))
     if resume is None:
-        return with_known_noise(checked(Options(**options))), None
+        check_given(made, given)
+        return made, None
     # Presets name their runs themselves, so the default name is not that of every run.
     named = "log_name" in given or "preset" in given
     folder = find_run(resume, options["save_model_path"], options["log_name"] if named else None)

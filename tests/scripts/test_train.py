@@ -283,8 +283,8 @@ VARIANTS: list[tuple] = [
     ("--method", "recorrupted2recorrupted", "--noisetype", "gauss5_50", "--augment"),
     ("--method", "distillation", "--teacher", TEACHERS, "--precision", "fp32"),
 ]
-LENGTH = ["--n_epoch", 4, "--n_snapshot", 2, "--save_minutes", 0, "--val_images", 1]
-UNSCORED = [*LENGTH, "--val_dirs", "none"]
+SNAPSHOTS = ["--n_epoch", 4, "--n_snapshot", 2, "--save_minutes", 0]
+LENGTH, UNSCORED = [*SNAPSHOTS, "--val_images", 1], [*SNAPSHOTS, "--val_dirs", "none"]
 
 
 @pytest.mark.parametrize("more", VARIANTS)

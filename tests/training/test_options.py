@@ -244,6 +244,14 @@ REFUSED = {
     f"{R2R} --noisetype none --known_noise speckle5": "--known_noise: recorrupted2recorrupted takes .* not speckle5",
     f"{R2R} --noisetype gauss5_50 --noise_protocol frozen": "--noisetype: .* one number, not gauss5_50",
     f"{R2R} --noisetype none --known_noise gauss5_50": "--known_noise: .* one number, not gauss5_50",
+    "--gamma 0.5 --lr_schedule cosine": "--gamma: is for --lr_schedule step",
+    f"--gamma 0.9 --preset lite {N2N} --noisetype gauss25": "--gamma: is for --lr_schedule step",
+    f"{N2N} --Lambda1 1": "--Lambda1: is for neighbor2neighbor, not for noise2noise",
+    f"{R2R} --noisetype gauss5 --Lambda2 1": "--Lambda2: is for neighbor2neighbor",
+    "--method supervised --increase_ratio 2": "--increase_ratio: is for neighbor2neighbor",
+    "--val_dirs none --val_noisetype gauss25": "--val_noisetype: with --val_dirs none",
+    "--val_dirs none --val_repeats 1": "--val_repeats: with --val_dirs none",
+    "--val_dirs none --valid_size 5": "--val_images: with --val_dirs none",
 }
 
 
@@ -251,6 +259,16 @@ REFUSED = {
 def test_what_does_not_go_together(sources, line):
     with pytest.raises(UserError, match=f"^{REFUSED[line]}"):
         options_from(sources, line)
+
+
+def test_noise_that_files_have_cut_off_is_not_to_be_cut_off_again(tmp_path):
+    flags = ("--method", "distillation", "--teacher", "t.pdparams", "--clipped", 0.5, "--n_epoch", 1, "--data_dir")
+    (tmp_path / "a.png").write_bytes(b"")
+    assert options_of(*flags, tmp_path, "--noisetype", "gauss25").clipped == 0.5
+    with pytest.raises(UserError, match=r"^--clipped: is for noise that is added"):
+        options_of(*flags, tmp_path, "--noisetype", "none")
+    (tmp_path / "b.tif").write_bytes(b"")  # which may hold what lies beyond black and white
+    assert options_of(*flags, tmp_path, "--noisetype", "none").clipped == 0.5
 
 
 def test_notes_on_noise_that_single_images_keep_and_on_lone_processes(capsys, monkeypatch):

@@ -155,7 +155,8 @@ def encode(suffix, page, like, quality):
     options = {key: value for key, value in options.items() if value}
     if suffix == ".jpg" and not options:
         return _encode_jpeg(page, quality)
-    options |= {".jpg": {"quality": quality, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
+    own = {".jpg": {"quality": quality, "subsampling": 0}, ".webp": {"lossless": True, "exact": True}}
+    options |= own.get(suffix, {})
     file = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(page[..., 0] if page.shape[2] == 1 else page))
     image.save(file, {".jpg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM"}[suffix], **options)

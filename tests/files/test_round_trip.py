@@ -40,6 +40,10 @@ def test_round_trip_keeps_type_channels_and_every_pixel(tmp_path, suffix, dtypes
 
 
 def test_webp_is_lossless_and_jpeg_nearly(tmp_path):
+    # Colours that alpha hides, too.
+    hidden = images.Picture([], alpha=[np.zeros(BLOCKS.shape[:2], np.uint8)])
+    images.write_image(tmp_path / "a.webp", BLOCKS, like=hidden)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.webp").pages[0], BLOCKS)
     images.write_image(tmp_path / "a.webp", BLOCKS)
     np.testing.assert_array_equal(images.read_image(tmp_path / "a.webp").pages[0], BLOCKS)
     images.write_image(tmp_path / "a.jpg", BLOCKS)

@@ -205,7 +205,10 @@ def _colours(page, plane, by_opencv, path):
     if _alpha_kind(page) and plane.shape[-1] == page.samplesperpixel > 1:
         plane, alpha = plane[..., :-1], plane[..., -1]
     if photometric == 0 and not (by_opencv and plane.dtype == np.uint8):  # white is zero; OpenCV inverts 8 bits
-        plane = ~plane if plane.dtype.kind in "bu" else plane.max() - plane
+        if plane.dtype == np.uint16 and bits < 16:  # of 12 bits black is 4095
+            plane = np.uint16((1 << bits) - 1) - plane
+        else:
+            plane = ~plane if plane.dtype.kind in "bu" else plane.max() - plane
     elif photometric == 3 and not by_opencv:
         plane = (page.colormap.T[plane[..., 0]] >> 8).astype(np.uint8)
     elif photometric == 5 and plane.dtype == np.uint8 and plane.shape[-1] == 4:

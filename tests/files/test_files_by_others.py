@@ -178,8 +178,8 @@ def test_tiff_ycbcr_of_halved_colours_becomes_rgb_and_what_cannot_is_refused():
 
 def few_bits(bits, photometric=1):
     """A TIFF with every value that so many bits hold, in one row."""
-    values = np.arange(1 << bits, dtype=np.uint8)
-    row = np.packbits(np.unpackbits(values[:, None], axis=1)[:, 8 - bits :])
+    values = np.arange(1 << bits, dtype=">u2")
+    row = np.packbits(np.unpackbits(values.view(np.uint8).reshape(-1, 2), axis=1)[:, 16 - bits :])
     data = tiff(np.zeros((1, len(values)), np.uint8), metadata=None)
     data = retagged(retagged(retagged(data, 258, bits), 262, photometric), 279, len(row))
     with tifffile.TiffFile(io.BytesIO(data)) as tif:
@@ -187,14 +187,15 @@ def few_bits(bits, photometric=1):
     return data[:place] + row.tobytes()
 
 
+def unpack(data, dtype, width, runlen):
+    """What imagecodecs does."""
+    values = np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, width) @ (1 << np.arange(width)[::-1])
+    return values.astype(dtype)
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 def test_tiff_of_few_bits_has_its_own_white(bits, monkeypatch):
     """The package unpacks them to whole numbers: 15 is white, which of 8 bits would be nearly black."""
-
-    def unpack(data, dtype, width, runlen):
-        values = np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, width) @ (1 << np.arange(width)[::-1])
-        return values.astype(dtype)
-
     if importlib.util.find_spec("imagecodecs") is None:
         with pytest.raises(UserError, match=rf"^it\.bin: samples of {bits} bits need `pip install imagecodecs`$"):
             read(few_bits(bits))
@@ -202,6 +203,15 @@ def test_tiff_of_few_bits_has_its_own_white(bits, monkeypatch):
     shades = np.round(np.linspace(0, 255, 1 << bits)).astype(np.uint8)
     np.testing.assert_array_equal(read(few_bits(bits)).pages[0].ravel(), shades)
     np.testing.assert_array_equal(read(few_bits(bits, photometric=0)).pages[0].ravel(), shades[::-1])
+
+
+def test_tiff_of_12_bits_whose_white_is_zero_keeps_its_range(monkeypatch):
+    if importlib.util.find_spec("imagecodecs") is None:
+        monkeypatch.setattr(tifffile.tifffile.imagecodecs, "packints_decode", unpack)
+    for photometric, values in ((1, np.arange(4096)), (0, np.arange(4096)[::-1])):
+        (page,) = read(few_bits(12, photometric)).pages
+        assert page.dtype == np.uint16
+        np.testing.assert_array_equal(page.ravel(), values)
 
 
 def test_tiff_white_is_zero():

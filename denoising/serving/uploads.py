@@ -73,7 +73,7 @@ async def read_body(request, max_bytes, hold):
     except (web.RequestPayloadError, web.PayloadAccessError, ValueError):
         raise Refused(400, "the request's body is malformed") from None
     if not body:
-        raise Refused(400, "no image: POST one as the body, or as a file of a form")
+        raise Refused(400, "no image: the file is empty, or nothing was sent; POST one as the body, or in a form")
     return bytes(body)
 
 

@@ -35,7 +35,7 @@ def png_of_size(width, height, data=b""):
 
 def test_what_is_no_image_is_refused(server, png):
     refused = server.refuses
-    assert "no image" in refused(400, b"")
+    assert "no image: the file is empty" in refused(400, b"")
     refused(415, b"no image at all")
     refused(415, b"<svg xmlns='http://www.w3.org/2000/svg'></svg>")
     refused(415, b"%PDF-1.4")

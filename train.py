@@ -54,6 +54,7 @@ from denoising.inference import devices, distributed
 from denoising.machine import free_memory
 from denoising.reports import run_log
 from denoising.reports.snapshot import as_they_are, snapshot
+from denoising.training import recipe
 from denoising.training.log_line import Pace, log_losses
 from denoising.training.methods import build_method
 from denoising.training.options import get_parser, parse_options
@@ -114,6 +115,7 @@ def training_images(options, method):
         return dataset.TrainingRenders(options.data_dir, relight=relight, colour_only=options.colour_only, **common)
     if options.arch == "unet_raw":
         return dataset.TrainingMosaics(options.data_dir, **common)
+    recipe.warn_of_narrow(options.data_dir)
     return dataset.TrainingImages(options.data_dir, **common)
 
 

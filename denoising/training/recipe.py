@@ -18,7 +18,7 @@ from denoising.data import renders
 from denoising.files import images, pair_files
 from denoising.imaging import noise_traces
 from denoising.imaging.noise import parse_noise
-from denoising.imaging.pixels import is_grey
+from denoising.imaging.pixels import is_grey, span_of
 from denoising.inference import auto, devices, distributed
 from denoising.training.checks import checked
 from denoising.training.methods import SINGLE
@@ -91,13 +91,29 @@ def with_recipe(options, given):
 
 def channels_of(folder):
     """The --n_channel for the images of a folder, by some of them: 3 if one has colours, 4 if all are mosaics."""
-    paths, found = images.find_images("--data_dir", folder), set()
+    found = set()
+    for image in _some_images(folder):
+        mosaic = image.shape[2] == 1 and noise_traces.is_mosaic(image)
+        found.add(4 if mosaic else 1 if is_grey(image) else 3)
+    return 3 if 3 in found or not found else min(found)
+
+
+def warn_of_narrow(folder):
+    """Says where images fill so little of their range that a training is nearly in vain, whatever its method."""
+    widths = [high - low for low, high in map(span_of, _some_images(folder))]
+    if widths and np.median(widths) < NARROW and distributed.IS_MAIN:
+        cli.note(
+            f"--data_dir: the images of {folder} fill {np.median(widths):.2g} of the range from black to white; "
+            "networks hardly learn from such dark ones: multiply the values first"
+        )
+
+
+def _some_images(folder):
+    """The first pages of LOOKED_AT images of a folder, as far as they can be read."""
+    paths = images.find_images("--data_dir", folder)
     for i in sorted(set(np.linspace(0, len(paths) - 1, LOOKED_AT).astype(int))):
         with contextlib.suppress(UserError):
-            image = images.read_image(paths[i]).pages[0]
-            mosaic = image.shape[2] == 1 and noise_traces.is_mosaic(image)
-            found.add(4 if mosaic else 1 if is_grey(image) else 3)
-    return 3 if 3 in found or not found else min(found)
+            yield images.read_image(paths[i]).pages[0]
 
 
 def best_method(found):

@@ -12,6 +12,7 @@ from denoising.imaging.noise import parse_noise
 from denoising.inference import devices
 from denoising.inference.checkpoint import load_network
 from denoising.training import recipe
+from denoising.training.methods import build_method
 from denoising.training.options import defaults, get_parser, parse_options
 
 
@@ -118,7 +119,7 @@ def test_noise_that_neighbours_share_is_left_to_the_weights_that_ship(tmp_path, 
     assert (options.preset, options.method, options.known_noise) == ("auto", "neighbor2neighbor", None)
 
 
-def test_counts_that_fill_little_of_their_range_are_refused(tmp_path, started):
+def test_counts_that_fill_little_of_their_range_are_refused(tmp_path, started, capsys):
     for i in range(3):
         image = noisy_scene(110, 130, channels=1, seed=i, sigma=20)
         save(tmp_path / "12 bits" / f"{i}.png", image.astype(np.uint16) * 16)  # as cameras write them
@@ -132,6 +133,12 @@ def test_counts_that_fill_little_of_their_range_are_refused(tmp_path, started):
         options_of(tmp_path / "12 bits", "--noisetype", "none", "--n_channel", 4)  # which predict.py has no weights for
     assert options_of(tmp_path / "12 bits", "--noisetype", "none", "--method", "neighbor2neighbor").preset == "auto"
     assert options_of(tmp_path / "14bits", "--noisetype", "none").preset == "auto"
+    capsys.readouterr()
+    for folder, warned in (("12 bits", True), ("14bits", False)):
+        flags = ("--noisetype", "none", "--n_epoch", 1, "--n_channel", 1, "--patchsize", 64)
+        options = options_of(tmp_path / folder, *flags)
+        train.training_images(options, build_method(options))
+        assert ("12 bits fill 0.05" in capsys.readouterr().err) is warned
 
 
 def test_weights_that_come_nearest(tmp_path, white):

@@ -105,15 +105,27 @@ def checked(options):
 
 
 def check_given(options, given):
-    """Refuses flags that would do nothing; of those that presets and recipes fill in, only what has been given."""
+    """Says which flags do nothing; of those that presets and recipes fill in, only what has been given.
+
+    Commands that are published give some of them beside another method, so that they are not refused.
+    """
     method = options.method
+    idle = {
+        "gamma": options.lr_schedule == "cosine"
+        and "is for --lr_schedule step; with cosine the rate falls smoothly to 0",
+        **dict.fromkeys(
+            ("Lambda1", "Lambda2", "increase_ratio"),
+            method != "neighbor2neighbor" and f"is for neighbor2neighbor, and does nothing with {method}",
+        ),
+        **dict.fromkeys(
+            ("val_noisetype", "val_repeats", "val_images"),
+            options.val_dirs == "none" and "does nothing with --val_dirs none, where nothing is scored",
+        ),
+    }
+    for name in given:
+        if distributed.IS_MAIN and idle.get(name):
+            cli.note(f"--{name}: {idle[name]}")
     refuse(
-        ("gamma" in given and options.lr_schedule == "cosine",
-         "--gamma: is for --lr_schedule step; with cosine the rate falls smoothly to zero"),
-        *((name in given and method != "neighbor2neighbor", f"--{name}: is for neighbor2neighbor, not for {method}")
-          for name in ("Lambda1", "Lambda2", "increase_ratio")),
-        *((name in given and options.val_dirs == "none", f"--{name}: with --val_dirs none, nothing is scored")
-          for name in ("val_noisetype", "val_repeats", "val_images")),
         (options.clipped and options.noisetype == "none" and not _may_be_float(options.data_dir),
          "--clipped: is for noise that is added; what these files hold is cut off at black and white already"),
     )  # fmt: skip

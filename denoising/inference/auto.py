@@ -52,6 +52,9 @@ SHARE = "share/neighbor2neighbor-paddle/models"  # where `pip install .` puts th
 # (docs/predicting.md).
 NEAR = {Gaussian: (0.97, 1.07), Poisson: (0.94, 1.12)}
 BEYOND = 0.5, 2.0  # how far photons may lie outside a range, until weights for Gaussian noise do as well
+# The share of values that are black or white from which on much of the noise is cut off, as in most files; weights for
+# a range know that, those for one strength do not.
+CUT_OFF = 0.01
 MIXED = 10.0  # images of one folder whose noise differs by this factor are said to
 LOW_MEMORY = 512 << 20  # free; below it, of the networks only the one in use is kept
 
@@ -247,7 +250,7 @@ def fitting(able, analysis, channels, fast=False):
     ranges = [weights for weights in of(Gaussian) if weights.noise.low < weights.noise.high]
     single = [w for w in of(Gaussian) if w not in ranges and w.name not in SUPERSEDED]
     exact = [w for w in single if _is_near(w.noise, analysis.sigma)]
-    if analysis.kind == "gauss" and exact:
+    if analysis.kind == "gauss" and exact and (analysis.clipped < CUT_OFF or not ranges):
         light = [weights for weights in ranges if fast and _distance(weights.noise, analysis.sigma) == 1]
         return min(exact + light, key=lambda weights: fast * weights.numbers)
 

@@ -30,9 +30,26 @@ ALL = [
 LIGHT = [weights_of("light_broad", "gauss5_50", numbers=3), *ALL]
 
 
-def taken(kind, sigma=10.0, peak=0.0, channels=3, fast=False, able=ALL, certainty="sure", shared=False, little=False):
+def taken(
+    kind,
+    sigma=10.0,
+    peak=0.0,
+    channels=3,
+    fast=False,
+    able=ALL,
+    certainty="sure",
+    shared=False,
+    little=False,
+    clipped=0.0,
+):
     analysis = SimpleNamespace(
-        kind=kind, sigma=sigma, peak=peak, certainty=certainty, channels_share=shared, is_nearly_white=little
+        kind=kind,
+        sigma=sigma,
+        peak=peak,
+        certainty=certainty,
+        channels_share=shared,
+        is_nearly_white=little,
+        clipped=clipped,
     )
     found = fitting(able, analysis, channels, fast)
     return found and found.name
@@ -79,6 +96,10 @@ def test_each_noise_gets_its_weights():
     assert taken("none") is taken("none", certainty="likely") is taken("none", able=ALL[:4], certainty="guess") is None
     assert taken("none", certainty="guess") == "photo"
     assert taken("none", certainty="guess", fast=True) == "light"
+    # Weights for a range know noise that is cut off, as in files.
+    assert taken("gauss", 25, clipped=0.009) == "best"
+    assert taken("gauss", 25, clipped=0.011) == "broad"
+    assert taken("gauss", 25, clipped=0.5, able=ALL[:2]) == "best"
     # At their one strength, too, those that newer ones do better are not taken before these.
     able = [weights_of("grey_gauss25", "gauss25", 1), weights_of("newer", "gauss5_50", 1)]
     assert taken("gauss", 25, channels=1, able=able) == "newer"

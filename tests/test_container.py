@@ -142,7 +142,7 @@ def test_its_steps_lead_to_a_service_that_answers(folder):
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
         noisy = (ROOT / "demo" / "chelsea_noise.png").read_bytes()
         with urllib.request.urlopen(urllib.request.Request(f"{url}/denoise", noisy), timeout=120) as answer:
-            assert answer.headers["Denoise-Model"] == "best_model"
+            assert answer.headers["Denoise-Model"] == "gauss5_50_deep"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert "engine: onednn" in process.stderr.read()

@@ -105,9 +105,9 @@ def checked(options):
 
 
 def check_given(options, given):
-    """Says which flags do nothing; of those that presets and recipes fill in, only what has been given.
+    """Names flags that do nothing, of those that were given: presets and recipes fill in some, too.
 
-    Commands that are published give some of them beside another method, so that they are not refused.
+    Published commands may stand beside another method, so these are not refused; --clipped for nothing is.
     """
     method = options.method
     idle = {

@@ -132,7 +132,7 @@ def _measured(image, second):
         nothing = _nothing(channels, "likely", "so strong that it is clipped nearly everywhere", blocks.clipped)
         points = [[(level, (sigma / 255) ** 2)] for level in to_01(image).mean((0, 1))]
         return dataclasses.replace(nothing, kind="gauss", sigma=sigma, curve=curve, points=np.array(points))
-    if not len(blocks):
+    if not len(blocks) and _is_drawn(image):
         return _nothing(channels, "sure", "all of it is black, white or of one colour", blocks.clipped)
     if len(blocks) < 20:
         reason = "there is hardly a place that is not clipped or of one colour"
@@ -249,12 +249,17 @@ def _beside_one_value(found, varies):
 
 def _sigma_of_clipped(image):
     """What is left of white noise, 0..255, in an image that it takes to black or white nearly everywhere; 0: none."""
+    if _is_drawn(image):
+        return 0.0
     pixels = 255 * to_01(image)
-    finest, next_ = (noise_traces.differences(x) for x in (pixels, noise_traces.halved(pixels)))
-    fine = np.sqrt(np.square(finest).mean())
-    # Drawings and dithered pictures have few values, and change in few places; texture is as strong at half the size.
-    drawn = len(np.unique(image[:256, :256])) < 8 or (np.abs(finest) > 2).mean() < 0.5
-    return 0.0 if drawn or np.sqrt(np.square(next_).mean()) > 0.7 * fine else float(fine)
+    fine, next_ = (np.sqrt(np.square(noise_traces.differences(x)).mean()) for x in (pixels, noise_traces.halved(pixels)))
+    return 0.0 if next_ > 0.7 * fine else float(fine)  # texture is as strong at half the size, and a camera's noise
+
+
+def _is_drawn(image):
+    """Whether an image has few values, or changes in few places, as drawings and dithered pictures do."""
+    changes = np.abs(noise_traces.differences(255 * to_01(image))) > 2
+    return len(np.unique(image[:256, :256])) < 8 or changes.mean() < 0.5
 
 
 def _nothing(channels, certainty, reason, clipped=0.0):

@@ -1,5 +1,6 @@
 """What is measured of an image's noise."""
 
+import dataclasses
 import sys
 
 import cv2
@@ -309,3 +310,13 @@ def test_noise_that_is_clipped_nearly_everywhere_is_seen():
     # What is drawn or dithered in black and white has no noise.
     for drawn in (dark > 12, dark > rng.random(dark.shape) * 30, dark < 0):
         assert analyse((drawn * 255).astype(np.uint8)).kind == "none"
+
+
+def test_noise_of_a_camera_that_is_clipped_nearly_everywhere_is_not_denied():
+    settings = dataclasses.replace(
+        camera.draw_settings(np.random.default_rng(0), 60), demosaicking="malvar", blur=0.0, contrast=0.0, chroma=0.0,
+        smoothing="none", sharpening=0.0, scale=1.0, quality=0,
+    )  # fmt: skip
+    noisy = camera.shoot(scene(160, 160) / 8, settings, np.random.default_rng(1))
+    found = analyse(from_01(noisy, np.uint8))
+    assert (found.kind, found.certainty) == ("none", "guess")  # so that weights for photographs are taken

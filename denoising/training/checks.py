@@ -76,7 +76,10 @@ def checked(options):
          "--teacher: the weights to learn from are needed, such as models/photo.pdparams"),
         (set(teachers(options)) == {NOBODY}, "--teacher: nothing is learnt from none alone; name weights, too"),
         (options.teacher and method != "distillation", "--teacher: it is for --method distillation"),
-        (options.clipped and method != "distillation", "--clipped: it is for --method distillation"),
+        (options.clipped and single and method != "distillation",
+         f"--clipped: {method} needs the whole noise; distillation, noise2noise and supervised learn what is cut off"),
+        (options.clipped and (pairs or buffers or options.arch == "unet_raw"),
+         "--clipped: it is for noise that is added to pictures"),
         (len(teachers(options)) > 1 and not is_right_on_average(options.noisetype),
          "--teacher: which of several is best is told by a second noisy image, whose noise is added and right on "
          f"average, not by {options.noisetype}"),

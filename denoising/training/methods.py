@@ -266,10 +266,16 @@ class Regression(Method):
             others; "tone_mapped" is L2 of the pictures of renders, which count equally, too; "sigma" is L2 in units of
             the deviation of the noise, which is told to the network as the last channel of its input.
         noise: of the input; what it has left of the clean image is put back into the output first.
+        clipped: of so many images the network sees the noise cut off at black and white, as it is in files. The target
+            is whole, so the network learns what files have lost.
     """
 
-    def __init__(self, loss="l2", noise=None):
-        self.loss, self.noise = loss, noise or parse_noise("none")
+    def __init__(self, loss="l2", noise=None, clipped=0.0):
+        self.loss, self.noise, self.clipped = loss, noise or parse_noise("none"), clipped
+
+    def _seen(self, noisy, streams):
+        """What the network sees of a noisy image."""
+        return noisy.clip(0, 1) if self.clipped and streams(MORE).random() < self.clipped else noisy
 
     def __call__(self, network, noisy, target, known=None, ramp=0.0):
         """Pixels of the target where `known`, N x 1 x H x W, is 0 do not count."""
@@ -322,7 +328,7 @@ class Noise2Noise(Regression):
     def corrupt(self, clean, noise, streams):
         noisy, target = noise.shots(clean, streams(NOISE), streams(TARGET))
         known = noise.known(clean.shape, streams(TARGET))
-        return [noisy, target] if known is None else [noisy, target, known]
+        return [self._seen(noisy, streams), target] + ([] if known is None else [known])
 
 
 class Supervised(Regression):
@@ -331,7 +337,7 @@ class Supervised(Regression):
     clean_targets = True
 
     def corrupt(self, clean, noise, streams):
-        return [noise.add(clean, streams(NOISE)), clean]
+        return [self._seen(noise.add(clean, streams(NOISE)), streams), clean]
 
 
 def tone_slope(light):
@@ -389,7 +395,7 @@ def build_method(options):
     if options.method == "distillation":
         shown_by = (load_teacher(path, options.n_channel) for path in teachers(options))
         return Distillation(*shown_by, clipped=options.clipped)
-    return {"noise2noise": Noise2Noise, "supervised": Supervised}[options.method](options.loss, noise)
+    return {"noise2noise": Noise2Noise, "supervised": Supervised}[options.method](options.loss, noise, options.clipped)
 
 
 def teachers(options):

@@ -513,7 +513,7 @@ def test_the_flags_make_the_method():
     def built(**options):
         flags = {
             "method": "neighbor2neighbor", "noisetype": "gauss25", "known_noise": None, "loss": None,
-            "Lambda1": 0.5, "Lambda2": 3.0, "increase_ratio": 7.0,
+            "Lambda1": 0.5, "Lambda2": 3.0, "increase_ratio": 7.0, "clipped": 0.0,
         }  # fmt: skip
         return build_method(Namespace(**flags | options))
 
@@ -611,6 +611,17 @@ def test_of_some_images_the_noise_is_cut_off_for_the_network_alone():
     assert not any(Distillation(Scaled(1.0)).beside(None, streams(seed))[1] for seed in range(100))
     batch = noisy, paddle.zeros([3], "int64"), paddle.to_tensor([True, False, True])
     assert float(method(Scaled(1.0), *batch)[1]) == pytest.approx((0.5**2 + 0.25**2) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [Noise2Noise, Supervised])
+def test_of_some_images_the_noise_is_cut_off_and_their_targets_are_whole(method):
+    drawn = [method(clipped=0.7).corrupt(CLEAN, parse_noise("gauss50"), streams(seed)) for seed in range(100)]
+    whole = [method().corrupt(CLEAN, parse_noise("gauss50"), streams(seed)) for seed in range(100)]
+    cut = [np.array_equal(noisy, all_of_it.clip(0, 1)) for (noisy, _), (all_of_it, _) in zip(drawn, whole, strict=True)]
+    assert sum(cut) == pytest.approx(70, abs=14)
+    for (noisy, target), (all_of_it, same), is_cut in zip(drawn, whole, cut, strict=True):
+        assert is_cut or np.array_equal(noisy, all_of_it)
+        assert np.array_equal(target, same)
 
 
 def test_nobody_teaches_images_without_noise():

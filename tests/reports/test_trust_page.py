@@ -73,6 +73,18 @@ def test_the_map_lies_over_the_picture_and_can_be_hidden(page):
         assert complaints == []
 
 
+def test_numbers_stay_in_one_piece_on_a_phone(page):
+    lines = """[...document.querySelectorAll("th, td + td")].map((cell) => {
+        const range = document.createRange();
+        range.selectNodeContents(cell);
+        return range.getClientRects().length;
+    })"""
+    with chromium() as browser, browser.new_page(viewport={"width": 360, "height": 740}) as shown:
+        shown.goto(f"file://{page[0]}")
+        assert set(shown.evaluate(lines)) == {1}
+        assert shown.evaluate("document.documentElement.scrollWidth") == 360  # the table is moved, not the page
+
+
 def test_the_page_of_predict_needs_no_matplotlib():
     code = "import sys; sys.modules['matplotlib'] = None; import predict, denoising.reports.trust_page"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, check=True)

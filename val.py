@@ -17,6 +17,7 @@ from denoising import cli
 from denoising.cli import UserError, number
 from denoising.data import noisy_frames, validation
 from denoising.files import images
+from denoising.files.results import report_files
 from denoising.imaging import trust
 from denoising.imaging.noise import list_of_noise, noise_of_flag
 from denoising.imaging.pixels import PLAIN_SPAN, span_of, to_01
@@ -162,7 +163,9 @@ def noisy_files(options):
     )
     if not judged:
         return []
-    return noisy_frames.find("--no_clean", options.no_clean, "--pair_dir", options.pair_dir)[: options.val_images]
+    flags = "--no_clean", options.no_clean, "--pair_dir", options.pair_dir
+    # The report of an earlier run may lie among the images.
+    return noisy_frames.find(*flags, report_files(options.report or ""))[: options.val_images]
 
 
 def noise_of_files(options):

@@ -9,9 +9,9 @@ from denoising.files import images
 from denoising.imaging.pixels import as_channels
 
 
-def find(flag, source, pair_flag=None, pair_dir=None):
+def find(flag, source, pair_flag=None, pair_dir=None, leave_out=()):
     """The images of a folder, or that of a file, as (name, path, path of the second frame or None), by name."""
-    paths = images.find_images(flag, source)
+    paths = images.find_images(flag, source, leave_out=leave_out)
     root = source if os.path.isdir(source) else os.path.dirname(source)
     names = [os.path.relpath(path, root or ".") for path in paths]
     if not pair_dir:

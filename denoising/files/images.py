@@ -40,10 +40,11 @@ MAX_NPY_CHANNELS = 16
 # --- Finding --------------------------------------------------------------------------------------
 
 
-def find_images(flag, path, suffixes=IMAGE_SUFFIXES):
+def find_images(flag, path, suffixes=IMAGE_SUFFIXES, leave_out=()):
     """Lists the images that a path stands for: itself, those of a folder tree, or a glob's matches.
 
-    Hidden files are left out, links are followed. In folders and globs the suffix tells what an image is.
+    Hidden files are left out, and those of `leave_out`; links are followed. In folders and globs the suffix tells what
+    an image is.
 
     Returns:
         A sorted list of Path.
@@ -62,6 +63,8 @@ def find_images(flag, path, suffixes=IMAGE_SUFFIXES):
         raise UserError(f"{flag}: {path} does not exist")
     not_read = [file for file in found if file.name.lower().endswith(NOT_READ)]
     found = sorted(file for file in found if file.name.lower().endswith(suffixes) and file.is_file())
+    if left_out := set(map(os.path.realpath, leave_out)):
+        found = [file for file in found if os.path.realpath(file) not in left_out]
     if not_read:
         kinds = " ".join(sorted({file.suffix.lower() for file in not_read}))
         passed_over = (

@@ -1,11 +1,13 @@
 """Where denoised images go: NAME_denoise.png, in the same sub-folder as their source; nothing is lost or replaced."""
 
 import os
+import re
 from pathlib import Path
 
 from denoising.cli import UserError
 from denoising.files import raw
 
+OF_REPORT = re.compile(r"index\.html|settings\.json|\d{5,}-(input|output|label|residual|montage|structure)\.png")
 OWN_FORMAT = (".npy", ".tif", ".tiff", ".exr")  # hold what PNG cannot
 
 
@@ -63,3 +65,9 @@ def _target(path, root, save_dir, keep_format):
         stays = suffix in OWN_FORMAT or (keep_format and suffix != ".gif")  # which has no more than 256 colours
         suffix = path.suffix if stays else ".png"
     return Path(save_dir) / folder / f"{path.stem}_denoise{suffix}"
+
+
+def report_files(folder):
+    """What a report has left in a folder, the page first."""
+    found = [path for path in Path(folder).iterdir() if OF_REPORT.fullmatch(path.name)] if os.path.isdir(folder) else []
+    return sorted(found, key=lambda path: (path.name[0].isdigit(), path.name))

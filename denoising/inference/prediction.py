@@ -65,7 +65,9 @@ def plan(options):
     if of_renders:
         sources, root = renders.find_frames("--image_path", root), root / "render"
     else:
-        sources = [[path] for path in images.find_images("--image_path", root, images.IMAGE_SUFFIXES + raw.SUFFIXES)]
+        # The report of an earlier run may lie among the images.
+        flags = "--image_path", root, images.IMAGE_SUFFIXES + raw.SUFFIXES, results.report_files(options.report or "")
+        sources = [[path] for path in images.find_images(*flags)]
     chosen_for_renders = not own and (of_renders or renders.are_frames([path for path, *_ in sources]))
     plain = (options.detail, options.chroma) == (0, 1)
     _check_adapting(options)

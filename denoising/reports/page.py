@@ -11,12 +11,12 @@ import numpy as np
 
 from denoising import cli
 from denoising.files import images
+from denoising.files.results import report_files
 from denoising.reports import modules
 from denoising.reports.montage import displayable
 from denoising.reports.scores import decimals
 
 FILES = {"noisy": "input", "denoised": "output", "clean": "label", "residual": "residual"}  # how pictures are called
-OWN_FILES = re.compile(r"index\.html|settings\.json|\d{5,}-(input|output|label|residual|montage|structure)\.png")
 ERROR_GAIN, REMOVED_GAIN = 4, 2  # how much a residual is amplified for the eye
 
 # Shown of each image and set: measure, format, classes of the table cell.
@@ -52,7 +52,7 @@ class HtmlReport:
         if first:
             refuse_report(folder, overwrite)
             # The page goes first, so that it never stands beside pictures of another run.
-            for path in own_files(folder):
+            for path in report_files(folder):
                 path.unlink()
 
     def add(self, score, clean, noisy, denoised):
@@ -111,15 +111,9 @@ def file_name(number, kind):
 def refuse_report(folder, overwrite):
     """Makes the folder of a report, and refuses one that holds a report, or its pictures, unless that may go."""
     cli.writable_folder("--report", folder)
-    found = own_files(folder)
+    found = report_files(folder)
     if found and not overwrite:
         raise cli.UserError(f"--report: {found[0]} exists; --overwrite replaces the report and its pictures")
-
-
-def own_files(folder):
-    """What a report leaves, the page first."""
-    found = [path for path in Path(folder).iterdir() if OWN_FILES.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (path.name[0].isdigit(), path.name))
 
 
 def _image_means(results):

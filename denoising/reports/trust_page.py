@@ -8,12 +8,13 @@ import numpy as np
 from denoising import cli
 from denoising.data import renders
 from denoising.files import images
+from denoising.files.results import report_files
 from denoising.imaging import trust
 from denoising.imaging.pixels import PLAIN_SPAN, Picture, from_01, seen_in, span_of, to_01
 from denoising.inference import distributed
 from denoising.inference.estimate import judge
 from denoising.reports.montage import displayable
-from denoising.reports.page import REMOVED_GAIN, as_text, file_name, filled, own_files, refuse_report
+from denoising.reports.page import REMOVED_GAIN, as_text, file_name, filled, refuse_report
 
 PICTURES = {
     "input": "noisy",
@@ -35,7 +36,7 @@ class TrustReport:
     def __init__(self, flag, folder, title, pictures=100, overwrite=False):
         cli.writable_folder(flag, folder)
         refuse_report(folder, overwrite)
-        for path in own_files(folder):
+        for path in report_files(folder):
             path.unlink()
         self._folder, self._title, self._limit, self._entries = Path(folder), title, pictures, []
 
@@ -109,7 +110,7 @@ def of_prediction(options):
         (distributed.WORLD_SIZE > 1, "--report: takes one process"),
         (renders.is_folder(options.image_path), "--report: is for images, not for renders"),
     )
-    left = own_files(cli.writable_folder("--report", options.report))
+    left = report_files(cli.writable_folder("--report", options.report))
     # A batch that is continued gets a page on its further images in place of that on the first ones.
     replaced = options.overwrite or (options.skip_existing and all(map(_is_of_prediction, left)))
     return TrustReport("--report", options.report, OF_PREDICTION, overwrite=replaced)

@@ -22,6 +22,8 @@ def test_find_images(tmp_path):
     assert names(tmp_path / "x[1].png") == ["x[1].png"]
     assert names(tmp_path / "*.jpg") == ["a.jpg"]
     assert names(str(tmp_path) + "/**/*.tif") == ["sub/c.tif"]
+    left_out = [os.path.relpath(tmp_path / "b.PNG"), tmp_path / "absent"]
+    assert "b.PNG" not in [file.name for file in images.find_images("--flag", tmp_path, leave_out=left_out)]
     (tmp_path / "none").mkdir()
     for path in ("none", "absent", "*.bmp"):
         with pytest.raises(UserError, match=r"^--flag: "):

@@ -116,6 +116,16 @@ def test_a_batch_that_is_continued_gets_its_report(tmp_path, weights, capsys):
     assert page.read_text() == "<h1>mine</h1>"
 
 
+def test_a_report_among_the_images_is_none_of_them(tmp_path, weights, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--image_path", ".", "--model_path", weights, "--save_dir", "out", "--report", "report", "--skip_existing"]
+    for seed, name in enumerate(("a", "b")):
+        save(tmp_path / f"{name}.png", noisy_scene(40, 50, seed=seed))
+        run(*flags)
+        assert not (tmp_path / "out" / "report").exists()
+        assert f"{name}.png" in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_a_report_on_what_looks_like_a_mosaic(tmp_path, weights):
     """Its noise is measured in four phases, but it is denoised and judged as one channel."""
     rng = np.random.default_rng(0)

@@ -237,6 +237,14 @@ def test_judges_without_clean_images(noisy, weights, tmp_path, capsys):
     assert not list((tmp_path / "report").glob("00001-*"))
 
 
+def test_a_report_among_the_images_is_none_of_them(noisy, weights, tmp_path):
+    save(tmp_path / "0.png", np.asarray(opened(noisy / "a" / "0.png")))
+    flags = ["--model_path", weights, "--no_clean", tmp_path, "--noisetype", "gauss15", "--report", tmp_path / "report"]
+    for _ in range(2):
+        run(*flags, "--overwrite", "--json", tmp_path / "t.json")
+        assert [row["image"] for row in json.loads((tmp_path / "t.json").read_text())["images"]] == ["0.png"]
+
+
 def test_the_second_frame_tells_the_error(noisy, weights, capsys):
     run("--model_path", weights, "--no_clean", noisy / "a", "--pair_dir", noisy / "b", "--json")
     for row in json.loads(capsys.readouterr().out)["images"]:

@@ -282,6 +282,19 @@ def test_saved_in_other_formats(page):
     assert sizes[0] < 0.6 * sizes[1]
 
 
+def test_images_that_come_and_go_are_counted(page):
+    for count, name in enumerate(("a.png", "b.png"), 1):
+        drop(page, {name: as_bytes(noisy_scene(40, 50), "PNG")})
+        expect(page.locator("#strip .done")).to_have_count(count)
+    expect(page.locator("#said")).to_have_text("2 of 2 done")
+    expect(page.locator("#to-all")).to_be_visible()
+    expect(page.locator("#save-all")).to_have_text("Save all 2 as zip")
+    page.get_by_role("button", name="Remove b.png").press("Enter")
+    expect(page.locator("#said")).to_have_text("")
+    expect(page.locator("#to-all, #save-all").locator("visible=true")).to_have_count(0)
+    expect(page.locator("#strip .thumb")).to_be_focused()
+
+
 def test_what_cannot_be_saved_is_named_and_the_others_are_saved(page):
     clear = np.dstack([noisy_scene(60, 70), np.full((60, 70), 99, np.uint8)])
     drop(page, {"clear.png": as_bytes(clear, "PNG"), "colour.png": as_bytes(noisy_scene(50, 60), "PNG")})

@@ -125,14 +125,16 @@ function remove(item) {
   if (item === current) choose(items.all[Math.min(at, items.all.length - 1)] ?? null);
   $("empty").hidden = items.all.length > 0;
   $("work").hidden = !items.all.length;
+  if (document.activeElement === document.body) current?.view.thumb.focus(); // its button is gone
+  tellState();
 }
 
 function tellState() {
+  showSaving();
   const count = (state) => items.all.filter((item) => item.state === state).length;
   const failed = count("failed"), done = count("done"), all = items.all.length;
   if (items.all.some((item) => items.isBusy(item))) return say(all > 1 ? `${done} of ${all} done` : "");
   say(failed ? `${done} of ${all} done, ${failed} failed` : all > 1 ? `${done} of ${all} done` : "");
-  showSaving();
 }
 
 addEventListener("keydown", (event) => {
@@ -235,7 +237,6 @@ function showPanel(item) {
     $(`${name}-value`).value = `${Math.round(100 * mixing[name])} %`;
   }
   $("chroma-row").hidden = analysis?.channels === 1;
-  $("to-all").hidden = items.all.length < 2;
   showNoise(analysis);
   $("lost").textContent = wordsOfLoss(item.judged);
   showSaving();
@@ -307,6 +308,7 @@ function showSaving() {
   const done = items.all.filter((item) => item.state === "done");
   $("save").disabled = current?.state !== "done" || saving !== null;
   $("save-all").disabled = !done.length && !saving;
+  $("to-all").hidden = items.all.length < 2;
   $("save-all").hidden = items.all.length < 2 && !saving;
   $("save-all").textContent = saving ? "Cancel" : `Save all${done.length ? ` ${done.length}` : ""} as zip`;
   $("quality-row").hidden = $("format").value !== "jpeg";

@@ -312,10 +312,10 @@ def report(jobs, times, runtime, options):
     seconds = sum(times.total)
     if options.json:
         outcomes = [
-            {"input": str(job.path), "output": job.target and str(job.target)} | job.scores
+            {"input": str(job.path), "output": job.target and str(job.target)} | _for_json(job.scores)
             | ({"error": job.error} if job.error else {}) for job in jobs
         ]  # fmt: skip
-        numbers = {"mean": means, "count": times.items, "seconds": seconds}
+        numbers = {"mean": _for_json(means), "count": times.items, "seconds": seconds}
         print(json.dumps({"engine": runtime.facts, "images": outcomes, **numbers}, indent=2))
         return
     for job in jobs:
@@ -331,6 +331,11 @@ def report(jobs, times, runtime, options):
         cli.note(f"{failed} of {len(jobs)} images could not be denoised")
     if unscored:
         cli.note(f"{unscored} of {len(jobs)} images were denoised, but not scored")
+
+
+def _for_json(scores):
+    """JSON knows no infinity, which is the PSNR of equal images."""
+    return {measure: value if np.isfinite(value) else None for measure, value in scores.items()}
 
 
 if __name__ == "__main__":

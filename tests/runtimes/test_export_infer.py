@@ -354,6 +354,8 @@ def test_scores_against_truth(exports, pictures, tmp_path, capsys):
     assert infer.main([*map(str, flags[:4]), "--gt_dir", str(tmp_path / "gt")]) == 0
     out = capsys.readouterr().out
     assert "Metric psnr: inf\nMetric ssim: 1.0000\n" in out
+    told = run(capsys, *flags[:4], "--gt_dir", tmp_path / "gt")[1]
+    assert {scores["psnr"] for scores in (told["mean"], *told["images"])} == {None}  # JSON knows no infinity
     (tmp_path / "gt" / "sub" / "c.bmp").unlink()
     with pytest.raises(cli.UserError, match=r"--gt_dir: .*gt has no sub/c.png"):
         infer.main([*map(str, flags[:4]), "--gt_dir", str(tmp_path / "gt")])

@@ -133,7 +133,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else [str(argument) for argument in args]
-        return super().parse_args([self._underscored(argument) for argument in args], namespace)
+        options, left = self.parse_known_args([self._underscored(argument) for argument in args], namespace)
+        if left and os.path.exists(left[0]):  # as where a shell has put the files of a pattern in its place
+            self.error(f"{left[0]}: one path is taken; put a pattern in quotes, as '*.png', or name the folder")
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return options
 
     def _underscored(self, argument):
         name, equals, value = argument.partition("=")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,18 @@ def test_a_number_out_of_range_is_refused(text):
     for kind in (int, float):
         with pytest.raises(argparse.ArgumentTypeError, match=f"{text[:9]}.* number from 1 up"):
             cli.number(kind, 1)(text)
+
+
+def test_a_pattern_that_the_shell_has_taken_apart_is_told(tmp_path, capsys):
+    (tmp_path / "b.png").touch()
+    parser = cli.Parser("")
+    parser.add_argument("--image_path")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--image_path", "a.png", tmp_path / "b.png", "c.png", "--strength", "1"])
+    assert re.fullmatch(r".*: error: \S+b\.png: one path .* in quotes.*\n", capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--strength", "1"])
+    assert "unrecognized arguments: --strength 1 (" in capsys.readouterr().err
 
 
 # As the real one does, whose modules are initialised by C.

@@ -57,6 +57,13 @@ def test_the_command_parses(document, line):
     parser.parse_args(words[1:])
 
 
+def test_documented_cards_do_not_meet_those_that_ship():
+    """Which are in the folder that is the default, and are not replaced unasked."""
+    lines = [line for _, line in FOUND if "model_card.py" in line]
+    assert lines
+    assert [line for line in lines if "--save_dir" not in line] == []
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_shows_an_example_and_defaults(name):
     # In an interpreter of its own, once for each script: everything that it needs is found and imported from there.

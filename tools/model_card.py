@@ -1,6 +1,6 @@
 r"""Measures a network on every runtime and in every precision, and writes its deployment card.
 
-    python tools/model_card.py --model_path best_model.pdparams --images my_noisy_images
+    python tools/model_card.py --model_path best_model.pdparams --images my_noisy_images --save_dir output/card
     python tools/model_card.py --model_path best_model.pdparams --images clean_photos --noise gauss25 --quick \
         --save_dir output/card
 

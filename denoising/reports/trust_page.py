@@ -80,6 +80,8 @@ class TrustReport:
             "images": "\n".join(self._section(number, *entry) for number, entry in enumerate(self._entries)),
         }
         cli.write_text(self._folder / "index.html", filled("trust_page.html", parts))
+        if len(self._entries) > self._limit:
+            cli.note(f"--report: it shows pictures of {self._limit} of {len(self._entries)} images")
         return str(self._folder / "index.html")
 
     def _section(self, number, name, found):

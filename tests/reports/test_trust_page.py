@@ -90,6 +90,15 @@ def test_the_page_of_predict_needs_no_matplotlib():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, check=True)
 
 
+def test_pictures_that_are_left_out_are_told(tmp_path, capsys):
+    grey = np.full((16, 16, 3), 128, np.uint8)
+    report = TrustReport("--report", str(tmp_path), "Many", pictures=1)
+    for name in ("a.png", "b.png"):
+        report.add(name, grey, grey, judge(lambda image: image, grey, denoised=grey))
+    report.close()
+    assert capsys.readouterr().err == "--report: it shows pictures of 1 of 2 images\n"
+
+
 def test_counts_of_a_sensor_are_shown_as_an_image(tmp_path):
     noisy = np.random.default_rng(0).normal(900, 40, (64, 80, 1)).astype(np.uint16)
     found = judge(lambda image: image, noisy, denoised=noisy)

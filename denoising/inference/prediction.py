@@ -88,11 +88,18 @@ def plan(options):
     firsts, others = [files[0] for files in sources], [path for files in sources for path in files[1:]]
     flags = options.save_dir, options.keep_format, options.overwrite
     targets = results.plan("--image_path", firsts, root, *flags, others, options.skip_existing)
+    if options.save_adapted:
+        cli.writable_folder("--save_adapted", Path(options.save_adapted).parent)
     cli.writable_folder("--save_dir", options.save_dir)
     planned = [pair for pair in zip(sources, targets, strict=True) if pair[1] is not None]
     if len(planned) < len(sources) and distributed.IS_MAIN:
         cli.note(f"{len(sources) - len(planned)} of {len(sources)} images have their results already")
     return planned
+
+
+def adapted_from(path, saved):
+    """Where adapted weights are kept, as --save_adapted says, if there are some of several origins."""
+    return saved.with_stem(f"{saved.stem}_{path.stem}")
 
 
 def _check_adapting(options):
@@ -103,9 +110,11 @@ def _check_adapting(options):
         (options.adapt and options.adapt_steps, "--adapt_steps: takes the place of --adapt: give one"),
         (options.save_adapted and not adapts, "--save_adapted: needs --adapt"),
         (options.save_adapted and saved.suffix != ".pdparams", "--save_adapted: the name of a .pdparams file"),
-        (options.save_adapted and saved.exists() and not options.overwrite,
-         f"--save_adapted: {saved} exists; --overwrite replaces it"),
-    )  # fmt: skip
+    )
+    if options.save_adapted and not options.overwrite:
+        origins = auto.shipped_weights() if options.model_path == "auto" else []
+        there = next(filter(Path.exists, (saved, *(adapted_from(path, saved) for path in origins))), None)
+        cli.refuse((there, f"--save_adapted: {there} exists; --overwrite replaces it"))
     own = Path("" if options.model_path == "auto" else options.model_path)
     cli.refuse(
         (adapts and options.model_path != "auto" and own.exists() and own.suffix not in (".pdparams", ".pth"),

@@ -54,7 +54,9 @@ def load(options, planned):
         if result.kept:
             weights.replace(path, result.network)
             if options.save_adapted:
-                _save(_own_name(options.save_adapted, path, groups), path, result, options.seed)
+                target = Path(options.save_adapted)
+                target = target if len(groups) == 1 else prediction.adapted_from(path, target)
+                _save(target, path, result, options.seed)
     return weights, planned
 
 
@@ -188,15 +190,9 @@ def _counted(count, word="image"):
     return f"{count} {word}{'s' * (count != 1)}"
 
 
-def _own_name(flag, path, groups):
-    """Where the weights are written: as --save_adapted says, where there are several with their origin in the name."""
-    return Path(flag) if len(groups) == 1 else Path(flag).with_stem(f"{Path(flag).stem}_{path.stem}")
-
-
 def _save(target, path, result, seed):
     """Writes the adapted weights with what rebuilds the network, and what they come from."""
     _, options = checkpoint.load_network(path)
     about = {"adapted_from": path.name, "adapted_steps": result.steps, "seed": seed}
-    cli.writable_folder("--save_adapted", target.parent)
     checkpoint.save_network(target, checkpoint.network_state(result.network), {**options, **about})
     cli.note(f"--adapt: the weights are in {target}")

@@ -128,7 +128,8 @@ def test_refusals(tmp_path, weights, capsys):
     save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
     exported = tmp_path / "model.onnx"
     exported.write_bytes(b"model")
-    (tmp_path / "there.pdparams").write_bytes(b"old")
+    for name in ("there", "several_photo_deep"):
+        (tmp_path / f"{name}.pdparams").write_bytes(b"old")
     flags = {"--image_path": tmp_path / "in", "--save_dir": tmp_path / "out", "--model_path": weights}
     cases = [
         ({"--adapt": 0}, "--adapt"),
@@ -139,6 +140,11 @@ def test_refusals(tmp_path, weights, capsys):
         ({"--save_adapted": tmp_path / "a.pdparams"}, "--save_adapted: needs --adapt"),
         ({"--adapt": 1, "--save_adapted": tmp_path / "a.bin"}, "a .pdparams file"),
         ({"--adapt": 1, "--save_adapted": tmp_path / "there.pdparams"}, "--overwrite replaces it"),
+        (
+            {"--adapt": 1, "--save_adapted": tmp_path / "several.pdparams", "--model_path": "auto"},
+            "_photo_deep.pdparams exists",
+        ),
+        ({"--adapt": 0.01, "--save_adapted": "/proc/a.pdparams"}, "--save_adapted: cannot write to /proc"),
     ]
     for more, words in cases:
         assert words in refusal(predict.main, flags | more, capsys), more

@@ -46,6 +46,7 @@ def main(argv=None):
         raise UserError(f"--save_path: {target} must end in .pdparams")
     if os.path.exists(target) and not options.overwrite:
         raise UserError(f"--save_path: {target} exists; --overwrite replaces it")
+    cli.writable_folder("--save_path", os.path.dirname(target) or ".")
     network, about = checkpoint.load_network(options.model_path)
     state = checkpoint.network_state(network)
     if options.half:

@@ -292,6 +292,8 @@ def main(argv=None):
         (options.json and options.json != "-" and os.path.exists(options.json) and not options.overwrite,
          f"--json: {options.json} exists; --overwrite replaces it"),
     )  # fmt: skip
+    if options.json and options.json != "-":
+        cli.writable_folder("--json", os.path.dirname(options.json) or ".")
     if options.report:
         noise_page.refuse_page(cli.writable_folder("--report", options.report), options.overwrite)
     shown = options.pictures if options.report else 0

@@ -121,11 +121,11 @@ def test_json_and_a_page_of_a_folder(tmp_path, capsys):
         image = noisy(seed=i)
         image[50, 60] = 255
         save(tmp_path / "photos" / f"{i}.png", image)
-    flags = ("--json", tmp_path / "noise.json", "--report", tmp_path / "report")
+    flags = ("--json", tmp_path / "new" / "noise.json", "--report", tmp_path / "report")
     lines = lines_of(tmp_path / "photos", capsys, *flags)
     assert "4 images" in lines[0]
     assert "1 hot pixel" in lines[3]
-    found = json.loads((tmp_path / "noise.json").read_text())
+    found = json.loads((tmp_path / "new" / "noise.json").read_text())
     assert found["hot_pixels"] == [[50, 60]]
     assert [image["kind"] for image in found["images"]] == ["gauss"] * 4
     page = (tmp_path / "report" / "index.html").read_text()
@@ -165,6 +165,7 @@ def test_refusals(tmp_path, capsys):
         "same size": {"--image_path": first, "--second": small},
         "same image": {"--image_path": first, "--second": first},
         "--report": {"--image_path": first, "--report": tmp_path / "report"},
+        "--json: cannot write to /proc": {"--image_path": first, "--json": "/proc/nowhere/a.json"},
         "there.json exists": {"--image_path": first, "--json": tmp_path / "there.json"},
         "does not exist": {"--image_path": tmp_path / "nowhere"},
     }

@@ -88,7 +88,7 @@ def find_model(options):
     onnx = options.runtime != "paddle"
     if options.model_dir and not program:
         cli.existing_folder("--model_dir", options.model_dir)
-        names = ("model.pdmodel", "model.json")
+        names = ("model.pdmodel", "model.json", "model.onnx")  # the last one is refused, with what runs it
         if onnx:
             names = ("model_int8.onnx",) if options.precision == "int8" else ("model.onnx",)
         paths = [os.path.join(options.model_dir, name) for name in names]

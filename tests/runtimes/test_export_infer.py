@@ -528,7 +528,9 @@ def test_broken_models_are_refused(how, word, model, pictures, capfd):
 
 
 def test_bad_input_is_refused(exports, pictures, tmp_path):
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "onnx"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_text("")
     (tmp_path / "file").write_text("")
     (tmp_path / "text.png").write_text("no image")
     ok = ["--model_dir", exports / "pdmodel"]
@@ -541,6 +543,7 @@ def test_bad_input_is_refused(exports, pictures, tmp_path):
         ([*ok], "--input_file: "),
         (["-i", pictures], "--model_file: "),
         (["-i", pictures, "--model_dir", tmp_path / "empty"], "--model_file: .*model.pdmodel does not exist"),
+        (["-i", pictures, "--model_dir", tmp_path / "onnx"], "--model_file: .*model.onnx is run by --runtime=openvino"),
         (["-i", pictures, "--model_file", pictures], "--model_file: .* is a folder"),
         (["-i", pictures, "--model_file", tmp_path / "text.png"], "--model_file: .* is neither"),
     ):

@@ -42,7 +42,7 @@ def get_parser():
     add("--strengths", type=number(float, 0.1, 50), nargs="+", default=[1, 3, 8, 16],
         help="deviations of the sensor's noise at middle grey, of 255")  # fmt: skip
     add("--model_path", default=str(ROOT / "models/raw.pdparams"), help="the weights for mosaics")
-    add("--photo_path", default=str(ROOT / "models/photo.pdparams"), help="the weights for developed pictures")
+    add("--photo_path", default=str(ROOT / "models/photo_deep.pdparams"), help="the weights for developed pictures")
     add("--picture", help="draw the first image in all versions into this PNG file, at the last strength")
     return parser
 
@@ -80,7 +80,7 @@ def versions(shot, of_mosaics, of_pictures):
         for mode in (rawpy.FBDDNoiseReductionMode.Light, rawpy.FBDDNoiseReductionMode.Full):
             developed = photo.develop(noisy, fbdd_noise_reduction=mode, **DEVELOPED)
             yield f"LibRaw, FBDD {mode.name.lower()}", None, developed
-        yield "developed, then photo", None, of_pictures(as_it_is)
+        yield "developed, then photo_deep", None, of_pictures(as_it_is)
         for name, curve in (("raw, noise measured", measured), ("raw, noise known", shot.curve)):
             mosaic = raw_prediction.denoise(of_mosaics, noisy, RED, curve or (0, 0))
             yield name, mosaic, photo.develop(mosaic, **DEVELOPED)

@@ -10,7 +10,7 @@ colours, smooths, sharpens and scales, rounds to 8 bits and compresses.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -18,6 +18,9 @@ import numpy as np
 GREY = 0.18  # what photographers call middle grey, in linear light
 CURVE_STEPS = 4096
 CLEANEST, NOISIEST = 1.5, 16.0  # deviations of the sensor at middle grey, of 255: base to highest sensitivity
+# The share of files that were developed without noise reduction, as raw files often are by hand, and of these of those
+# that were not compressed, either.
+PLAIN, UNCOMPRESSED = 0.3, 0.7
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def draw_settings(rng, deviation):
         np.float32,
     )
     scales = [1.0, rng.uniform(0.5, 0.95), rng.uniform(1.05, 1.6)]
-    return Settings(
+    settings = Settings(
         blur=float(rng.uniform(0.4, 1.1)) * (rng.random() < 0.6),
         shot=shot,
         read=read,
@@ -79,6 +82,10 @@ def draw_settings(rng, deviation):
         sampling=int(rng.choice(list(SAMPLINGS))),
         corner=tuple(int(place) for place in rng.integers(0, 16, 2)),
     )
+    if rng.random() < PLAIN:
+        quality = 0 if rng.random() < UNCOMPRESSED else settings.quality
+        settings = replace(settings, chroma=0.0, smoothing="none", sharpening=0.0, quality=quality)
+    return settings
 
 
 def sensor_noise(variance, deviation_of_read=0.0):

@@ -53,16 +53,19 @@ def decode(data, path):
         pages=[np.stack(image[: 1 if len(image) < 3 else 3], axis=2)],
         alpha=[image[-1]] if len(image) in (2, 4) else None,
         format="EXR",
-        exr={"half": half, "layers": channels, "attributes": _attributes(header)},
+        exr={"half": half, "layers": channels, "attributes": _attributes(header), "within": _within(names[0])},
     )
 
 
 def layer(picture, name):
-    """The layer of three channels whose name ends so, H x W x 3 float32, e.g. "albedo"; None if there is none."""
+    """The layer of three channels whose name ends so, H x W x 3 float32, e.g. "albedo"; None if there is none.
+
+    Where a program writes several pictures into a file, it is that of the image.
+    """
     found = {}
     for channel, plane in picture.exr.get("layers", {}).items():
         where, _, component = channel.rpartition(".")
-        if where.lower().endswith(name):
+        if where.lower().endswith(name) and where.startswith(picture.exr.get("within", "")):
             found.setdefault(where, {})[component.upper()] = plane
     for planes in found.values():
         for components in ("RGB", "XYZ"):
@@ -107,17 +110,22 @@ def _extent(header):
     return int(bottom) - int(top) + 1, int(right) - int(left) + 1
 
 
+def _within(name):
+    """What a channel's name has before its layer: "ViewLayer." of "ViewLayer.Combined.R"."""
+    return "".join(name.rpartition(".")[0].rpartition(".")[:2])
+
+
 def _image_names(names, path):
     """The channels of the image: R G B, R G B A, Y or Y A of the first layer that has them."""
     layers = {}
     for name in names:
         where, _, component = name.rpartition(".")
-        layers.setdefault(where.lower().rpartition(".")[2], {})[component] = name
+        layers.setdefault(where, {})[component] = name
     for wanted in IMAGE_LAYERS:
-        found = layers.get(wanted, {})
-        for components in ("RGB", "Y"):
-            if all(component in found for component in components):
-                return [found[component] for component in (*components, "A") if component in found]
+        for found in (layers[where] for where in layers if where.lower().rpartition(".")[2] == wanted):
+            for components in ("RGB", "Y"):
+                if all(component in found for component in components):
+                    return [found[component] for component in (*components, "A") if component in found]
     listed = " ".join(sorted(names)[:12]) or "none"
     raise UserError(f"{path}: no channels R G B or Y, its channels are: {listed}")
 

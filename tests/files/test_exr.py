@@ -119,6 +119,22 @@ def test_the_image_is_found_in_a_named_layer_and_layers_by_the_end_of_their_name
     assert exr.layer(picture, "depth") is None
 
 
+def test_image_albedo_and_normal_are_of_one_view_layer_where_a_file_holds_several():
+    """Blender writes all view layers of a scene into one file; not each of them need have data for denoising."""
+
+    def view_layer(name, factor, parts):
+        names = {"Combined": "RGB", "Denoising Albedo": "RGB", "Denoising Normal": "XYZ"}
+        return {f"{name}.{part}.{c}": HDR[..., 0] * factor for part in parts for c in names[part]}
+
+    every = ("Combined", "Denoising Albedo", "Denoising Normal")
+    picture = read(exr_bytes(view_layer("ViewLayer", 1, every) | view_layer("ViewLayer_001", 2, every)))
+    for found in (picture.pages[0], exr.layer(picture, "albedo"), exr.layer(picture, "normal")):
+        np.testing.assert_array_equal(found, HDR[..., :1].repeat(3, 2))
+    picture = read(exr_bytes(view_layer("ViewLayer", 1, every[:1]) | view_layer("ViewLayer_001", 2, every)))
+    np.testing.assert_array_equal(picture.pages[0], HDR[..., :1].repeat(3, 2))
+    assert exr.layer(picture, "albedo") is None
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

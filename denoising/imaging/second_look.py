@@ -6,13 +6,20 @@ a denoiser has removed shows the noise at each brightness.
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
+from denoising.imaging.pixels import from_01, seen_in, to_01
 from denoising.imaging.trust import Level
 
 RANGES = 8  # of brightness
 DIFFER = 1.3  # times: if the variance that was removed differs less from the first look's, either may err by as much
 SEEN = 0.93  # of the noise's variance is in what a good denoiser removes; it follows the rest
+MEDIAN = 0.455  # of a squared normal number
+GRID = 4  # pixels: of each such square, four are looked at for the noise of the whole image
+AROUND = 7  # pixels: the side of the squares in which what was removed is compared with it
+MORE = 1.25**2  # times the noise's variance is in what was removed of noise alone, at most, by chance
+STRIP = 256  # rows that are computed at a time: the memory is that of so many, however large the image
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,42 @@ def look_again(noisy_01, denoised_01, level):
     # finest detail than of others: this says nothing then.
     less = times < 1 / DIFFER and level.kind != "correlated"
     return seen if times > DIFFER or less else level
+
+
+def no_more_than_noise(noisy, denoised, span):
+    """The denoised image, with what was removed beyond the noise given back around where it was.
+
+    A network that knows stronger noise alone, or darker images, takes small lights and fine texture for noise. These
+    are rare at each brightness, or have little of the finest diagonal detail, by whose median the noise is told.
+
+    Args:
+        noisy: H x W x C, uint8, uint16 or float32.
+        denoised: the same of what was made of it.
+        span: of the Denoiser.
+    """
+    height, width, _ = noisy.shape
+    thinned = np.ix_(*(np.flatnonzero(np.arange(side // GRID * GRID) % GRID < 2) for side in (height, width)))
+    before, after = (to_01(seen_in(span, image[thinned])).transpose(2, 0, 1) for image in (noisy, denoised))
+    curves = list(map(_medians, before - after, after))
+    result = np.empty_like(denoised)
+    for first in range(0, height, STRIP):
+        rows, start = slice(first, first + STRIP), max(first - AROUND, 0)
+        around = slice(start, first + STRIP + AROUND)
+        before, after = (to_01(seen_in(span, image[around])) for image in (noisy, denoised))
+        variance = np.stack([np.interp(after[..., c], *curve) for c, curve in enumerate(curves)], axis=2)
+        excess = np.square(before - after) / np.maximum(MORE * variance, 1e-12)
+        excess = cv2.blur(excess, (AROUND, AROUND)).reshape(excess.shape)[first - start :][:STRIP]
+        before, after = to_01(noisy[rows]), to_01(denoised[rows])
+        result[rows] = from_01(before + (after - before) / np.maximum(excess, 1), denoised.dtype)
+    return result
+
+
+def _medians(removed, denoised):
+    """The brightness of the ranges of H x W, and the noise's variance there, whatever is removed in a few places."""
+    energy, brightness = np.square(_diagonal(removed)).ravel(), _mean_of_four(denoised).ravel()
+    parts = np.array_split(np.argsort(brightness), RANGES)
+    variances = [np.median(energy[part]) / (MEDIAN * SEEN) for part in parts]
+    return [brightness[part].mean() for part in parts], variances
 
 
 def _curve(removed, denoised):

@@ -119,6 +119,7 @@ class Choice:
     why: str
     analysis: Analysis
     span: tuple[float, float] = PLAIN_SPAN  # of a Denoiser
+    bounded: bool = False  # the same
     light: str | None = None  # the weights that --fast would take instead
 
     @property
@@ -174,7 +175,7 @@ class Shelf:
         """One choice for the pages of a file, which are alike: that of most of those whose noise shows.
 
         Returns:
-            The choice, and for each page the span of a Denoiser; None: it has no noise, and stays as it is.
+            The choice, and for each page `span` and `bounded` of a Denoiser; None: it has no noise, and stays as it is.
         """
         choices = [self.choose(page, fast) for page in pages]
         noisy = [choice for choice in choices if choice.name]
@@ -186,7 +187,7 @@ class Shelf:
         if len(noisy) < len(pages):
             there = f"; {len(noisy)} of {len(pages)} pages have noise, the others stay as they are"
             taken = dataclasses.replace(taken, why=taken.why + there)
-        return taken, tuple(choice.span if choice.name else None for choice in choices)
+        return taken, tuple((choice.span, choice.bounded) if choice.name else None for choice in choices)
 
     def choose(self, image, fast=False):
         """Measures the noise of H x W x C and takes the weights that are for it.
@@ -211,13 +212,16 @@ class Shelf:
         light = lightest.name if lightest is not taken else None
         if analysis.kind == "none" and taken:
             why = f"{analysis.describe()}: {taken.name}, which changes little if so{values}"
-            return Choice(taken.name, why, analysis, span, light)
+            return Choice(taken.name, why, analysis, span, light=light)
         if analysis.kind == "none":
             return Choice(None, f"{analysis.describe()}: it stays as it is", analysis)
         if taken is None:
             raise ValueError(f"{analysis.describe()}; no weights here are for it: name some by --model_path")
         why = f"{analysis.describe()}: {taken.name}, trained on {taken.noise.name}{values}"
-        return Choice(taken.name, why, analysis, span, light)
+        # Weaker noise than the weights know, or lights far beyond what is taken for white.
+        weak = isinstance(taken.noise, Gaussian) and seen.sigma < NEAR[Gaussian][0] * taken.noise.low
+        bounded = analysis.kind != "correlated" and (weak or span != PLAIN_SPAN)
+        return Choice(taken.name, why, analysis, span, bounded, light)
 
 
 def within(analysis, span):

@@ -12,6 +12,7 @@ from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging.detail import Amount, mix
 from denoising.imaging.pixels import PLAIN_SPAN, seen_in
+from denoising.imaging.second_look import no_more_than_noise
 from denoising.inference.checkpoint import load_network
 from denoising.inference.windows import reflected, round_up, windows
 
@@ -25,7 +26,8 @@ WORK = {"encode": 0.1, "deep": 1.0, "decode": 1.0, "whole": 1.0}  # of a pixel i
 class Denoiser:
     """Applies a network to images of any size and type.
 
-    `on_progress(done, total)` may be set: it is called after each window with the work done, in pixels.
+    `on_progress(done, total)` may be set: it is called after each window with the work done, in pixels. `bounded` may
+    be set where the network does not know such an image: no more is removed anywhere than there is noise.
 
     Args:
         network: a network, or the path of a .pdparams file.
@@ -48,7 +50,7 @@ class Denoiser:
             raise ValueError(f"strength is 0..1 and tile a positive number, not {strength} and {tile}")
         self.amount = Amount(strength, detail, chroma)
         self.network, self.tile, self.tta = network, tile, tta
-        self.span = span
+        self.span, self.bounded = span, False
         self.n_channel = network.options["n_channel"]
         self.n_input = network.options.get("n_input") or self.n_channel
         if self.n_input != self.n_channel and not self.amount.is_plain:
@@ -88,10 +90,17 @@ class Denoiser:
             result = self._denoised(hwc)
         else:
             raise ValueError(f"the image has {channels} channels, the network takes {self.n_channel}")
+        if self.bounded and self.amount.strength > 0:
+            result = no_more_than_noise(hwc, result, self.span)
         # Colour and brightness are those of all channels together, also where a network takes one after the other.
-        if not self.amount.is_plain and self.amount.strength > 0:
+        if self.mixes_later and 0 < self.amount.strength and self.amount != Amount():
             result = mix(hwc, result, self.amount)
         return result if image.ndim == 3 else result[..., 0]
+
+    @property
+    def mixes_later(self):
+        """Whether the whole result is needed before some of the input is mixed in again."""
+        return self.bounded or not self.amount.is_plain
 
     # --- One image of the network's channels, or a grey one ---
 
@@ -101,7 +110,7 @@ class Denoiser:
         mixed = self.n_input == self.n_channel
         if self.amount.strength == 0 and mixed:
             return hwc.copy()
-        strength = np.float32(self.amount.strength if self.amount.is_plain else 1)
+        strength = np.float32(1 if self.mixes_later else self.amount.strength)
         result = np.empty((height, width, channels if mixed else self.n_channel), hwc.dtype)
         for place, denoised in self._turned_pieces(hwc) if self.tta else self._pieces(hwc, self.on_progress):
             if self.span != PLAIN_SPAN:

@@ -131,7 +131,8 @@ class Taken:
     """What is taken for an image."""
 
     denoiser: Denoiser | None  # None: it has no noise
-    spans: tuple = ()  # of the Denoiser, for each page; None: it has no noise. Empty: it is the same for all
+    # `span` and `bounded` of the Denoiser, for each page; None: it has no noise. Empty: they are the same for all.
+    spans: tuple = ()
     noise: NoiseModel | None = None  # that the network was trained on, which may know pixels that are to be kept
     why: str = ""  # it was taken, where it had to be chosen
     light: str | None = None  # what --fast would take instead
@@ -141,7 +142,7 @@ class Taken:
         if self.spans and self.spans[number] is None:
             return None
         if self.spans:
-            self.denoiser.span = self.spans[number]
+            self.denoiser.span, self.denoiser.bounded = self.spans[number]
         return self.denoiser
 
     @property

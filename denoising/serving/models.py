@@ -23,11 +23,12 @@ class TakenModel:
     network: object  # None: the image has no noise
     noise: NoiseModel | None
     analysis: Analysis | None = None  # where the noise was measured
-    spans: tuple = ()  # of a Denoiser, for each page; None: it has no noise. Empty: PLAIN_SPAN for all
+    # `span` and `bounded` of a Denoiser, for each page; None: it has no noise. Empty: PLAIN_SPAN for all.
+    spans: tuple = ()
 
     def span_of(self, page):
-        """That of the page of a number."""
-        return self.spans[page] if self.spans else PLAIN_SPAN
+        """Those of the page of a number."""
+        return self.spans[page] if self.spans else (PLAIN_SPAN, False)
 
 
 class OneModel:

@@ -134,8 +134,8 @@ class Pipeline:
         denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, output, tile=self.options.tile, **amounts)
         denoise.on_progress = job.progress
         for number, page in enumerate(pages):
-            if span := taken.span_of(number):
-                denoise.span = span
+            if spans := taken.span_of(number):
+                denoise.span, denoise.bounded = spans
                 pages[number] = taken.noise.restore(page, denoise(page))
 
     def analyse(self, data, asked, job):
@@ -164,7 +164,7 @@ class Pipeline:
         try:
             output = self.kept.get(key)
             taken = output.taken if output else self.models.take(asked.model, picture, asked.fast)
-            span = taken.span_of(0)
+            span, bounded = taken.span_of(0) or (None, False)
             # What is judged lies in 0..1, as the network sees it.
             noisy = pixels.seen_in(span or pixels.PLAIN_SPAN, noisy)
             measured = taken.analysis if span == pixels.PLAIN_SPAN and len(picture.pages) == 1 else None
@@ -178,7 +178,7 @@ class Pipeline:
             raise Refused(422, f"image: {error}") from None
         job.enter("denoising")
         denoised = pixels.seen_in(span, picture.pages[0])
-        loss = trust.lost_structure(noisy, denoised, level, self._probe(taken, level, noisy, job))
+        loss = trust.lost_structure(noisy, denoised, level, self._probe(taken, level, noisy, job, bounded))
         colour, opaque = trust.structure_picture(smaller(loss.structure))
         png = images.encode("map.png", colour, pixels.Picture(pages=[], alpha=[opaque]))
         if work > LARGE:
@@ -188,9 +188,10 @@ class Pipeline:
             "lost": round(loss.lost, 4), "map": base64.b64encode(png).decode(),
         }  # fmt: skip
 
-    def _probe(self, taken, level, noisy, job):
+    def _probe(self, taken, level, noisy, job, bounded):
         """Finds what the network removes of drawn noise in some rows after the other, and tells how far it is."""
         denoise = BatchedDenoiser(taken.network, self.batcher, job.ticket, tile=self.options.tile)
+        denoise.bounded = bounded
         rows_done, (height, width, _) = 0, noisy.shape
 
         def probe(rows, clean):

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 
@@ -6,7 +7,7 @@ from denoising.imaging import trust
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import analyse
 from denoising.imaging.pixels import to_01
-from denoising.imaging.second_look import look_again
+from denoising.imaging.second_look import look_again, no_more_than_noise
 
 
 def picture():
@@ -41,3 +42,31 @@ def test_texture_that_was_taken_for_noise():
     noisy = clean + np.random.default_rng(0).normal(0, 0.02, clean.shape).astype(np.float32)
     level = trust.known_level(parse_noise("gauss15"), 3)
     assert look_again(noisy, clean, level).variance(clean).mean() == pytest.approx(0.02**2, rel=0.15)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_stars_that_were_taken_for_noise_are_given_back_and_the_sky_stays_denoised(channels):
+    """What a network makes of lights that it does not know, a strong blur stands for."""
+    rng = np.random.default_rng(0)
+    clean = np.full((301, 203, channels), 200, np.float32)  # counts
+    stars = np.zeros((301, 203), bool)
+    for row, column in rng.integers(20, 180, (9, 2)):
+        clean[row - 1 : row + 2, column - 1 : column + 2] += 5000
+        stars[row - 1 : row + 2, column - 1 : column + 2] = True
+    noisy = clean + rng.normal(0, 10, clean.shape).astype(np.float32)
+    denoised = cv2.blur(noisy, (9, 9)).reshape(noisy.shape)
+    found = no_more_than_noise(noisy, denoised, (150.0, 400.0))
+    assert found.dtype == np.float32
+    assert np.abs(denoised - clean)[stars].mean() > 2000
+    assert np.abs(found - noisy)[stars].max() < 20
+    sky = cv2.dilate(stars.astype(np.uint8), np.ones((21, 21))) == 0
+    assert np.abs(found - denoised)[sky].mean() < 0.1
+    counts = no_more_than_noise(noisy.astype(np.uint16), denoised.astype(np.uint16), (150 / 65535, 400 / 65535))
+    assert np.abs(counts - noisy)[stars].max() < 20
+
+
+def test_noise_that_was_removed_well_stays_removed_however_it_grows_with_brightness():
+    clean = np.linspace(0.1, 0.9, 256, dtype=np.float32)[None, :, None].repeat(300, 0)
+    noisy = parse_noise("speckle50").add(clean, np.random.default_rng(0))
+    error = no_more_than_noise(noisy, clean, (0.0, 1.0)) - clean
+    assert np.square(error).mean() < 0.001 * np.square(noisy - clean).mean()

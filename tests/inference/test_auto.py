@@ -12,6 +12,7 @@ from denoising.cli import UserError
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.pixels import span_of
+from denoising.imaging.second_look import no_more_than_noise
 from denoising.inference import auto, checkpoint, prediction
 from denoising.inference.auto import Shelf, Spread, Weights, fitting
 from denoising.inference.denoiser import Denoiser
@@ -148,7 +149,10 @@ def test_counts_of_a_sensor_are_seen_as_an_image(shipped, kind, tmp_path, capfd)
     expected = Denoiser(shelf.network("broad"))((image.astype(np.float32) - np.float32(low)) / np.float32(high - low))
     np.save(tmp_path / "a.npy", image)
     run("--image_path", tmp_path / "a.npy", "--save_dir", tmp_path / "o", "--keep_format")
-    found = np.load(tmp_path / "o" / "a_denoise.npy")
+    found = Denoiser(shelf.network("broad"), span=choice.span)(image)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "o" / "a_denoise.npy"), no_more_than_noise(image, found, choice.span)
+    )
     assert found.dtype == image.dtype
     expected = expected * (high - low) + low
     expected = np.clip(expected, 0, 65535) if kind == "counts" else expected
@@ -156,6 +160,26 @@ def test_counts_of_a_sensor_are_seen_as_an_image(shipped, kind, tmp_path, capfd)
     half = Denoiser(shelf.network("broad"), span=choice.span, strength=0.5)(image)
     inside = (found > 0) & (found < 65535) if kind == "counts" else np.full(found.shape, True)
     np.testing.assert_allclose(half[inside], (image * 0.5 + found * 0.5)[inside], atol=1.5)
+
+
+def test_what_weights_do_not_know_is_bounded_by_the_noise(shipped, tmp_path):
+    """Stars in a frame of floats, whose noise is far weaker than the weights', are not taken for it."""
+    shelf = Shelf(shipped.values())
+    assert not shelf.choose(noisy_scene(128, 160, sigma=12)).bounded
+    assert shelf.choose(noisy_scene(128, 160, sigma=12).astype(np.uint16) * 20).bounded  # has a span of its own
+    sky = np.random.default_rng(0).normal(0.2, 0.001, (128, 160)).astype(np.float32)
+    sky[60:64, 30:34] += 0.7
+    sky[100:104, ::40] += 0.3
+    choice = shelf.choose(sky[..., None])
+    assert (choice.name, choice.span, choice.bounded) == ("broad", (0, 1), True)
+    np.save(tmp_path / "sky.npy", sky)
+    run("--image_path", tmp_path / "sky.npy", "--save_dir", tmp_path / "o")
+    denoised = Denoiser(shelf.network("broad"))(sky[..., None])
+    expected = no_more_than_noise(sky[..., None], denoised, choice.span)[..., 0]
+    np.testing.assert_array_equal(np.load(tmp_path / "o" / "sky_denoise.npy"), expected)
+    half = Denoiser(shelf.network("broad"), strength=0.5)
+    half.bounded = True
+    np.testing.assert_allclose(half(sky), (sky + expected) / 2, atol=1e-5)
 
 
 def test_values_that_fill_the_range_stay(shipped):

@@ -86,7 +86,7 @@ def main(argv=None):
     """Reads, denoises, writes."""
     args = get_parser().parse_args(argv)
     new_file("--out", args.out, args.overwrite)
-    if os.path.splitext(args.out)[1].lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(os.path.splitext(args.out)[1].lower()) not in Image.SAVE:
         raise UserError(f"--out: {args.out} has no suffix of a picture, such as .png")
     network = load_network(args.weights)
     noisy, to_picture = read_picture("--image", args.image)

@@ -387,6 +387,7 @@ def test_pictures_that_cannot_be_denoised_are_refused(weights, tmp_path):
         (tmp_path / "absent.png", "out.png", "absent.png"),
         (tmp_path, "out.png", "--image"),
         (good, "out.xyz", "suffix"),
+        (good, "out.psd", "suffix"),  # is read, and not written
         (good, "good.png", "--overwrite"),
     ]
     before = good.read_bytes()

@@ -70,7 +70,7 @@ def no_more_than_noise(noisy, denoised, span):
         rows, start = slice(first, first + STRIP), max(first - AROUND, 0)
         around = slice(start, first + STRIP + AROUND)
         before, after = (to_01(seen_in(span, image[around])) for image in (noisy, denoised))
-        variance = np.stack([np.interp(after[..., c], *curve) for c, curve in enumerate(curves)], axis=2)
+        variance = np.stack([_at(after[..., c], *curve) for c, curve in enumerate(curves)], axis=2)
         excess = np.square(before - after) / np.maximum(MORE * variance, 1e-12)
         excess = cv2.blur(excess, (AROUND, AROUND)).reshape(excess.shape)[first - start :][:STRIP]
         before, after = to_01(noisy[rows]), to_01(denoised[rows])
@@ -84,6 +84,13 @@ def _medians(removed, denoised):
     parts = np.array_split(np.argsort(brightness), RANGES)
     variances = [np.median(energy[part]) / (MEDIAN * SEEN) for part in parts]
     return [brightness[part].mean() for part in parts], variances
+
+
+def _at(brightness, levels, variances):
+    """The noise's variance at each brightness; beyond the brightest range it grows on as over all ranges."""
+    slope = (variances[-1] - variances[0]) / max(levels[-1] - levels[0], 1e-12)
+    beyond = np.maximum(brightness - levels[-1], 0)
+    return np.interp(brightness, levels, variances) + max(slope, 0) * beyond
 
 
 def _curve(removed, denoised):

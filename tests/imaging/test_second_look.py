@@ -70,3 +70,12 @@ def test_noise_that_was_removed_well_stays_removed_however_it_grows_with_brightn
     noisy = parse_noise("speckle50").add(clean, np.random.default_rng(0))
     error = no_more_than_noise(noisy, clean, (0.0, 1.0)) - clean
     assert np.square(error).mean() < 0.001 * np.square(noisy - clean).mean()
+
+
+def test_few_bright_places_have_the_noise_that_grows_up_to_them():
+    clean = np.linspace(0.02, 0.1, 256, dtype=np.float32)[None, :, None].repeat(300, 0)
+    clean[100:130, 100:130] = 0.9
+    noisy = parse_noise("poisson30").add(clean, np.random.default_rng(0))
+    found = no_more_than_noise(noisy, clean, (0.0, 1.0))
+    bright = clean == np.float32(0.9)
+    assert np.square(found - clean)[bright].mean() < 0.01 * np.square(noisy - clean)[bright].mean()

@@ -1,6 +1,6 @@
 """Compares what can be done about noise before and after a raw file is developed, on files of simulated sensors.
 
-    python benchmarks/raw_comparison.py --image_dir validation/Kodak            # an hour, one core
+    python benchmarks/raw_comparison.py --image_dir validation/Kodak            # minutes, one core with bf16
     python benchmarks/raw_comparison.py --image_dir validation/Kodak --images 2 --strengths 8        # a look
 
 Each image is taken apart into what a sensor sees of it, noise is added, and the result becomes a DNG. It prints a table

@@ -252,7 +252,8 @@ def _sigma_of_clipped(image):
     if _is_drawn(image):
         return 0.0
     pixels = 255 * to_01(image)
-    fine, next_ = (np.sqrt(np.square(noise_traces.differences(x)).mean()) for x in (pixels, noise_traces.halved(pixels)))
+    sizes = pixels, noise_traces.halved(pixels)
+    fine, next_ = (np.sqrt(np.square(noise_traces.differences(size)).mean()) for size in sizes)
     return 0.0 if next_ > 0.7 * fine else float(fine)  # texture is as strong at half the size, and a camera's noise
 
 

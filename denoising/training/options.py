@@ -110,8 +110,8 @@ def get_parser(description=None):
         help="weights that distillation learns from, for a light network of one's own (.pdparams); of several, each "
         "image is shown by the one that knows it best, and none among them leaves it as it is (for clean images)")
     add("--clipped", type=number(float, 0.0, 1.0), default=0.0, metavar="SHARE",
-        help="of the patches, whose noise the network sees cut off at black and white, as files cut it off, while what it "
-        "learns from is whole: the teacher's input in distillation, the target in noise2noise and supervised")
+        help="of the patches, whose noise the network sees cut off at black and white, as files cut it off, while what "
+        "it learns from is whole: the teacher's input in distillation, the target in noise2noise and supervised")
     add("--known_noise",
         help="the noise that the images have already, for recorrupted2recorrupted with --noisetype none: gauss12 (a "
         "deviation of 12 on the scale of 0..255, whatever the files' depth), poisson500 (500 photons at white), "

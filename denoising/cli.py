@@ -135,7 +135,7 @@ class Parser(argparse.ArgumentParser):
         args = sys.argv[1:] if args is None else [str(argument) for argument in args]
         options, left = self.parse_known_args([self._underscored(argument) for argument in args], namespace)
         if left and os.path.exists(left[0]):  # as where a shell has put the files of a pattern in its place
-            self.error(f"{left[0]}: one path is taken; put a pattern in quotes, as '*.png', or name the folder")
+            self.error(f"{left[0]} belongs to no flag, and each takes one path: quote a pattern, or name a folder")
         if left:
             self.error(f"unrecognized arguments: {' '.join(left)}")
         return options

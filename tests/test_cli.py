@@ -101,7 +101,7 @@ def test_a_pattern_that_the_shell_has_taken_apart_is_told(tmp_path, capsys):
     parser.add_argument("--image_path")
     with pytest.raises(SystemExit):
         parser.parse_args(["--image_path", "a.png", tmp_path / "b.png", "c.png", "--strength", "1"])
-    assert re.fullmatch(r".*: error: \S+b\.png: one path .* in quotes.*\n", capsys.readouterr().err)
+    assert re.fullmatch(r".*: error: \S+b\.png belongs to no flag, .* quote a pattern.*\n", capsys.readouterr().err)
     with pytest.raises(SystemExit):
         parser.parse_args(["--strength", "1"])
     assert "unrecognized arguments: --strength 1 (" in capsys.readouterr().err

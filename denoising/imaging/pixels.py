@@ -32,7 +32,7 @@ class Picture:
     plain: bool = False  # 8-bit grey or RGB in the file too, and upright: any decoder gives these pixels
     axes: int = 0  # of the array in an NPY: a single page or channel may have one of its own
     tiff: dict = field(default_factory=dict)  # descriptions, pixel size, tags, compression
-    exr: dict = field(default_factory=dict)  # whether it is of 16-bit floats, its further layers ...
+    exr: dict = field(default_factory=dict)  # whether it is of 16-bit floats, and its layers
 
 
 def check_size(path, data, shapes, itemsize):

@@ -30,8 +30,6 @@ from denoising.training.lessons import Subject
 
 SEED = 101
 STRIPES = "stripes"
-NEVER_SEEN = ("speckle50", STRIPES, "poisson5")
-KNOWN = ("gauss25", "poisson30", "camera")
 WORDS = {
     "speckle50": "speckle, 20 % of the brightness",
     STRIPES: "stripes of 12 along rows, and white noise of 10",

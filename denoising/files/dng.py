@@ -30,7 +30,7 @@ def pattern(red):
     return np.roll([[0, 1], [1, 2]], (row, column), (0, 1))
 
 
-def encode(mosaic_01, red, white_balance, matrix=XYZ_TO_SRGB, orientation=1, exif=b"", black=BLACK, white=WHITE):
+def encode(mosaic_01, red, white_balance, matrix=XYZ_TO_SRGB, orientation=1, exif=b""):
     """Returns the bytes of a file with a Bayer mosaic.
 
     Args:
@@ -40,10 +40,8 @@ def encode(mosaic_01, red, white_balance, matrix=XYZ_TO_SRGB, orientation=1, exi
         matrix: 3 x 3, from XYZ to the colours of the sensor.
         orientation: the tag of TIFF that says how the camera was held.
         exif: of whose texts the make and model of the camera and others are taken.
-        black: the value of black in the file.
-        white: and that of white; numbers of 12 or 14 bits are stored in 16.
     """
-    values = np.clip(np.rint(black + np.asarray(mosaic_01) * np.float32(white - black)), 0, white).astype(np.uint16)
+    values = np.clip(np.rint(BLACK + np.asarray(mosaic_01) * np.float32(WHITE - BLACK)), 0, WHITE).astype(np.uint16)
     texts = Image.Exif()
     texts.load(exif)
     texts = {code: str(texts[code]).encode("latin-1") for code in TEXT if code in texts}  # as Pillow decodes them
@@ -58,8 +56,8 @@ def encode(mosaic_01, red, white_balance, matrix=XYZ_TO_SRGB, orientation=1, exi
         (CAMERA, ASCII, len(name) + 1, name),
         (50710, BYTE, 3, bytes((0, 1, 2))),  # CFAPlaneColor
         (50711, SHORT, 1, 1),  # CFALayout: rectangular
-        (50714, LONG, 1, black),
-        (50717, LONG, 1, white),
+        (50714, LONG, 1, BLACK),
+        (50717, LONG, 1, WHITE),
         (MATRICES[0], SRATIONAL, 9, _ratios(matrix)),
         (50728, RATIONAL, 3, _ratios(neutral / neutral.max())),  # AsShotNeutral
         (ILLUMINANTS[0], SHORT, 1, D65),

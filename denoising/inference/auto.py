@@ -72,21 +72,21 @@ def shipped_weights(flag="--model_path"):
     )
 
 
-def weights_for_renders(flag="--model_path"):
+def weights_for_renders():
     """The path of the weights for renders that come with this project."""
-    return _only(FOR_RENDERS, flag, "renders", "docs/rendering.md")
+    return _only(FOR_RENDERS, "renders", "docs/rendering.md")
 
 
-def weights_for_mosaics(flag="--model_path"):
+def weights_for_mosaics():
     """The path of those for raw files."""
-    return _only(FOR_MOSAICS, flag, "raw files", "docs/models/raw.md")
+    return _only(FOR_MOSAICS, "raw files", "docs/models/raw.md")
 
 
-def _only(name, flag, what, document):
+def _only(name, what, document):
     for folder in _shelves():
         if (path := folder / f"{name}.pdparams").is_file():
             return path
-    raise UserError(f"{flag}: there are no weights for {what} in {_shelves()[0]}: train some ({document})")
+    raise UserError(f"--model_path: there are no weights for {what} in {_shelves()[0]}: train some ({document})")
 
 
 def _shelves():

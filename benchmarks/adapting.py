@@ -23,6 +23,7 @@ from denoising.files import images
 from denoising.imaging import stripes
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import middle
 from denoising.inference import auto
 from denoising.inference.denoiser import Denoiser
 from denoising.training.adapting import Length, adapt
@@ -97,8 +98,7 @@ def main(argv=None):
         rows = []
         for index in chosen:
             clean = images.to_01(validation.read_clean(paths[index], 3))
-            top, left = (max(0, (side - options.crop) // 2) for side in clean.shape[:2])
-            clean = np.ascontiguousarray(clean[top : top + options.crop, left : left + options.crop])
+            clean = np.ascontiguousarray(clean[middle(clean, options.crop)])
             noisy = noisy_of(kind, clean, np.random.default_rng([SEED, index]))
             rows.append(measured(shelf, clean, noisy, options.steps))
             cli.note(f"{paths[index].name} {kind}: {rows[-1]}")

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from denoising.data.pairs import shift_between
-from denoising.imaging.pixels import to_01
+from denoising.imaging.pixels import middle, to_01
 
 LARGEST = 0.25  # pixels that may remain after whole ones have been taken off: more would blur
 NOISE, SCENE = 4.0, 8.0  # pixels: of what two frames differ by, noise is gone at the one width as at the other
@@ -43,7 +43,7 @@ def aligned(first, second, sigma):
 
 def _belong_together(first, second, sigma):
     channels = first.shape[2]
-    first, second = (to_01(_middle(image)).mean(axis=2) for image in (first, second))
+    first, second = (to_01(image[middle(image, CHECKED)]).mean(axis=2) for image in (first, second))
     difference = float(np.square(first - second).mean())
     if difference < INDEPENDENT * 2 * sigma**2 / channels:
         return False  # the same noise, as in copies of one file
@@ -66,8 +66,3 @@ def _rest(first, second):
     change = first - second
     target = np.array([float((slope * (change - change.mean())).mean()) for slope in slopes])
     return np.linalg.lstsq(matrix, target, rcond=None)[0]
-
-
-def _middle(image):
-    top, left = (max(side - CHECKED, 0) // 2 for side in image.shape[:2])
-    return image[top : top + CHECKED, left : left + CHECKED]

@@ -12,6 +12,7 @@ import numpy as np
 from denoising import cli
 from denoising.cli import UserError
 from denoising.files import images
+from denoising.imaging.pixels import middle
 
 CHECKED = 512  # side of the middle part in which a shift is looked for
 WORTH = 0.8  # a shift counts if moving one frame back leaves less than this share of their difference
@@ -50,7 +51,7 @@ def shift_between(first, second):
 
     Both are HWC images of one size.
     """
-    first, second = (_middle(image).mean(axis=2, dtype=np.float32) for image in (first, second))
+    first, second = (image[middle(image, CHECKED)].mean(axis=2, dtype=np.float32) for image in (first, second))
     height, width = first.shape
     if min(height, width) < 32:
         return 0, 0
@@ -68,9 +69,3 @@ def shift_between(first, second):
     first, second = (cv2.GaussianBlur(grey, (0, 0), 2.0) for grey in (first, second))
     moved_back, as_is = (np.mean((first[here] - second[place]) ** 2) for place in (there, here))
     return (down, right) if moved_back < WORTH * as_is else (0, 0)
-
-
-def _middle(image):
-    height, width = image.shape[:2]
-    top, left = max(height - CHECKED, 0) // 2, max(width - CHECKED, 0) // 2
-    return image[top : top + CHECKED, left : left + CHECKED]

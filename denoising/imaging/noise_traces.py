@@ -8,7 +8,7 @@ import itertools
 import cv2
 import numpy as np
 
-from denoising.imaging.pixels import to_01
+from denoising.imaging.pixels import middle, to_01
 
 # The table of the JPEG standard for brightness at quality 50, of which encoders take multiples; row by row.
 _STANDARD = (
@@ -160,9 +160,7 @@ def banding(image):
 
 def _middle(image):
     """The middle of an image on 0..255, float32."""
-    height, width = image.shape[:2]
-    top, left = max(0, height - MAX_SIDE) // 2, max(0, width - MAX_SIDE) // 2
-    return to_01(np.ascontiguousarray(image[top : top + MAX_SIDE, left : left + MAX_SIDE])) * np.float32(255)
+    return to_01(np.ascontiguousarray(image[middle(image, MAX_SIDE)])) * np.float32(255)
 
 
 # --- Over several images ------------------------------------------------------------------------------------

@@ -113,6 +113,12 @@ def from_01(array_01, dtype):
     return np.clip(np.floor(result, out=result), 0, top, out=result).astype(dtype)
 
 
+def middle(image, side):
+    """Where the middle of H x W or H x W x C lies, at most so many pixels a side: an index of rows and columns."""
+    top, left = (max(length - side, 0) // 2 for length in image.shape[:2])
+    return np.s_[top : top + side, left : left + side]
+
+
 def span_of(image):
     """Which values of 0..1 a network is to see as black and white: those that nearly all of the image lies between.
 

@@ -14,7 +14,7 @@ from denoising.data.streams import CROP, NOISE, generator
 from denoising.imaging import trust
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import Analysis, analyse
-from denoising.imaging.pixels import from_01, to_01
+from denoising.imaging.pixels import from_01, middle, to_01
 from denoising.imaging.second_look import SeenLevel, look_again
 from denoising.training.methods import Method, Noise2Noise
 from denoising.training.own_noise import counted
@@ -73,16 +73,11 @@ class Rendered:
 
     def _keep(self, frame):
         if len(self.frames) < MOST:
-            self.frames.append(frame.part(_inner(frame.render, LARGEST)))
-
-
-def _inner(image, side):
-    top, left = (max(0, (length - side) // 2) for length in image.shape[:2])
-    return np.s_[top : top + side, left : left + side]
+            self.frames.append(frame.part(middle(frame.render, LARGEST)))
 
 
 def _middle(image, side):
-    return np.ascontiguousarray(image[_inner(image, side)])
+    return np.ascontiguousarray(image[middle(image, side)])
 
 
 class Renoised:

@@ -12,7 +12,7 @@ from denoising.files import pair_files
 from denoising.imaging import trust
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import analyse
-from denoising.imaging.pixels import to_01
+from denoising.imaging.pixels import middle, to_01
 from denoising.inference.estimate import estimate_error
 from denoising.training.methods import SINGLE, tone_slope
 
@@ -112,5 +112,4 @@ def _level(noisy, options):
 
 
 def _middle(image):
-    top, left = (max(0, (side - SIDE) // 2) for side in image.shape[:2])
-    return np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE])
+    return np.ascontiguousarray(image[middle(image, SIDE)])

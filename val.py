@@ -199,7 +199,7 @@ def judge_files(options, files):
     )
     title = f"{os.path.basename(options.model_path)}, judged without clean images"
     more = options.report_images, options.overwrite
-    report = trust_page.TrustReport("--report", options.report, title, *more) if options.report else None
+    report = trust_page.TrustReport(options.report, title, *more) if options.report else None
     level, entries = noise and trust.known_level(noise, denoiser.n_channel), []
     for name, path, second in cli.progress(files, unit="image"):
         noisy, other = noisy_frames.read(path, second, denoiser.n_channel, "--pair_dir")

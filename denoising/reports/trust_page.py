@@ -33,8 +33,7 @@ class TrustReport:
         UserError: the folder holds a report already, and it may not be replaced.
     """
 
-    def __init__(self, flag, folder, title, pictures=100, overwrite=False):
-        cli.writable_folder(flag, folder)
+    def __init__(self, folder, title, pictures=100, overwrite=False):
         refuse_report(folder, overwrite)
         for path in report_files(folder):
             path.unlink()
@@ -112,10 +111,10 @@ def of_prediction(options):
         (distributed.WORLD_SIZE > 1, "--report: takes one process"),
         (renders.is_folder(options.image_path), "--report: is for images, not for renders"),
     )
-    left = report_files(cli.writable_folder("--report", options.report))
+    left = report_files(options.report)
     # A batch that is continued gets a page on its further images in place of that on the first ones.
     replaced = options.overwrite or (options.skip_existing and all(map(_is_of_prediction, left)))
-    return TrustReport("--report", options.report, OF_PREDICTION, overwrite=replaced)
+    return TrustReport(options.report, OF_PREDICTION, overwrite=replaced)
 
 
 def _is_of_prediction(path):

@@ -24,7 +24,7 @@ def page(tmp_path_factory):
     """A report on two images; of the first one a textured corner was smoothed away."""
     folder = tmp_path_factory.mktemp("report")
     rng = np.random.default_rng(3)
-    report = TrustReport("--report", str(folder), "Trust")
+    report = TrustReport(str(folder), "Trust")
     for name in ("corner.png", "other.png"):
         clean = np.full((200, 300, 3), 0.5, np.float32)
         clean[120:, 200:] += (
@@ -92,7 +92,7 @@ def test_the_page_of_predict_needs_no_matplotlib():
 
 def test_pictures_that_are_left_out_are_told(tmp_path, capsys):
     grey = np.full((16, 16, 3), 128, np.uint8)
-    report = TrustReport("--report", str(tmp_path), "Many", pictures=1)
+    report = TrustReport(str(tmp_path), "Many", pictures=1)
     for name in ("a.png", "b.png"):
         report.add(name, grey, grey, judge(lambda image: image, grey, denoised=grey))
     report.close()
@@ -102,7 +102,7 @@ def test_pictures_that_are_left_out_are_told(tmp_path, capsys):
 def test_counts_of_a_sensor_are_shown_as_an_image(tmp_path):
     noisy = np.random.default_rng(0).normal(900, 40, (64, 80, 1)).astype(np.uint16)
     found = judge(lambda image: image, noisy, denoised=noisy)
-    TrustReport("--report", str(tmp_path), "Counts").add("a.tif", noisy, noisy, found)
+    TrustReport(str(tmp_path), "Counts").add("a.tif", noisy, noisy, found)
     shown = images.read_image(str(tmp_path / "00000-input.png")).pages[0]
     assert shown.min() < 5
     assert shown.max() > 250
@@ -115,7 +115,7 @@ def test_counts_are_judged_as_the_same_in_8_bits(tmp_path):
     judged = []
     for image, span in ((plain / 255, (0.0, 1.0)), (plain * 10 + 300, (300.0, 2850.0))):
         denoiser = Denoiser(str(weights), span=span)
-        report = TrustReport("--report", str(tmp_path), "Counts", overwrite=True)
+        report = TrustReport(str(tmp_path), "Counts", overwrite=True)
         report.judge("a.tif", image, denoiser(image), denoiser)
         ((_, found),) = report._entries
         judged.append(found)

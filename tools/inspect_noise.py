@@ -318,7 +318,7 @@ def main(argv=None):
         cli.write_json(options.json, found)
     if options.report:
         entries = [(result.path.name, image, result.found) for result, image in zip(results, pictures, strict=False)]
-        cli.note(noise_page.write_page(options.report, "Noise", lines, entries, options.overwrite))
+        cli.note(noise_page.write_page(options.report, "Noise", lines, entries))
     return 1 if failed else 0
 
 

@@ -24,6 +24,13 @@ def displayable(image):
     return image.mean(axis=2).astype(np.uint8)
 
 
+def in_colours(image):
+    """The same as H x W x 3."""
+    image = displayable(image)
+    image = image if image.ndim == 3 else image[..., None]
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
 def grid(rows, title=""):
     """Lays pictures out in rows and columns, none of them scaled, each with its caption below.
 
@@ -34,7 +41,7 @@ def grid(rows, title=""):
     Returns:
         H x W x 3 uint8.
     """
-    rows = [[(_rgb(image), _printable(caption)) for image, caption in row] for row in rows]
+    rows = [[(in_colours(image), _printable(caption)) for image, caption in row] for row in rows]
     font = _font(max(LEAST_FONT, round(FONT_SHARE * max(image.shape[1] for row in rows for image, _ in row))))
     line = round(1.6 * font.size)
     # A row may be shorter than others.
@@ -55,12 +62,6 @@ def grid(rows, title=""):
             left += width + GAP
         top += height + line
     return np.asarray(canvas)
-
-
-def _rgb(image):
-    image = displayable(image)
-    image = image if image.ndim == 3 else image[..., None]
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
 def _printable(text):

@@ -10,7 +10,7 @@ from denoising import cli
 from denoising.files import images
 from denoising.imaging.noise_blocks import SIZE
 from denoising.imaging.pixels import from_01, to_01
-from denoising.reports.montage import displayable
+from denoising.reports import montage
 from denoising.reports.page import as_text
 from denoising.reports.plots import COLOURS
 
@@ -41,15 +41,14 @@ def refuse_page(folder, overwrite):
     cli.refuse((path.exists() and not overwrite, f"--report: {path} exists; --overwrite replaces it"))
 
 
-def write_page(folder, title, summary, entries, overwrite=False):
-    """Writes index.html into a folder and returns its path.
+def write_page(folder, title, summary, entries):
+    """Writes index.html into a folder that is there and returns its path.
 
     Args:
-        folder: made where it is missing.
+        folder: a page in it is replaced (see `refuse_page`).
         title: of the page.
         summary: lines of text; the last one is a command.
         entries: (name, image H x W x C, its Analysis) of each image that is shown.
-        overwrite: replaces a page that is there.
     """
     path = Path(folder) / "index.html"
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8") + STYLE
@@ -65,7 +64,6 @@ def write_page(folder, title, summary, entries, overwrite=False):
         *(_entry(*entry) for entry in entries),
         "</body>\n</html>",
     ]
-    refuse_page(folder, overwrite)
     cli.write_text(path, "\n".join(parts) + "\n")
     return str(path)
 
@@ -146,9 +144,7 @@ def _spectrum(found):
 
 def _places(image, found):
     """The image, made smaller, with a frame around each block that was measured."""
-    picture = displayable(_visible(image))
-    picture = np.repeat(picture, 3, axis=2) if picture.ndim == 3 and picture.shape[2] == 1 else picture
-    picture = np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
+    picture = montage.in_colours(_visible(image))
     # A mosaic's places are on its phases, which are half as large.
     unit = 2 if image.shape[2] == 1 and len(found.curve) == 4 else 1
     scale = min(1.0, PICTURE_SIDE / max(picture.shape[:2]))

@@ -29,9 +29,14 @@ def score_table(results):
         images = f"{result.image_count} x {result.repeats}"
         numbers = (decimals(noisy), decimals(psnr), decimals(psnr - noisy, "+.2f"))
         table.append((result.name, images, *numbers, decimals(ssim, ".4f")))
+    return aligned(table)
+
+
+def aligned(table):
+    """Rows of words as text whose columns stand one below the other: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
-    for row in table:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    for name, *cells in table:
+        right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([name.ljust(widths[0]), *right]))
     return "\n".join(lines)

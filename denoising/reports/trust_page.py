@@ -15,6 +15,7 @@ from denoising.inference import distributed
 from denoising.inference.estimate import judge
 from denoising.reports.montage import displayable
 from denoising.reports.page import REMOVED_GAIN, as_text, file_name, filled, refuse_report
+from denoising.reports.scores import aligned
 
 PICTURES = {
     "input": "noisy",
@@ -136,12 +137,7 @@ def rows_of(entries):
 
 def table(entries):
     """The same as text for a terminal."""
-    rows = [HEAD, *rows_of(entries)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    lines = []
-    for name, *cells in rows:
-        lines.append("  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
-    return "\n".join(lines)
+    return aligned([HEAD, *rows_of(entries)])
 
 
 def _numbers(found):

@@ -71,13 +71,13 @@ def levels(image):
         return 0, 0.0
     counts = np.bincount(image.ravel(), minlength=2)
     used = np.flatnonzero(counts)
-    steps = np.gcd.reduce(used) if used.any() else 1
+    step = int(np.gcd.reduce(used)) if used.any() else 1
     top = np.iinfo(image.dtype).max
-    bits = int(np.ceil(np.log2(top // max(int(steps), 1) + 1)))
+    bits = int(np.ceil(np.log2(top // step + 1)))
     if image.dtype == np.uint16 and used[-1] < 1 << 15:
         bits = max(int(used[-1]).bit_length(), 1)  # 10 to 14 bits keep their numbers
-    low, high = np.quantile(image, (0.05, 0.95)).astype(int) // max(int(steps), 1)
-    inner = counts[:: max(int(steps), 1)][low : high + 1]
+    low, high = np.quantile(image, (0.05, 0.95)).astype(int) // step
+    inner = counts[::step][low : high + 1]
     # Of 16 bits, an image has too few pixels to fill all levels.
     comb = float((inner == 0).mean()) if len(inner) > 16 and image.size > 50 * len(inner) else 0.0
     return bits, comb

@@ -147,7 +147,7 @@ def told_deviation(mosaic, shot, read):
     The light at a pixel is taken to be the mean of the nine nearest ones of its colour: by itself, a pixel that is dark
     by chance would pass for one without noise.
     """
-    return deviation_at(cv2.filter2D(mosaic, -1, SAME_COLOUR, borderType=cv2.BORDER_REFLECT_101), shot, read)
+    return deviation_at(filtered(mosaic, SAME_COLOUR), shot, read)
 
 
 def on_mosaic(scene, settings):
@@ -316,7 +316,7 @@ def through_jpeg(image, settings):
     height, width = image.shape[:2]
     padded = cv2.copyMakeBorder(image, top, 0, left, 0, cv2.BORDER_REFLECT)
     flags = [cv2.IMWRITE_JPEG_QUALITY, settings.quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[settings.sampling]]
-    # Red and blue may change places: JPEG then halves the chroma of the swapped image, which nobody would.
+    # OpenCV takes and gives colours in the other order.
     data = cv2.imencode(".jpg", padded[..., ::-1] if image.ndim == 3 else padded, flags)[1]
     decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)[top : top + height, left : left + width]
     return decoded[..., ::-1] if image.ndim == 3 else decoded

@@ -31,9 +31,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from denoising.imaging.pixels import from_01, to_01
+from denoising.imaging.pixels import LUMA, from_01, to_01
 
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 SPLINE = np.array([1, 4, 6, 4, 1], np.float32) / 16
 THRESHOLDS = (2.0, 1.5, 1.0)  # of the bands from fine to coarse, in units of their own strength (docs/predicting.md)
 REACH = 2 * (1 + 2 + 4)  # pixels to each side on which a value of the texture depends

@@ -140,9 +140,12 @@ def seen_in(span, array):
     return (to_01(array) - np.float32(span[0])) / np.float32(span[1] - span[0])
 
 
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601
+
+
 def to_grey(array):
-    """Luma of Rec. 601 as H x W x 1, rounded to the image's own type."""
-    luma = to_01(array) @ np.array([0.299, 0.587, 0.114], np.float32)
+    """Luma as H x W x 1, rounded to the image's own type."""
+    luma = to_01(array) @ np.array(LUMA, np.float32)
     return from_01(luma[..., None], array.dtype)
 
 

@@ -16,7 +16,7 @@ def find(flag, source, pair_flag=None, pair_dir=None, leave_out=()):
     names = [os.path.relpath(path, root or ".") for path in paths]
     if not pair_dir:
         return [(name, path, None) for name, path in zip(names, paths, strict=True)]
-    partners = images.by_name(pair_flag, cli.existing_folder(pair_flag, pair_dir))
+    partners = images.by_name(pair_flag, pair_dir)
     stems = [os.path.splitext(name)[0] for name in names]
     for stem in stems:
         cli.refuse((stem not in partners, f"{pair_flag}: {pair_dir} has no other frame of {stem}"))

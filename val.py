@@ -67,9 +67,7 @@ def refuse_existing(options):
     for flag in ("json", "csv"):
         path = getattr(options, flag)
         if path and path != "-":
-            if os.path.exists(path) and not options.overwrite:
-                raise UserError(f"--{flag}: {path} exists; --overwrite replaces it")
-            cli.writable_folder(f"--{flag}", os.path.dirname(path) or ".")
+            cli.writable_file(f"--{flag}", path, options.overwrite)
     if options.report:
         page.refuse_report(options.report, options.overwrite)
 

@@ -222,6 +222,12 @@ def writable_folder(flag, path):
     return path
 
 
+def writable_file(flag, path, overwrite):
+    """The same for one file: refuses one that exists, unless it may be replaced, and creates its folder."""
+    refuse((os.path.exists(path) and not overwrite, f"{flag}: {path} exists; --overwrite replaces it"))
+    writable_folder(flag, os.path.dirname(path) or ".")
+
+
 # --- Files --------------------------------------------------------------------------------------------------
 
 

@@ -44,9 +44,7 @@ def main(argv=None):
     target = options.save_path or os.path.splitext(options.model_path)[0] + ".pdparams"
     if not target.endswith(".pdparams"):
         raise UserError(f"--save_path: {target} must end in .pdparams")
-    if os.path.exists(target) and not options.overwrite:
-        raise UserError(f"--save_path: {target} exists; --overwrite replaces it")
-    cli.writable_folder("--save_path", os.path.dirname(target) or ".")
+    cli.writable_file("--save_path", target, options.overwrite)
     network, about = checkpoint.load_network(options.model_path)
     state = checkpoint.network_state(network)
     if options.half:

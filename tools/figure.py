@@ -74,9 +74,7 @@ def main(argv=None):
     """Writes the figure and says where it is."""
     options = get_parser().parse_args(argv)
     cli.existing_folder("--result_dir", options.result_dir)
-    if os.path.exists(options.save_path) and not options.overwrite:
-        raise UserError(f"--save_path: {options.save_path} exists; --overwrite replaces it")
-    cli.writable_folder("--save_path", os.path.dirname(options.save_path) or ".")
+    cli.writable_file("--save_path", options.save_path, options.overwrite)
     found = columns(options.result_dir, options.images)
     rows = [[(pictures[row], caption(row, place, pictures)) for place, pictures in found.items()] for row in ROWS]
     figure = montage.grid(rows)

@@ -287,13 +287,9 @@ def main(argv=None):
     """Measures, prints five lines, and writes what was asked for."""
     options = get_parser().parse_args(argv)
     paths = images.find_images("--image_path", options.image_path, images.IMAGE_SUFFIXES + raw.SUFFIXES)
-    cli.refuse(
-        (options.second and len(paths) > 1, "--second: needs a single image as --image_path"),
-        (options.json and options.json != "-" and os.path.exists(options.json) and not options.overwrite,
-         f"--json: {options.json} exists; --overwrite replaces it"),
-    )  # fmt: skip
+    cli.refuse((options.second and len(paths) > 1, "--second: needs a single image as --image_path"))
     if options.json and options.json != "-":
-        cli.writable_folder("--json", os.path.dirname(options.json) or ".")
+        cli.writable_file("--json", options.json, options.overwrite)
     if options.report:
         noise_page.refuse_page(cli.writable_folder("--report", options.report), options.overwrite)
     shown = options.pictures if options.report else 0

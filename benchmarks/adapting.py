@@ -18,6 +18,7 @@ import numpy as np
 from denoising import cli
 from denoising.cli import number
 from denoising.data import validation
+from denoising.data.samples import evenly
 from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging import stripes
@@ -90,7 +91,7 @@ def main(argv=None):
     found = [s for s in validation.find_validation_sets(options.val_dirs)[0] if s.name == "Kodak"]
     cli.refuse((not found, f"--val_dirs: there is no Kodak under {options.val_dirs}"))
     paths = found[0].paths()
-    chosen = sorted(set(np.linspace(0, len(paths) - 1, min(options.images, len(paths))).astype(int)))
+    chosen = evenly(len(paths), options.images)
     shelf = auto.Shelf(auto.shipped_weights(), operators.choose("auto", "auto")[0])
     print("| noise | weights | noisy | as shipped | adapted | estimated gain | kept | result | least gain | core s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")

@@ -17,6 +17,7 @@ import numpy as np
 
 from denoising import cli
 from denoising.data import renders
+from denoising.data.samples import evenly
 from denoising.data.streams import ORDER, generator
 from denoising.inference import checkpoint
 from denoising.inference.denoiser import Denoiser
@@ -92,7 +93,7 @@ def adapt(path, subjects, ops, length, seed=0):
     side = int((PIXELS / len(subjects)) ** 0.5)
     lessons = [lesson(subject, Denoiser(before), side) for subject in subjects]
     training = _training(path, before, ops, seed)
-    judges = [lessons[i].watched for i in sorted(set(np.linspace(0, len(lessons) - 1, JUDGES).astype(int)))]
+    judges = [lessons[i].watched for i in evenly(len(lessons), JUDGES)]
     best = _Best(training, before, judges)
     looks, highest = (LOOKS, RATE_OF_RENDERS) if _of_renders(before) else (1, RATE)
     total, unit = (length.steps, "step") if length.steps else (round(60 * length.minutes), "s")

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from denoising import cli
 from denoising.data import bursts, renders
+from denoising.data.samples import evenly
 from denoising.files import images, raw
 from denoising.imaging import stripes
 from denoising.imaging.noise_analysis import analyse
@@ -63,7 +62,7 @@ def load(options, planned):
 def _groups(weights, paths):
     """The images to learn from, by the file of the weights that are for them; says what is left out, and why."""
     groups, seen = {}, _Seen()
-    chosen = sorted(set(np.linspace(0, len(paths) - 1, SAMPLE).astype(int)))
+    chosen = evenly(len(paths), SAMPLE)
     for index in cli.progress(chosen, unit="image", label="looking at the noise"):
         page = seen.page(paths[index])
         file = weights.file_for(page) if page is not None else None

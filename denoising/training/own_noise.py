@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from denoising import cli
+from denoising.data.samples import evenly
 from denoising.files import images as image_files
 from denoising.imaging import noise_curve
 from denoising.imaging.noise import parse_noise
@@ -88,7 +89,7 @@ class OwnNoise:
 def measure_folder(flag, folder, n_channel, size=None):
     """Measures a sample of a folder's images, the first `size` by name, as a network of so many channels sees them."""
     paths = image_files.find_images(flag, folder)[:size]
-    chosen = [paths[i] for i in sorted(set(np.linspace(0, len(paths) - 1, SAMPLE).astype(int)))]
+    chosen = [paths[i] for i in evenly(len(paths), SAMPLE)]
 
     def read():
         for path in cli.progress(chosen, unit="image", label="measuring the noise"):

@@ -15,6 +15,7 @@ import paddle
 from denoising import cli
 from denoising.cli import UserError
 from denoising.data import renders
+from denoising.data.samples import evenly
 from denoising.files import images, pair_files
 from denoising.imaging import noise_traces
 from denoising.imaging.noise import parse_noise
@@ -111,7 +112,7 @@ def warn_of_narrow(folder):
 def _some_images(folder):
     """The first pages of LOOKED_AT images of a folder, as far as they can be read."""
     paths = images.find_images("--data_dir", folder)
-    for i in sorted(set(np.linspace(0, len(paths) - 1, LOOKED_AT).astype(int))):
+    for i in evenly(len(paths), LOOKED_AT):
         with contextlib.suppress(UserError):
             yield images.read_image(paths[i]).pages[0]
 

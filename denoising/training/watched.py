@@ -8,6 +8,7 @@ import paddle
 
 from denoising import cli
 from denoising.data import noisy_frames, renders
+from denoising.data.samples import evenly
 from denoising.files import pair_files
 from denoising.imaging import trust
 from denoising.imaging.noise import parse_noise
@@ -87,7 +88,7 @@ def watched(options):
         return None
     files = noisy_frames.find("--data_dir", folder, "--pair_dir", frames)[: options.train_size]
     crops = []
-    for i in sorted(set(np.linspace(0, len(files) - 1, COUNT).astype(int))):
+    for i in evenly(len(files), COUNT):
         try:
             noisy, second = noisy_frames.read(*files[i][1:], options.n_channel, "--pair_dir")
         except cli.UserError:

@@ -15,6 +15,7 @@ from denoising.data import raw_frames
 from denoising.files import images
 from denoising.files.archives import Skip
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import as_channels
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 LARGE_FILE = 1 << 20  # bytes: a smaller one is as quickly read as opened twice
@@ -172,9 +173,7 @@ def _to_channels(page, alpha, n_channel):
         opacity = images.to_01(alpha)[..., None]
         if opacity.min() < 1:
             page = images.from_01(images.to_01(page) * opacity + (1 - opacity), page.dtype)
-    if page.shape[2] == n_channel:
-        return page
-    return np.repeat(page, 3, axis=2) if n_channel == 3 else images.to_grey(page)
+    return as_channels(page, n_channel, "the page")
 
 
 def _crops(pixels, starts, side, mark=""):

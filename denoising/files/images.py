@@ -24,12 +24,8 @@ from PIL import Image
 from denoising import cli
 from denoising.cli import UserError
 from denoising.files import exr, npy, pillow, png, tiff
-from denoising.imaging.pixels import Picture, check_size, from_01, known_dtype, to_01, to_grey
+from denoising.imaging.pixels import Picture, check_size, from_01, known_dtype, to_01
 
-__all__ = [
-    "IMAGE_SUFFIXES", "Picture", "check_holds", "encode", "find_images", "from_01", "image_size", "read_bytes",
-    "read_image", "to_01", "to_grey", "walk", "write_bytes", "write_image",
-]  # fmt: skip
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".npy", ".exr", ".gif", ".pgm", ".ppm", ".pnm",
 )  # fmt: skip

@@ -151,7 +151,6 @@ def test_rounding_half_up_clipping_and_hdr():
     np.testing.assert_array_equal(images.from_01(values, np.uint8), [0, 1, 2, 255])
     np.testing.assert_array_equal(images.from_01(values, np.float32), values)
     np.testing.assert_array_equal(images.to_01(values), values)
-    assert images.to_grey(np.full((2, 2, 3), 200, np.uint8)).tolist() == [[[200], [200]], [[200], [200]]]
 
 
 # --- Metadata -------------------------------------------------------------------------------------

@@ -110,8 +110,10 @@ def test_a_picture_is_only_its_pages_unless_told():
 
 
 def test_grey_is_the_luma_of_rec_601():
-    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [10, 20, 30]]], np.uint8)
-    assert pixels.to_grey(colours)[0, :, 0].tolist() == [76, 150, 29, 255, 18]
+    colours = np.array(
+        [[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [200, 200, 200], [10, 20, 30]]], np.uint8
+    )
+    assert pixels.to_grey(colours)[0, :, 0].tolist() == [76, 150, 29, 255, 200, 18]
     assert pixels.to_grey(colours).dtype == np.uint8
     light = pixels.to_grey(np.array([[[1.0, 2.0, 4.0]]], np.float32))
     assert light.shape == (1, 1, 1)

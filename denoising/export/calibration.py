@@ -1,6 +1,6 @@
 """From a trained network and some images to a file that computes in 8 bits, measured against the float network.
 
->>> crops = read_crops("my_noisy_images", parse_noise("none"), 3)
+>>> crops = read_crops("--images", "my_noisy_images", parse_noise("none"), 3)
 >>> made = quantise(network, record, crops, method="kl", runtime="openvino")
 >>> Path("model_int8.onnx").write_bytes(made.data)
 """

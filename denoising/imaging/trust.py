@@ -1,6 +1,6 @@
 """How far a denoised image is to be trusted, where there is no clean one: what was removed, against the noise it had.
 
->>> level = level_of(analyse(noisy), 3)  # or known_level("gauss25", channels)
+>>> level = level_of(analyse(noisy), 3)  # or known_level(parse_noise("gauss25"), 3)
 >>> found = compare(noisy, denoised, level, probe)
 >>> found.strength, found.shared, found.lost, found.structure
 

@@ -308,12 +308,12 @@ def sensor_curve(planes):
 def _as_white(blocks):
     """The analysis, if the noise is white; else None."""
     levels, energies = noise_blocks.by_brightness(blocks, HIGH, 0.03)
-    curve = noise_curve.lower_lines(levels, energies)
+    curve = noise_curve.lines(noise_curve.lower_line, levels, energies)
     halves = noise_blocks.band(blocks, HIGH)
     for _ in range(3):
         spectra, orders = noise_blocks.profile(blocks, 1 / noise_curve.variance_of(curve, blocks.means_255))
         levels, energies = _chosen_points(blocks, halves, orders, SHARES[4])
-        curve = noise_curve.simplest_lines(levels, energies)
+        curve = noise_curve.lines(noise_curve.simplest_line, levels, energies)
     first = np.average(spectra[:3], axis=0, weights=(1, 1, 2))
     if first[:, _NEXT].mean() > WHITE**2 * first[:, _CORNER].mean():
         return None
@@ -359,7 +359,8 @@ def _grown(blocks, levels, energies, curve):
     The quietest blocks of all may be nearly of one brightness, and hide that noise grows; how strong it is, they tell.
     """
     wide_levels, wide_energies = noise_blocks.by_brightness(blocks, HIGH, 0.03, restored=True)
-    if not _grows(blocks, wide := noise_curve.simplest_lines(wide_levels, wide_energies)):
+    wide = noise_curve.lines(noise_curve.simplest_line, wide_levels, wide_energies)
+    if not _grows(blocks, wide):
         return levels, energies, curve
     expected = noise_curve.variance_of(wide, levels)
     factors = (energies / expected).mean(0)
@@ -406,15 +407,10 @@ def _as_correlated(blocks):
     even = blocks.of_pair or evenness < (3 if shared else 1.5)
     levels, energies = _texture_free(*noise_blocks.by_brightness(blocks, USED, 0.04), ratios)
     if even:
-        expected = np.stack(
-            [
-                noise_curve.interpolated(*points, x)
-                for *points, x in zip(levels.T, energies.T, blocks.means_255.T, strict=True)
-            ],
-            1,
-        )
+        expected = noise_curve.interpolated(levels, energies, blocks.means_255)
     else:
-        expected = noise_curve.variance_of(noise_curve.lower_lines(levels, energies), blocks.means_255)
+        curve = noise_curve.lines(noise_curve.lower_line, levels, energies)
+        expected = noise_curve.variance_of(curve, blocks.means_255)
     spectra, orders = noise_blocks.profile(blocks, 1 / expected)
     count = 6 if blocks.of_pair or evenness < 1.5 else 2
     spectrum = np.average(spectra[:count], axis=0, weights=np.diff(SHARES)[:count])
@@ -430,8 +426,7 @@ def _as_correlated(blocks):
     if nothing:
         return _nothing(channels, *nothing, blocks.clipped)
     fit = noise_curve.fair_line if even else noise_curve.lower_line
-    lines = (fit(x, y) for x, y in zip(levels.T / 255, energies.T / 255**2, strict=True))
-    curve = tuple((a * scale, b * scale) for a, b in lines)
+    curve = tuple((a * scale, b * scale) for a, b in noise_curve.lines(fit, levels, energies))
     points = np.stack((levels / 255, energies * scale / 255**2), -1).transpose(1, 0, 2)
     certainty = "sure" if blocks.of_pair or evenness < 2 else "likely" if even else "guess"
     return Analysis(
@@ -460,11 +455,8 @@ def _why_nothing(blocks, sigma, even, shared, neighbour, between, spectrum):
 def _texture_free(levels, energies, ratios):
     """The points of brightness and energy, where a brightness that has texture alone is as noisy as those around it."""
     flat = (ratios < 2) | (ratios <= np.sort(ratios)[min(2, len(ratios) - 1)])
-    around = [
-        noise_curve.interpolated(*points, x)
-        for *points, x in zip(levels[flat].T, energies[flat].T, levels.T, strict=True)
-    ]
-    return levels, np.where(flat[:, None], energies, np.minimum(energies, np.stack(around, 1)))
+    around = noise_curve.interpolated(levels[flat], energies[flat], levels)
+    return levels, np.where(flat[:, None], energies, np.minimum(energies, around))
 
 
 def _extend(spectrum):
@@ -482,7 +474,8 @@ def _extend(spectrum):
 
 def _evenness(blocks):
     """How much more the lower fifth of the blocks of each brightness vary than the quietest ones: 1 is noise."""
-    mask = (np.hypot(*np.mgrid[:SIZE, :SIZE]) >= 2.5) & (np.hypot(*np.mgrid[:SIZE, :SIZE]) < 9)
+    distance = np.hypot(*np.mgrid[:SIZE, :SIZE])
+    mask = (distance >= 2.5) & (distance < 9)
     halves = [half.mean(1) for half in noise_blocks.band(blocks, mask)]
     ratios = []
     for members in noise_blocks.brightness_ranges(blocks):

@@ -17,11 +17,6 @@ def simplest_line(x, variance):
     return best[1]
 
 
-def simplest_lines(levels_255, energies):
-    """(a, b) of each channel."""
-    return tuple(simplest_line(x, y) for x, y in zip(levels_255.T / 255, energies.T / 255**2, strict=True))
-
-
 def _mean(shape, variance):
     """The factor that makes a shape fit to a variance."""
     return float((variance / np.maximum(shape, 1e-6)).mean()) if (shape > 1e-3).all() else 0.0
@@ -58,11 +53,6 @@ def variance_of(curve, means_255):
     return np.maximum(a * np.maximum(means_255, 0) / 255 + b, 1e-9) * 255**2
 
 
-def lower_lines(levels_255, energies):
-    """(a, b) of each channel."""
-    return tuple(lower_line(x, y) for x, y in zip(levels_255.T / 255, energies.T / 255**2, strict=True))
-
-
 def fair_line(x, variance):
     """The line a x + b, a and b not negative, through the middle of points."""
     if len(x) < 3:
@@ -73,7 +63,15 @@ def fair_line(x, variance):
     return (float(a), float(b)) if b >= 0 else (float((x * variance).sum() / (x * x).sum()), 0.0)
 
 
-def interpolated(levels, values, x):
-    """The value at each brightness, by straight lines between the measured points."""
-    order = np.argsort(levels)
-    return np.maximum(np.interp(x, levels[order], values[order]), 1e-9)
+def lines(fit, levels_255, energies):
+    """(a, b) of each channel, by one of the fits above; the points are n x C, on 0..255."""
+    return tuple(fit(x, y) for x, y in zip(levels_255.T / 255, energies.T / 255**2, strict=True))
+
+
+def interpolated(levels, values, wanted):
+    """The values at other levels, channel by channel, by straight lines between the measured points; n x C each."""
+    channels = []
+    for x, y, at in zip(levels.T, values.T, wanted.T, strict=True):
+        order = np.argsort(x)
+        channels.append(np.maximum(np.interp(at, x[order], y[order]), 1e-9))
+    return np.stack(channels, 1)

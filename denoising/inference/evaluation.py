@@ -79,7 +79,7 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
     rng = np.random.RandomState(VALIDATION_SEED)
     result = SetScores(validation_set.name)
     start = time.perf_counter()
-    order = 0
+    scored, order = [], 0  # by this process: the place of each image in the order of all, and its Score
     for repeat in range(repeats or validation_set.repeats):
         for index, (name, clean, noisy_01) in enumerate(validation_set.images(denoiser.n_channel, noise, rng, limit)):
             order += 1
@@ -92,11 +92,11 @@ def evaluate(denoiser, validation_set, noise, repeats=None, limit=None, on_image
                 score = Score(*place, *(measure(clean, i, 255) for i in (denoised, noisy) for measure in (psnr, ssim)))
             except ValueError as error:
                 raise UserError(f"--val_dirs: {error}") from None
-            result.scores.append((order, score))
+            scored.append((order, score))
             result.megapixels += clean.shape[0] * clean.shape[1] / 1e6
             if on_image:
                 on_image(score, clean, noisy, denoised)
-    result.scores = [score for _, score in sorted(distributed.gather(result.scores), key=lambda pair: pair[0])]
+    result.scores = [score for _, score in sorted(distributed.gather(scored), key=lambda pair: pair[0])]
     result.seconds = time.perf_counter() - start
     return result
 

@@ -73,29 +73,28 @@ class Denoiser:
             raise ValueError("the image holds NaN or infinite pixels")
         hwc = image if image.ndim == 3 else image[..., None]
         channels = hwc.shape[2]
-        if channels == self.n_input:
-            result = self._denoised(hwc)
-        elif self.n_input != self.n_channel:
-            wanted = (
-                "a mosaic and the deviation of its noise"
-                if self.n_input == 2
-                else "a render with its albedo and normals"
-            )
-            raise ValueError(f"the image has {channels} channels, the network takes {self.n_input}: {wanted}")
-        elif self.n_channel == 1:
+        if not self.takes(channels):
+            of_two = "a mosaic and the deviation of its noise"
+            of_nine = "a render with its albedo and normals"
+            wanted = f": {of_two if self.n_input == 2 else of_nine}" if self.n_input != self.n_channel else ""
+            raise ValueError(f"the image has {channels} channels, the network takes {self.n_input}{wanted}")
+        if self.n_input == 1 < channels:
             # A grey network takes each channel as an image of its own; one of a single value has no noise.
             planes = [hwc[..., c : c + 1] for c in range(channels)]
             result = np.concatenate([self._denoised(p) if np.ptp(p) > 0 else p for p in planes], axis=2)
-        elif channels == 1 and self.n_channel == 3:
-            result = self._denoised(hwc)
         else:
-            raise ValueError(f"the image has {channels} channels, the network takes {self.n_channel}")
+            result = self._denoised(hwc)
         if self.bounded and self.amount.strength > 0:
             result = no_more_than_noise(hwc, result, self.span)
         # Colour and brightness are those of all channels together, also where a network takes one after the other.
         if self.mixes_later and 0 < self.amount.strength and self.amount != Amount():
             result = mix(hwc, result, self.amount)
         return result if image.ndim == 3 else result[..., 0]
+
+    def takes(self, channels):
+        """Whether an image may have so many channels: for colours grey ones are taken too, for grey ones any."""
+        plain = self.n_input == self.n_channel
+        return channels == self.n_input or (plain and (self.n_channel == 1 or (channels, self.n_channel) == (1, 3)))
 
     @property
     def mixes_later(self):

@@ -188,8 +188,7 @@ class OneForAll:
 
     def file_for(self, image):
         """The file of the weights that are for an image, H x W x C, or None."""
-        able = image.shape[2] == self.taken.denoiser.n_channel or self.taken.denoiser.n_channel == 1
-        return self.path if able or (image.shape[2] == 1 and self.taken.denoiser.n_channel == 3) else None
+        return self.path if self.taken.denoiser.takes(image.shape[2]) else None
 
     def replace(self, path, network):
         """Takes another network in place of that of a file."""

@@ -76,6 +76,14 @@ def test_images_with_nothing_to_learn_are_denoised_as_ever(tmp_path, weights, ca
     assert (Denoiser(str(weights))(image) == found).all()
 
 
+def test_weights_for_mosaics_learn_nothing_from_pictures(tmp_path):
+    network = build_network(arch="unet_raw", n_channel=1, n_input=2, n_feature=4)
+    checkpoint.save_network(tmp_path / "r.pdparams", checkpoint.network_state(network), network.options)
+    save(tmp_path / "in" / "a.png", noisy_scene(192, 200, 1))
+    with pytest.raises(UserError, match=r"a\.png: the image has 1 channels, the network takes 2: a mosaic"):
+        run(tmp_path, "--model_path", tmp_path / "r.pdparams", "--adapt_steps", "1")
+
+
 def test_a_broken_image_ends_nothing(tmp_path, weights, capsys):
     save(tmp_path / "in" / "a.png", noisy_scene(192, 200))
     (tmp_path / "in" / "b.png").write_bytes(b"nothing")

@@ -234,7 +234,7 @@ def main(argv=None):
     if options.pairs:
         make_pairs(options)
         return 0
-    entries = list_entries(options.input_dir, leave_out=options.save_dir)
+    entries = list_entries("--input_dir", options.input_dir, leave_out=options.save_dir)
     stems = plan_names([entry.name for entry in entries], options)
     if not options.save_dir.lower().endswith(".zip"):
         wanted = {entry.name: (entry.size, entry.stamp, stems[entry.name]) for entry in entries}
@@ -332,9 +332,10 @@ def make_pairs(options):
         val_clean, val_sources = pair_files.cut(
             val_entries, read, options.val_pairs, side, np.random.default_rng([options.seed, 2]), bar.update
         )
-    if not (len(clean) and len(val_clean)):
-        reasons = "; ".join(sorted(set(skipped.values())))
-        raise UserError(f"--input_dir: too few images in {options.input_dir} have patches of {side} pixels ({reasons})")
+    reasons = "; ".join(sorted(set(skipped.values())))
+    for flag, patches in (("input_dir", clean), ("val_dir" if options.val_dir else "input_dir", val_clean)):
+        lacking = f"too few images in {getattr(options, flag)} have patches of {side} pixels ({reasons})"
+        cli.refuse((not len(patches), f"--{flag}: {lacking}"))
     noisy1, noisy2 = (pair_files.corrupt(clean, noise, options.seed, stream) for stream in (3, 4))
     val_noisy = pair_files.corrupt(val_clean, noise, options.seed, 5)
     pair_files.write(train, pair_files.TRAINING, (noisy1, noisy2))
@@ -354,10 +355,9 @@ def shuffled_images(flag, options):
     path = getattr(options, flag[2:])
     if path is None:
         return []
-    if not os.path.exists(path):
-        raise UserError(f"{flag}: {path} does not exist")
-    entries = list_entries(path, leave_out=options.save_dir)
+    entries = list_entries(flag, path, leave_out=options.save_dir)
     entries = [entry for entry in entries if entry.name.lower().endswith(images.IMAGE_SUFFIXES)]
+    cli.refuse((not entries, f"{flag}: no image in {path}"))
     return [entries[i] for i in np.random.default_rng([options.seed, 0]).permutation(len(entries))]
 
 

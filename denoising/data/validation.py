@@ -129,7 +129,7 @@ PUBLISHED_SETS = {
 def place(name, source, save_dir, overwrite):
     """Copies the images of a published set, byte for byte, to where `find_validation_sets` looks for them."""
     published = PUBLISHED_SETS[name]
-    entries = [entry for entry in list_entries(source, compressed=True)
+    entries = [entry for entry in list_entries("--input_dir", source, compressed=True)
                if entry.size <= MAX_SMALL_BYTES and entry.name.lower().endswith(images.IMAGE_SUFFIXES)]  # fmt: skip
     chosen = [entry for entry in entries if re.search(published.members, entry.name)]
     # A folder or archive of the test images alone has no folder "test".

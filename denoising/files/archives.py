@@ -61,10 +61,11 @@ def _open_zip(path, _process):
     return zipfile.ZipFile(path)
 
 
-def list_entries(path, leave_out=None, compressed=False):
+def list_entries(flag, path, leave_out=None, compressed=False):
     """Lists a folder's or archive's files in a fixed order; hidden ones are left out.
 
     Args:
+        flag: that names the path, for refusals.
         path: a folder, a .zip or a .tar.
         leave_out: a folder below it that is not part of it.
         compressed: takes a compressed tar too, for small files; each is read at once, because such a
@@ -73,17 +74,17 @@ def list_entries(path, leave_out=None, compressed=False):
     if os.path.isdir(path):
         entries = _folder_entries(path, leave_out)
     elif not os.path.isfile(path):
-        raise UserError(f"--input_dir: {path} does not exist")
+        raise UserError(f"{flag}: {path} does not exist")
     elif zipfile.is_zipfile(path):
-        entries = _zip_entries(path)
+        entries = _zip_entries(flag, path)
     elif tarfile.is_tarfile(path):
-        entries = _tar_entries(path, compressed)
+        entries = _tar_entries(flag, path, compressed)
     else:
-        raise UserError(f"--input_dir: {path} is neither a folder, a .zip nor a .tar")
+        raise UserError(f"{flag}: {path} is neither a folder, a .zip nor a .tar")
     # Hidden members have lost their name; of two of one name the last counts, as when unpacking.
     named = {entry.name: entry for entry in entries if entry.name}
     if not named:
-        raise UserError(f"--input_dir: {path} is empty")
+        raise UserError(f"{flag}: {path} is empty")
     return [named[name] for name in sorted(named)]
 
 
@@ -112,16 +113,16 @@ def _status_of_file(path):
     return status if stat.S_ISREG(status.st_mode) else None
 
 
-def _zip_entries(path):
+def _zip_entries(flag, path):
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
     except BROKEN as error:
-        raise UserError(f"--input_dir: {path}: {error}") from None
+        raise UserError(f"{flag}: {path}: {error}") from None
     return [Entry(safe_name(i.filename), i.file_size, i.CRC, path, i.filename, i.compress_size) for i in members]
 
 
-def _tar_entries(path, compressed):
+def _tar_entries(flag, path, compressed):
     entries = []
     try:
         with tarfile.open(path, "r:*" if compressed else "r:") as archive:
@@ -133,7 +134,7 @@ def _tar_entries(path, compressed):
                 entries.append(Entry(name, size, int(member.mtime), path, place, size))
     except BROKEN as error:
         hint = "" if compressed else "; unpack a compressed .tar first"
-        raise UserError(f"--input_dir: {path}: {error}{hint}") from None
+        raise UserError(f"{flag}: {path}: {error}{hint}") from None
     return entries
 
 

@@ -204,6 +204,15 @@ def test_what_dataset_tool_refuses(tmp_path):
         make(tmp_path / "few", tmp_path / "out2", "--pairs", 9)
     with pytest.raises(UserError, match="--val_dir: .*nowhere does not exist"):
         make(tmp_path / "in", tmp_path / "out2", "--pairs", 9, "--val_dir", tmp_path / "nowhere")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("no image")
+    save(tmp_path / "small" / "a.png", scene(20, 20))
+    for name, words in (("nothing", "nothing is empty"), ("text", "no image in .*text"), ("small", "patches of 32")):
+        with pytest.raises(UserError, match=f"^--val_dir: .*{words}"):
+            make(tmp_path / "in", tmp_path / "out2", "--pairs", 9, "--val_dir", tmp_path / name)
+        with pytest.raises(UserError, match="^--input_dir: "):
+            make(tmp_path / name, tmp_path / "out2", "--pairs", 9, "--val_dir", tmp_path / "in")
     for within in (tmp_path / "in", tmp_path / "in" / "val"):  # whose images would be trained on as well
         with pytest.raises(UserError, match="--val_dir: .* lies in --input_dir"):
             make(tmp_path / "in", tmp_path / "out2", "--pairs", 9, "--val_dir", within)

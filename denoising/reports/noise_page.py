@@ -11,23 +11,12 @@ from denoising.files import images
 from denoising.imaging.noise_blocks import SIZE
 from denoising.imaging.pixels import from_01, to_01
 from denoising.reports import montage
-from denoising.reports.page import as_text
+from denoising.reports.page import as_text, filled
 from denoising.reports.plots import COLOURS
 
 NAMES = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green 1", "green 2", "blue")}
 PAINT = {"grey": COLOURS[5], "red": COLOURS[3], "green": COLOURS[2], "green 1": COLOURS[2], "green 2": COLOURS[1]}
 PICTURE_SIDE = 960  # of the picture with the places, at most
-STYLE = """
-.found { font-size: 1.05rem; max-width: 52rem; }
-pre { overflow-x: auto; padding: 0.75rem 1rem; border: 1px solid var(--rule); border-radius: 6px; }
-.row { display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem; align-items: flex-start; }
-figure { margin: 0; max-width: 100%; } figure img { display: block; max-width: 100%; height: auto; }
-figcaption { font-size: 0.9rem; margin-top: 0.4rem; max-width: 30rem; }
-.chart { width: 30rem; max-width: 100%; overflow: visible; } .chart text { font-size: 11px; fill: var(--quiet); }
-.chart .grid { stroke: var(--rule); }
-.map td { width: 2.6rem; height: 2.2rem; padding: 0; text-align: center; border: 0; font-size: 0.8rem; }
-.pixels { image-rendering: pixelated; width: 15.4rem; border: 1px solid var(--rule); }
-"""
 
 
 def channel_names(count):
@@ -51,20 +40,14 @@ def write_page(folder, title, summary, entries):
         entries: (name, image H x W x C, its Analysis) of each image that is shown.
     """
     path = Path(folder) / "index.html"
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8") + STYLE
     *lines, command = summary
-    parts = [
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f'<title>{as_text(title)}</title>\n<link rel="icon" href="data:,">\n<style>{style}</style>\n</head>\n<body>',
-        f"<header><h1>{as_text(title)}</h1></header>",
-        *(f'<p class="found">{as_text(line)}</p>' for line in lines),
-        f"<h2>What to do</h2>\n<pre>{as_text(command.removeprefix('next: '))}</pre>",
-        *(_entry(*entry) for entry in entries),
-        "</body>\n</html>",
-    ]
-    cli.write_text(path, "\n".join(parts) + "\n")
+    parts = {
+        "title": as_text(title),
+        "found": "\n".join(f'<p class="found">{as_text(line)}</p>' for line in lines),
+        "command": as_text(command.removeprefix("next: ")),
+        "images": "\n".join(_entry(*entry) for entry in entries),
+    }
+    cli.write_text(path, filled("noise_page.html", parts))
     return str(path)
 
 

@@ -34,7 +34,7 @@ def get_parser():
 
 
 def main(argv=None):
-    """Two rows of five pictures; a table of milliseconds on stdout."""
+    """Two rows of pictures; a table of milliseconds on stdout."""
     options = get_parser().parse_args(argv)
     clean = images.read_image(ROOT / "validation" / "Sample" / "astronaut_face.png").pages[0]
     crop = images.to_01(clean[40 : 40 + SIDE, 50 : 50 + SIDE])

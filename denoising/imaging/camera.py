@@ -315,8 +315,13 @@ def through_jpeg(image, settings):
     top, left = settings.corner
     height, width = image.shape[:2]
     padded = cv2.copyMakeBorder(image, top, 0, left, 0, cv2.BORDER_REFLECT)
-    flags = [cv2.IMWRITE_JPEG_QUALITY, settings.quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[settings.sampling]]
+    return as_jpeg(padded, settings.quality, settings.sampling)[top : top + height, left : left + width]
+
+
+def as_jpeg(image, quality, sampling):
+    """The same of a whole image, H x W or H x W x 3."""
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]]
     # OpenCV takes and gives colours in the other order.
-    data = cv2.imencode(".jpg", padded[..., ::-1] if image.ndim == 3 else padded, flags)[1]
-    decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)[top : top + height, left : left + width]
+    data = cv2.imencode(".jpg", image[..., ::-1] if image.ndim == 3 else image, flags)[1]
+    decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     return decoded[..., ::-1] if image.ndim == 3 else decoded

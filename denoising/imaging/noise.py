@@ -15,13 +15,12 @@ import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from denoising.cli import UserError
 from denoising.imaging import camera, mri
-from denoising.imaging.pixels import from_01, swap_bgr, to_01
+from denoising.imaging.pixels import from_01, to_01
 
 MIDDLE_GREY = 0.18  # of white
 MORE_NOISE = 0.2  # of a recorruption, in units of the image's: its deviation is 1.02 times as large
@@ -342,24 +341,12 @@ class Jpeg(NoiseModel):
         if self.high > self.low:
             quality += int(rng.random() * (self.high - self.low + 1))
         image = from_01(np.asarray(image_01, np.float32), np.uint8)
+        if max(image.shape) > 65500:
+            raise UserError(f"noise jpeg{quality}: JPEG holds 65500 pixels a side, the image has {max(image.shape)}")
         if image.ndim == 3 and image.shape[2] == 3:
-            return to_01(swap_bgr(_through_jpeg(swap_bgr(image), quality)))
+            return to_01(camera.as_jpeg(image, quality, 420))
         planes = np.atleast_3d(image).transpose(2, 0, 1)
-        return to_01(np.stack([_through_jpeg(plane, quality) for plane in planes], axis=-1).reshape(image.shape))
-
-
-def _through_jpeg(image, quality):
-    """Encodes and decodes a grey or BGR image."""
-    if max(image.shape) > 65500:
-        raise UserError(f"noise jpeg{quality}: JPEG holds 65500 pixels a side, the image has {max(image.shape)}")
-    options = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-    ]
-    _, data = cv2.imencode(".jpg", np.ascontiguousarray(image), options)
-    return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        return to_01(np.stack([camera.as_jpeg(p, quality, 420) for p in planes], axis=-1).reshape(image.shape))
 
 
 class Mri(NoiseModel):

@@ -159,8 +159,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=110)
 
     def _get_help_string(self, action):
-        shown = action.default not in (None, argparse.SUPPRESS, False, "") and action.option_strings
-        text = action.help or ""
+        # 0 equals False, and is a default like any other.
+        told = action.default not in (None, argparse.SUPPRESS, "") and action.default is not False
+        shown, text = told and action.option_strings, action.help or ""
         return f"{text} (default: %(default)s)" if shown and "%(default)" not in text else text
 
 

@@ -17,7 +17,7 @@ import numpy as np
 class Window:
     """A rectangle that is computed, and the part of it that is kept."""
 
-    rows: tuple  # the first and the last but one that are computed
+    rows: tuple  # the first that is computed, and the one behind the last
     columns: tuple
     kept_rows: tuple
     kept_columns: tuple

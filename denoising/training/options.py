@@ -189,23 +189,31 @@ def get_parser(description=None):
 def parse_options(parser, argv):
     """Reads and checks the flags of train.py.
 
-    With --resume the options are those of the run that stopped, of which only those in CHANGEABLE may change.
-
     Returns:
         Options, and for --resume the Stopped run, else None.
     """
     given = given_flags(parser, argv)
-    resume = given.pop("resume", None)
-    if resume is None and recipe.is_meant(given, names_of(parser, "schedule")):
+    if "resume" in given:
+        return _of_stopped(parser, given.pop("resume"), given)
+    if recipe.is_meant(given, names_of(parser, "schedule")):
         given["preset"] = "auto"
-    options = defaults(parser) | PRESETS.get(given.get("preset"), {}) | given
-    if resume is None and options["preset"] == "auto":
-        made = recipe.with_recipe(Options(**options), given)
-    elif resume is None:
-        made = with_known_noise(checked(Options(**options)))
-    if resume is None:
-        check_given(made, given)
-        return made, None
+    options = Options(**_with_preset(parser, given))
+    if options.preset == "auto":
+        options = recipe.with_recipe(options, given)
+    else:
+        options = with_known_noise(checked(options))
+    check_given(options, given)
+    return options, None
+
+
+def _with_preset(parser, given):
+    """All options by name: those of the preset where they are not given, and else the defaults."""
+    return defaults(parser) | PRESETS.get(given.get("preset"), {}) | given
+
+
+def _of_stopped(parser, resume, given):
+    """The same for --resume: the options of the run that stopped, of which only those in CHANGEABLE may change."""
+    options = _with_preset(parser, given)
     # Presets name their runs themselves, so the default name is not that of every run.
     named = "log_name" in given or "preset" in given
     folder = find_run(resume, options["save_model_path"], options["log_name"] if named else None)

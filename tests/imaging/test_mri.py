@@ -497,13 +497,6 @@ def test_the_noise_is_named_by_its_share():
         parse_noise("mri0.2+gauss25")
 
 
-def test_other_noise_puts_nothing_back():
-    noisy, denoised = slice_of(8, 8), slice_of(8, 8, 1)
-    for name in ("none", "gauss25", "text0.1+gauss5"):
-        assert parse_noise(name).restore(noisy, denoised) is denoised
-        assert parse_noise(name).restore_tensor(noisy, denoised) is denoised
-
-
 def test_the_loss_is_of_what_has_its_known_frequencies():
     clean = slice_of(32, 32)[None, None]
     noise, rng = parse_noise("mri0.4"), np.random.default_rng(0)

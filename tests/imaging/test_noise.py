@@ -412,7 +412,7 @@ def test_recorruptions_hide_noise_only_where_it_is_coarser_than_the_files_steps(
 
 def test_only_undersampling_puts_anything_back():
     noisy, denoised = np.zeros((4, 4), np.float32), np.ones((4, 4), np.float32)
-    for text in ("none", "gauss25", "poisson30+gauss5"):
+    for text in ("none", "gauss25", "poisson30+gauss5", "text0.1+gauss5"):
         assert parse_noise(text).restore(noisy, denoised) is denoised
         assert parse_noise(text).restore_tensor(noisy, denoised) is denoised
     clean = np.random.default_rng(0).random((32, 32), np.float32)

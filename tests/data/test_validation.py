@@ -53,6 +53,7 @@ def test_published_sets_come_first_in_their_order_and_others_by_name(tmp_path):
     save(tmp_path / "Kodak" / "k.png", scene(12, 12))
     present, _ = find_validation_sets(str(tmp_path))
     assert [path.name for path in present[0].paths()] == ["k.png"]
+    assert [path.parent.name for path in present[1].paths()] == ["test"]
     assert [held.name for held in present].count("Kodak24") == 0
 
 
@@ -71,6 +72,8 @@ def test_absent_sets_tell_where_they_come_from(tmp_path):
     assert [missing.name for missing in absent] == ["Kodak", "BSD300", "Set14"]
     assert ["Kodak" in absent[0].origin, "Berkeley" in absent[1].origin, "Set14" in absent[2].origin] == [True] * 3
     assert [held.folder for held in present] == [str(tmp_path / "Mine")]
+    save(tmp_path / "BSD300" / "test" / "b.png", scene(12, 12))
+    assert found_in(tmp_path)[1] == ["Kodak", "Set14"]
 
 
 def test_a_folder_of_images_alone_is_a_set_and_one_beside_sets_is_not(tmp_path):

@@ -8,7 +8,6 @@ from PIL import Image
 import dataset
 from conftest import ROOT, save, scene
 from denoising.cli import UserError
-from denoising.data import validation
 from denoising.data.streams import CROP, ORDER, generator
 from denoising.files import pair_files
 from denoising.imaging import noise, pixels
@@ -112,14 +111,6 @@ def test_the_cache_changes_nothing_but_time(folders):
     assert sum(layer.nbytes for layers in small._cache.values() for layer in layers) <= 30_000
 
 
-def test_small_images_are_padded_by_reflection(tmp_path):
-    clean = scene(50, 90)
-    save(tmp_path / "a.png", clean)
-    patch, _ = patches_of(tmp_path).sample(0, 0)
-    assert patch.shape == (3, 64, 64)
-    assert (patch[:, 50:63] == patch[:, 48:35:-1]).all()
-
-
 def test_augmented_patches_are_flips_and_rotations(tmp_path):
     clean = scene(64, 64)
     save(tmp_path / "a.png", clean)
@@ -193,20 +184,6 @@ def test_a_first_image_that_does_not_fit_is_passed_over_as_later_ones_are(tmp_pa
     patches = patches_of(tmp_path, method=known)
     assert (patches.sample(0, 0)[0] == patches.sample(0, len(patches) - 1)[0]).all()
     assert "02.png has 40x40 pixels; padding would repeat its noise" in capsys.readouterr().err
-
-
-def test_validation_sets_by_name(tmp_path):
-    for folder in ("Kodak", "BSD300/test", "BSD300/train", "Mine"):
-        save(tmp_path / folder / "a.png", scene(20, 20))
-    present, absent = validation.find_validation_sets(str(tmp_path))
-    assert [(found.name, found.repeats) for found in present] == [("Kodak", 10), ("BSD300", 3), ("Mine", 1)]
-    assert [missing.name for missing in absent] == ["Set14"]
-    assert [path.parent.name for path in present[1].paths()] == ["test"]
-
-
-def test_a_folder_without_sets_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--val_dirs"):
-        validation.find_validation_sets(str(tmp_path))
 
 
 def test_frozen_noise_stays_when_other_images_come(tmp_path):
@@ -306,22 +283,6 @@ def test_black_pixels_of_a_bernoulli_target_are_known_to_be_missing(tmp_path):
 
 def test_train_size_takes_the_first_images(folders):
     assert len(images_of(folders, size=3)) == 3
-
-
-def test_a_validation_set_of_noisy_and_clean_files(tmp_path):
-    for i in range(2):
-        clean = scene(20, 24, seed=i)
-        save(tmp_path / "mine" / "clean" / f"{i}.png", clean)
-        save(tmp_path / "mine" / "noisy" / f"{i}.png", clean // 2)
-    for folder in (tmp_path, tmp_path / "mine"):
-        (found,), _ = validation.find_validation_sets(str(folder))
-        assert (found.name, found.own_noise) == ("mine", True)
-        for i, (name, clean, noisy) in enumerate(found.images(3, None, None)):
-            assert name == f"{i}.png"
-            np.testing.assert_allclose(noisy * 255, clean // 2, atol=1e-4)
-    (tmp_path / "mine" / "noisy" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"clean/1\.png has no partner"):
-        list(found.images(3, None, None))
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 150), (150, 64), (100, 90)])
@@ -462,7 +423,7 @@ def test_patches_are_cut_at_the_recorded_places(tmp_path):
         assert (patches.sample(epoch, 0)[0][:2, 0, 0] * 255).round().tolist() == [top, left]
 
 
-@pytest.mark.parametrize(("height", "width"), [(50, 60), (70, 1), (1, 70), (64, 40)])
+@pytest.mark.parametrize(("height", "width"), [(50, 60), (50, 90), (70, 1), (1, 70), (64, 40)])
 def test_small_images_are_padded_at_the_end_only(tmp_path, height, width):
     image = scene(max(height, 2), max(width, 2))[:height, :width]
     np.save(tmp_path / "a.npy", image)

@@ -144,26 +144,36 @@ def to_grey(state):
     On a grey image it computes what the RGB network gives for that image in all three channels, averaged. Others
     are returned as they are.
     """
+    return _light_to_grey(state) if "enc_conv1a.weight" in state else _plain_to_grey(state)
+
+
+def _light_to_grey(state):
     entry, last, bias = (state.get(name) for name in ("enc_conv1a.weight", "last.weight", "last.bias"))
-    if all(isinstance(array, np.ndarray) for array in (entry, last, bias)):
-        if entry.shape[1:2] != (12,) or entry.ndim != 4 or last.ndim != 4 or bias.shape != last.shape[:1]:
-            return state
-        if len(last) not in (12, 16):
-            return state
-        fixed = {name: array for name, array in state.items() if name.startswith(("centre.", "blur."))}
-        # At half the size each channel is four. What is not learnt is the same for each channel. A careful network has
-        # one more, the share of the image that stays.
-        return state | {
-            "enc_conv1a.weight": entry.reshape(len(entry), 3, 4, *entry.shape[2:]).sum(1),
-            "last.weight": np.concatenate([last[:12].reshape(3, 4, *last.shape[1:]).mean(0), last[12:]]),
-            "last.bias": np.concatenate([bias[:12].reshape(3, 4).mean(0), bias[12:]]),
-            **{
-                name: (array[:, :1] if array.ndim == 4 else array)[[0, *range(3, len(array))]]
-                for name, array in fixed.items()
-            },
-        }
-    entry, head, last = (state.get(f"{name}.weight") for name in ("enc_conv0", "dec_conv1a", "nin_c"))
-    bias = state.get("nin_c.bias")
+    if not all(isinstance(array, np.ndarray) for array in (entry, last, bias)):
+        return state
+    if entry.shape[1:2] != (12,) or entry.ndim != 4 or last.ndim != 4 or bias.shape != last.shape[:1]:
+        return state
+    if len(last) not in (12, 16):
+        return state
+    # At half the size each channel is four. What is not learnt is the same for each channel. A careful network has
+    # one more, the share of the image that stays.
+    fixed = {
+        name: (array[:, :1] if array.ndim == 4 else array)[[0, *range(3, len(array))]]
+        for name, array in state.items()
+        if name.startswith(("centre.", "blur."))
+    }
+    ends = {
+        "enc_conv1a.weight": entry.reshape(len(entry), 3, 4, *entry.shape[2:]).sum(1),
+        "last.weight": np.concatenate([last[:12].reshape(3, 4, *last.shape[1:]).mean(0), last[12:]]),
+        "last.bias": np.concatenate([bias[:12].reshape(3, 4).mean(0), bias[12:]]),
+    }
+    return state | fixed | ends
+
+
+def _plain_to_grey(state):
+    entry, head, last, bias = (
+        state.get(name) for name in ("enc_conv0.weight", "dec_conv1a.weight", "nin_c.weight", "nin_c.bias")
+    )
     if not all(isinstance(array, np.ndarray) and array.ndim == 4 for array in (entry, head, last)):
         return state
     if entry.shape[1] != 3 or len(last) != 3 or not isinstance(bias, np.ndarray) or bias.shape != (3,):

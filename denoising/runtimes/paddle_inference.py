@@ -99,16 +99,16 @@ class PaddleInference:
 
     def _verify_settings(self, options):
         """Compares what is asked with Paddle's configuration."""
-        asked = {
-            ("use_gpu", "runtime_device"): "gpu" if options.use_gpu else "cpu",
-            ("enable_mkldnn", "enable_mkldnn"): options.enable_mkldnn,
-            ("ir_optim", "ir_optim"): options.ir_optim,
-        }
+        asked = [
+            ("use_gpu", "runtime_device", "gpu" if options.use_gpu else "cpu"),
+            ("enable_mkldnn", "enable_mkldnn", options.enable_mkldnn),
+            ("ir_optim", "ir_optim", options.ir_optim),
+        ]
         if not options.use_gpu:
-            asked["cpu_threads", "cpu_math_library_num_threads"] = options.cpu_threads
-        for (flag, key), value in asked.items():
-            if self.facts[key] != value:
-                raise UserError(f"--{flag}: asked for {value}, Paddle takes {self.facts[key]}")
+            asked.append(("cpu_threads", "cpu_math_library_num_threads", options.cpu_threads))
+        for flag, fact, value in asked:
+            if self.facts[fact] != value:
+                raise UserError(f"--{flag}: asked for {value}, Paddle takes {self.facts[fact]}")
 
     def _verify_convolutions(self, options):
         """Compares what is asked with what oneDNN executes."""

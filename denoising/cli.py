@@ -162,7 +162,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         # 0 equals False, and is a default like any other.
         told = action.default not in (None, argparse.SUPPRESS, "") and action.default is not False
         shown, text = told and action.option_strings, action.help or ""
-        return f"{text} (default: %(default)s)" if shown and "%(default)" not in text else text
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else "%(default)s"
+        return f"{text} (default: {default})" if shown and "%(default)" not in text else text
 
 
 def boolean(text):

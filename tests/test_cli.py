@@ -138,11 +138,13 @@ def test_other_programs_keep_their_ctrl_c(tmp_path):
         subprocess.run([sys.executable, *command], cwd=ROOT / "tools", env=environment, check=True)
 
 
-def test_help_shows_defaults_also_where_they_are_zero():
+def test_help_shows_defaults_as_they_are_written():
     parser = cli.Parser("What it does.")
     parser.add_argument("--seed", type=int, default=0, help="of all randomness")
     parser.add_argument("--detail", type=float, default=0.0, help="how much")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="of images")
     parser.add_argument("--overwrite", action="store_true", help="replace")
     parser.add_argument("--tile", help="side")
     shown = parser.format_help()
-    assert re.findall(r"(--\w+).* \(default: (\S+)\)", shown) == [("--seed", "0"), ("--detail", "0.0")]
+    found = re.findall(r"(--\w+).* \(default: ([^)]+)\)", shown)
+    assert found == [("--seed", "0"), ("--detail", "0.0"), ("--sizes", "256 512")]

@@ -165,14 +165,17 @@ def main(argv=None):
 
 @contextlib.contextmanager
 def _cache_folder():
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "neighbor2neighbor-paddle"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neighbor2neighbor-paddle"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        print(f"engine: cannot write to {folder} ({error.strerror}): will not be kept", file=sys.stderr)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):  # as in containers: no HOME, and a user without an account
+            why = "neither HOME nor XDG_CACHE_HOME says where to keep it"
+        else:
+            why = f"cannot write to {folder} ({error.strerror})"
+        print(f"engine: {why}: will not be kept", file=sys.stderr)
         # A new folder that nobody else can write into, because what lies in it will be run.
         with tempfile.TemporaryDirectory() as private:
             yield Path(private)

@@ -151,6 +151,24 @@ def test_where_nothing_can_be_kept_the_library_lies_in_a_folder_of_its_own(tmp_p
     assert re.fullmatch(r"engine: cannot write to .* \(Not a directory\): will not be kept\n", capsys.readouterr().err)
 
 
+def test_a_user_without_a_home_keeps_none(tmp_path, monkeypatch, capsys):
+    """As in a container that runs as any number: no HOME, and no account that would have one."""
+
+    def no_account(uid):
+        raise KeyError(uid)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pwd.getpwuid", no_account)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with build._cache_folder() as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+    assert list(tmp_path.iterdir()) == []
+    said = capsys.readouterr().err
+    assert said == "engine: neither HOME nor XDG_CACHE_HOME says where to keep it: will not be kept\n"
+
+
 def test_only_one_at_a_time_holds_the_lock(tmp_path):
     with build._locked(tmp_path / "lock"), open(tmp_path / "lock") as other:
         with pytest.raises(BlockingIOError):

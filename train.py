@@ -80,6 +80,8 @@ def validation_sets(options):
         present, absent = [found for found in present if found.own_noise], []
         if not present:
             cli.note("no scores: the images are noisy already; --val_noisetype gauss25 would score on clean ones")
+    if options.val_noisetype not in (None, "none") and all(one.own_noise for one in present) and distributed.IS_MAIN:
+        cli.note(f"--val_noisetype: does nothing with {options.val_dirs}, whose images have their own noise")
     if distributed.IS_MAIN and cli.lies_in(options.val_dirs, options.data_dir):
         cli.note(f"--val_dirs: {options.val_dirs} lies in --data_dir, so what scores the training is trained on, too")
     if absent and distributed.IS_MAIN:

@@ -113,13 +113,15 @@ def check_given(options, given):
     Published commands may stand beside another method, so these are not refused; --clipped for nothing is.
     """
     method = options.method
+    elsewhere = method != "neighbor2neighbor" and f"is for neighbor2neighbor, and does nothing with {method}"
+    in_epochs = not (options.max_steps or options.max_minutes)
     idle = {
         "gamma": options.lr_schedule == "cosine"
         and "is for --lr_schedule step; with cosine the rate falls smoothly to 0",
-        **dict.fromkeys(
-            ("Lambda1", "Lambda2", "increase_ratio"),
-            method != "neighbor2neighbor" and f"is for neighbor2neighbor, and does nothing with {method}",
-        ),
+        **dict.fromkeys(("Lambda1", "Lambda2", "increase_ratio", "reg_start"), elsewhere),
+        "reg_full": elsewhere
+        or (in_epochs and "is for a length in steps or minutes; in a run of epochs Lambda rises to the end"),
+        "noise_protocol": options.noisetype == "none" and "is for noise that is added, and does nothing without",
         **dict.fromkeys(
             ("val_noisetype", "val_repeats", "val_images"),
             options.val_dirs == "none" and "does nothing with --val_dirs none, where nothing is scored",

@@ -55,6 +55,10 @@ def test_the_sets_to_score_on_and_their_noise(folders, tmp_path, capsys, monkeyp
         save(tmp_path / "val" / "night" / kind / "a.png", scene(40, 40))
     assert sets("--val_dirs", tmp_path / "val", "--noisetype", "none", "--n_epoch", 1) == (["night"], "none")
     assert capsys.readouterr().err == ""
+    sets("--val_dirs", tmp_path / "val", "--val_noisetype", "gauss5")
+    assert capsys.readouterr().err.startswith(f"--val_noisetype: does nothing with {tmp_path / 'val'}, whose images")
+    sets("--val_dirs", val, "--val_noisetype", "gauss5")
+    assert "--val_noisetype" not in capsys.readouterr().err
     halves = np.zeros((2, 1, 3, 8, 8), np.uint8)
     pair_files.write(tmp_path / "a.npz", pair_files.VALIDATION, halves)
     assert sets("--val_dirs", tmp_path / "a.npz", "--noisetype", "none", "--n_epoch", 1) == (["a"], "none")

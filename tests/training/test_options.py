@@ -266,7 +266,14 @@ def test_what_does_not_go_together(sources, line):
         ("--val_dirs none --val_noisetype gauss25", "--val_noisetype: does nothing with --val_dirs none"),
         ("--val_dirs none --val_repeats 1", "--val_repeats: does nothing with --val_dirs none"),
         ("--val_dirs none --valid_size 5", "--val_images: does nothing with --val_dirs none"),
-        ("--Lambda2 1 --increase_ratio 2 --val_repeats 1", ""),
+        (f"{N2N} --reg_start 0.3", "--reg_start: is for neighbor2neighbor, and does nothing with noise2noise"),
+        ("--method supervised --reg_full 0.6 --max_steps 9", "--reg_full: is for neighbor2neighbor"),
+        ("--reg_full 0.6", "--reg_full: is for a length in steps or minutes"),
+        ("--noisetype none --n_epoch 1 --noise_protocol frozen", "--noise_protocol: is for noise that is added"),
+        (f"--pair_dir D {N2N} --noise_protocol frozen", "--noise_protocol: is for noise that is added"),
+        ("--Lambda2 1 --increase_ratio 2 --val_repeats 1 --reg_start 0.3 --noise_protocol frozen", ""),
+        ("--reg_full 0.6 --max_minutes 1", ""),
+        ("--reg_full 0.6 --max_steps 9", ""),
     ],
 )
 def test_flags_that_do_nothing_are_named(flags, line, sources, capsys):

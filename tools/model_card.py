@@ -124,7 +124,7 @@ def main(argv=None):
     card["minutes"] = round((datetime.datetime.now() - start).total_seconds() / 60, 1)
     card["goals"] = card_page.reached(card["rows"])
     cli.write_json(data, card)
-    cli.write_text(page, card_page.with_section(page, before, card_page.section(card)))
+    cli.write_text(page, card_page.with_section(page, before, card_page.section(card, guide_from(folder))))
     for goal in card["goals"]:
         print(f"{goal['goal']}: {goal['measured']}: {goal['verdict']}")
     print(page, data, sep="\n")
@@ -136,6 +136,15 @@ def command(argv):
     words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
     words = [os.path.basename(word.rstrip("/")) if os.path.isabs(word) else word for word in words]
     return shlex.join(["python", "tools/model_card.py", *words])
+
+
+def guide_from(folder):
+    """How a card names docs/deployment.md: by a link from within the project, and elsewhere without one."""
+    root = Path(__file__).resolve().parent.parent
+    if not cli.lies_in(folder, root):
+        return "the project's docs/deployment.md"
+    way = os.path.relpath(root / "docs" / "deployment.md", os.path.realpath(folder))
+    return f"[deployment.md]({Path(way).as_posix()})"
 
 
 def measured_on():

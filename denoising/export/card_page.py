@@ -1,5 +1,7 @@
 """A model card as a section of a page of Markdown, from what tools/model_card.py has measured."""
 
+from urllib.parse import quote
+
 from denoising.cli import UserError
 
 START = "<!-- written by tools/model_card.py; from here -->"
@@ -35,12 +37,12 @@ def with_section(path, text, section):
     return text[: found[0]] + section + text[found[1] :]
 
 
-def section(card):
-    """The card between its marks."""
+def section(card, guide):
+    """The card between its marks; `guide` is how it names docs/deployment.md."""
     here = [row for row in card["rows"] if "absent" not in row]
     absent = [f"- {row['runtime']}, {row['precision']}: {row['absent']}" for row in card["rows"] if "absent" in row]
     parts = (
-        head(card),
+        head(card, guide),
         quality(card, here),
         speed(here),
         throughput(here),
@@ -57,9 +59,10 @@ def section(card):
     return "\n".join([START, *(line for part in parts if part for line in (*part, "")), END])
 
 
-def head(card):
+def head(card, guide):
     """What was measured, where, and what it costs."""
     about, network, gflop = card["machine"], card["network"], card["flops_256"] / 1e9
+    data = f"{card['name']}.json"
     return [
         "## Deployment",
         "",
@@ -68,7 +71,7 @@ def head(card):
         f"{about['date']}, {about['processor']}, {about['cores']} cores ({', '.join(about['instructions'])}), load "
         f"{about['load_before']} before the start; python {about['python']}, paddle {about['paddle']}, commit "
         f"{about['commit'][:12]}. Measured in {card['minutes']} minutes. All figures are in "
-        f"[{card['name']}.json]({card['name']}.json); what they mean is in [deployment.md](../deployment.md).",
+        f"[{data}]({quote(data)}); what they mean is in {guide}.",
         "",
         f"Network: {', '.join(f'{key} {value}' for key, value in network.items())}; {card['parameters']:,} parameters; "
         f"at {network['n_channel']}x256x256 **{gflop:.2f} GFLOP**: {gflop / 2:.2f} G multiply-adds counted as two.",

@@ -1,12 +1,13 @@
 """The deployment card: what is measured is what ran, the page keeps the rest of itself, goals are told as they are."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 import model_card
-from conftest import noisy_scene, save
+from conftest import ROOT, noisy_scene, save
 from denoising import cli, machine
 from denoising.export import card_page, card_rows, writing
 from denoising.export.card_rows import Conditions, Row
@@ -67,6 +68,7 @@ def test_one_command_writes_the_card_beside_what_the_page_says(weights, folders,
     assert f"| fp32 | {runtime} |" in text
     assert f"{card['parameters']:,} parameters" in text
     assert "python tools/model_card.py --model_path tiny.pdparams" in text
+    assert "[tiny.json](tiny.json); what they mean is in the project's docs/deployment.md." in text
     with pytest.raises(cli.UserError, match="--save_dir: .*--overwrite replaces it"):
         model_card.main([*flags, "--save_dir", out])
 
@@ -195,6 +197,21 @@ def test_what_is_typed_tells_no_folder_of_this_machine():
         ["--model_path", "models/a.pdparams", "--images", "/home/me/photos/", "--val_set", "Set 14"]
     )
     assert said == "python tools/model_card.py --model_path models/a.pdparams --images photos --val_set 'Set 14'"
+
+
+def test_a_card_links_to_what_its_figures_mean_where_that_is_in_reach(tmp_path):
+    for folder in (ROOT / "docs" / "models", ROOT / "output" / "a card", ROOT):
+        link = re.fullmatch(r"\[deployment.md\]\((.+)\)", model_card.guide_from(folder))[1]
+        assert (folder / link).resolve() == ROOT / "docs" / "deployment.md"
+    assert model_card.guide_from(ROOT / "docs" / "models") == "[deployment.md](../deployment.md)"  # as in what ships
+    assert model_card.guide_from(tmp_path) == "the project's docs/deployment.md"
+
+
+def test_a_card_links_to_its_figures_whatever_the_weights_are_called():
+    about = dict.fromkeys(("date", "processor", "cores", "load_before", "python", "paddle", "commit"), "")
+    card = {"name": "my model (2)", "command": "", "machine": about | {"instructions": []}, "minutes": 1,
+            "network": {"n_channel": 3}, "parameters": 1, "flops_256": 1}  # fmt: skip
+    assert "[my model (2).json](my%20model%20%282%29.json)" in "".join(card_page.head(card, ""))
 
 
 def test_no_noise_is_told_of_where_none_is_added(folders, tmp_path):

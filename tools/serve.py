@@ -52,6 +52,9 @@ def get_parser():
     add = parser.add_argument_group("service").add_argument
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 or :: listens on all of this machine's")
     add("--port", type=number(int, 0, 65535), default=8000, help="port to listen on; 0 takes any that is free")
+    add("--allowed_hosts", nargs="+", metavar="NAME",
+        help="names by which the service may be called, those that a proxy passes on, beside localhost and all "
+        "addresses (default: no others where --host is only reached from this machine, else any)")  # fmt: skip
     add("--max_mb", type=number(float, 0.001, 2000), default=50, help="megabytes that an upload may have")
     add("--max_megapixels", type=number(float, 0.01, 500), default=25,
         help="megapixels that an image may have, all its pages together")  # fmt: skip

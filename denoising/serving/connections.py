@@ -1,6 +1,8 @@
 """The service's connections, their number and their deadlines, and the address that it listens on."""
 
 import contextlib
+import ipaddress
+import re
 import socket
 
 from aiohttp import web
@@ -98,3 +100,22 @@ def is_loopback(listener):
     """Whether only this machine reaches the address."""
     host = listener.getsockname()[0]
     return host.startswith("127.") or host == "::1"
+
+
+def is_own(host, names):
+    """Whether a Host header calls the service by an address, as localhost or by one of these names, or is empty.
+
+    A page of another site can make its own name lead to this machine, and read the answers; but it calls it by that
+    name. Only names can be led elsewhere.
+    """
+    name = _name_in(host)
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in ("", "localhost", *map(_name_in, names)) or name.endswith(".localhost")
+    return True
+
+
+def _name_in(host):
+    """A Host header without its port, the brackets of IPv6 and a dot at its end."""
+    return re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()

@@ -30,7 +30,8 @@ ANALYSE = ("model", "fast")
 JUDGE = (*ANALYSE, "job")
 REFUSALS = {
     "400": "a parameter, or the request itself, is malformed",
-    "403": "a page of another site asks for it", "408": "the upload did not end in time",
+    "403": "a page of another site asks for it, or the Host is none of the service's names",
+    "408": "the upload did not end in time",
     "409": "the job was cancelled, or its name is in use", "413": "the upload or the image is too large",
     "415": "no image, or of a format that is not read", "422": "the image is broken, or no network takes it",
     "503": "too many images are in work; Retry-After says when to ask again", "504": "not done in time",

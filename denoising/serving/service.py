@@ -21,7 +21,14 @@ from denoising import cli
 from denoising.reports import modules
 from denoising.serving import metrics, openapi, uploads
 from denoising.serving.batching import Dropped
-from denoising.serving.connections import Connection, error_response, is_loopback, naming_the_address, url_of
+from denoising.serving.connections import (
+    Connection,
+    error_response,
+    is_loopback,
+    is_own,
+    naming_the_address,
+    url_of,
+)
 from denoising.serving.image_process import FORMATS, Refused
 from denoising.serving.jobs import ENDS, Jobs
 from denoising.serving.pipeline import Pipeline
@@ -47,6 +54,7 @@ class Service:
     def __init__(self, options, models, processes):
         self.options = options
         self.max_bytes = int(options.max_mb * 1e6)  # of one upload
+        self.hosts = options.allowed_hosts  # by which it may be called beside localhost and addresses; None: by any
         self.stops = 0  # how often it was told to stop
         self.queue = 0  # images that wait or are computed
         self.held = 0  # bytes of uploads, and of results on their way
@@ -76,6 +84,8 @@ class Service:
             http = web.Server(self.handle, handler_cancellation=True)
             with naming_the_address(listener.getsockname()[:2]):
                 server = await self.loop.create_server(partial(Connection, http, self), sock=listener, backlog=512)
+            if self.hosts is None and is_loopback(listener):
+                self.hosts = []
             sweep = asyncio.create_task(self._sweep())
             print(url_of(listener), flush=True)
             if not is_loopback(listener):
@@ -163,8 +173,11 @@ class Service:
         """What a request is about, by which it is counted, and what answers it.
 
         Raises:
-            Refused: there is no such path, it takes another method, or a page of another site asks for work.
+            Refused: there is no such path, it takes another method, or a page of another site asks.
         """
+        host = request.headers.get("Host", "")
+        if self.hosts is not None and not is_own(host, self.hosts):
+            raise Refused(403, f"the service is not called {host[:100]} here: --allowed_hosts adds names")
         path = "/jobs/{id}" if re.fullmatch("/jobs/[A-Za-z0-9_-]{1,64}", request.path) else request.path
         routes = self.routes()
         methods = routes.get(path)

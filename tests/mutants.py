@@ -32,7 +32,8 @@ ENVIRONMENT = dict(os.environ)  # as it was before Paddle's import
 ROOT = Path(__file__).resolve().parent.parent
 # Which tests answer for which files; both are patterns. The quickest tests come first, because the first failure ends.
 TABLE = {
-    "denoising/training/methods.py": "tests/training/test_methods.py",
+    "denoising/training/methods.py": "tests/training/test_methods.py tests/training/test_distillation.py "
+    "tests/training/test_recorrupted.py",
     "denoising/training/optimizers.py": "tests/training/test_optimizers.py",
     "denoising/training/schedule.py": "tests/training/test_schedule.py",
     "denoising/training/log_line.py": "tests/training/test_log_line.py",

@@ -6,17 +6,11 @@ import paddle
 import pytest
 
 from arch_unet import build_network
-from denoising.cli import UserError
 from denoising.data import renders
 from denoising.data.streams import CROP, MORE, NOISE, ORDER, PICKS, TARGET, generator, streams
-from denoising.imaging import noise
 from denoising.imaging.noise import parse_noise
-from denoising.inference.checkpoint import save_network
 from denoising.training.methods import (
-    LEAST_DISTANCE,
-    Distillation,
     Neighbor2Neighbor,
-    Nobody,
     Noise2Noise,
     Recorrupted2Recorrupted,
     Regression,
@@ -26,7 +20,6 @@ from denoising.training.methods import (
     draw_picks,
     intact,
     subimages,
-    turned,
 )
 
 
@@ -104,98 +97,6 @@ def test_no_gradient_flows_through_the_full_image():
     a, b = split(noisy, picks)
     residual = 2 * a - b - (2 * a - 2 * b)
     np.testing.assert_allclose(weight.grad.item(), 2.0 * np.mean(2 * residual * a), rtol=1e-4)
-
-
-def recorruptions(model, noisy, seed):
-    """Of an image H x W x C: what a training gets, as tensors."""
-    parts = [noisy, *model.recorrupt(noisy, np.random.default_rng(seed), np.random.default_rng(1))]
-    return [paddle.to_tensor(part.transpose(2, 0, 1)[None].copy()) for part in parts]
-
-
-def test_the_recorrupted_loss_is_that_of_two_pairs_with_opposite_noise():
-    paddle.seed(0)
-    network, model, a = build_network(n_feature=4), parse_noise("gauss25"), noise.MORE_NOISE
-    noisy, *inputs = recorruptions(model, np.random.default_rng(0).random((32, 32, 3), np.float32), 0)
-    loss, *_ = Recorrupted2Recorrupted(model)(network, noisy, *inputs)
-    loss.backward()
-    gradients = [parameter.grad.numpy() for parameter in network.parameters()]
-    network.clear_gradients()
-    for recorruption in inputs:
-        target = noisy - (recorruption - noisy) / a**2  # y - z / a for y + a z
-        (paddle.mean((network(recorruption) - target) ** 2) / 2).backward()
-    for gradient, parameter in zip(gradients, network.parameters(), strict=True):
-        expected = parameter.grad.numpy()
-        np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-
-
-def blur(image):
-    kernel = paddle.full([3, 1, 3, 3], 1 / 9)
-    return paddle.nn.functional.conv2d(image, kernel, padding=1, groups=3)
-
-
-def whole_photons(image):
-    """As a network might that tells the steps of single photons in its input."""
-    return paddle.round(image * 30) / 30
-
-
-@pytest.mark.parametrize(
-    ("name", "network"),
-    [("gauss25", blur), ("poisson30", blur), ("gauss5_50", blur), ("poisson5_50", blur), ("poisson30", whole_photons)],
-)
-def test_the_recorrupted_loss_estimates_the_error_without_clean_images(name, network):
-    model = parse_noise(name)
-    y, x = np.mgrid[:512, :512].astype(np.float32)
-    clean = np.stack([0.5 + 0.4 * np.sin(x / period) * np.cos(y / 7) for period in (3, 5, 9)], axis=-1)
-    parts = recorruptions(model, model.add(clean, np.random.default_rng(5)), 5)
-    estimate, distance, *_ = Recorrupted2Recorrupted(model)(network, *parts)
-    # What is denoised has 1.02 times the noise, in the estimate as here.
-    error = paddle.mean((network(parts[1]) - paddle.to_tensor(clean.transpose(2, 0, 1)[None].copy())) ** 2).item()
-    assert abs(distance.item() / error - 1) > 0.3  # what the noisy images alone would say
-    assert estimate.item() == pytest.approx(error, rel=0.02)
-
-
-def test_in_decibels_images_with_little_noise_count_as_much_as_the_others():
-    """Two images, one with ten times as much noise as the other, and a network that shrinks towards grey."""
-    model, clean = parse_noise("gauss5_50"), np.full((64, 64, 3), 0.5, np.float32)
-    pairs = []
-    for seed, sigma in enumerate((5, 50)):
-        known = parse_noise(f"gauss{sigma}")
-        pairs.append(recorruptions(known, known.add(clean, np.random.default_rng(seed)), seed))
-    batch = [paddle.concat(parts) for parts in zip(*pairs, strict=True)]
-
-    def slopes(loss):
-        """How much the loss of each image grows with what the network lets through."""
-        found = []
-        for parts in (batch, *pairs):
-            through = paddle.to_tensor(0.5, stop_gradient=False)
-            total, *_ = Recorrupted2Recorrupted(model, loss=loss)(lambda x, k=through: 0.5 + k * (x - 0.5), *parts)
-            total.backward()
-            found.append(through.grad.item())
-        return found
-
-    both, little, much = slopes("l2")
-    assert both == pytest.approx((little + much) / 2, rel=1e-3)
-    assert much > 50 * little > 0
-    both, little, much = slopes("psnr")
-    assert both == pytest.approx((little + much) / 2, rel=1e-3)
-    assert 1.5 * little > much > little > 0  # the cleaner one is near the least error that counts
-
-
-def test_in_decibels_the_recorrupted_loss_estimates_the_psnr_without_clean_images():
-    model = parse_noise("gauss25")
-    y, x = np.mgrid[:512, :512].astype(np.float32)
-    clean = np.stack([0.5 + 0.4 * np.sin(x / period) * np.cos(y / 17) for period in (23, 25, 29)], axis=-1)
-    parts = recorruptions(model, model.add(clean, np.random.default_rng(5)), 5)
-    estimate, *_ = Recorrupted2Recorrupted(model, loss="psnr")(blur, *parts)
-    error = paddle.mean((blur(parts[1]) - paddle.to_tensor(clean.transpose(2, 0, 1)[None].copy())) ** 2).item()
-    assert estimate.item() == pytest.approx(10 * np.log10(error), abs=0.5)
-
-
-def test_in_decibels_a_network_that_has_learnt_nothing_has_a_loss_of_this_size_too():
-    model = parse_noise("gauss25")
-    parts = recorruptions(model, model.add(np.full((64, 64, 3), 0.9, np.float32), np.random.default_rng(0)), 0)
-    loss, *_ = Recorrupted2Recorrupted(model, loss="psnr")(lambda x: x * 0 + 0.1, *parts)
-    assert loss.item() == pytest.approx(10 * np.log10(0.8**2), abs=8)  # and not the thousands of a far-off tangent
 
 
 def optimum(loss, targets, steps=300):
@@ -407,57 +308,6 @@ def test_the_regulariser_costs_nothing_until_it_counts():
     assert calls[2:] == [[1, 1, 4, 4], [1, 1, 8, 8]]
 
 
-def test_the_recorrupted_loss_shows_its_parts():
-    noisy, first, second = (paddle.full([1, 1, 2, 2], value) for value in (0.5, 0.6, 0.4))
-    # Of a network that halves: 0.3 and 0.2; the noise that was added differs by 0.2, of which half passes.
-    found = Recorrupted2Recorrupted(parse_noise("gauss25"))(lambda x: x / 2, noisy, first, second)
-    distance, passed, added = (0.2**2 + 0.3**2) / 2, 12.5 * 0.1 * 0.2, 12.5 / 2 * 0.2**2
-    assert [float(part) for part in found] == pytest.approx([distance + passed - added, distance, passed, 1])
-
-
-def cut_off(clean, sigma=25, size=64):
-    """A flat patch of a file of 8 bits, CHW, noisy and clean, 0..1."""
-    noisy = clean * 255 + np.random.default_rng(3).normal(size=(3, size, size)) * sigma
-    return (np.clip(np.rint(noisy), 0, 255) / 255).astype(np.float32), np.full((3, size, size), clean, np.float32)
-
-
-@pytest.mark.parametrize("level", [4, 20, 251])
-def test_values_that_files_cut_off_do_not_count(level):
-    """A network knows the noise that was added to black, and would put as much of it back as it likes."""
-    noisy, clean = cut_off(level / 255)
-    near = 3 * parse_noise("gauss25").recorruption_deviation(0)
-
-    def cheat(images):
-        edge = 0.0 if level < 128 else 1.0
-        at_edge = ((images - edge).abs() < near).astype("float32")
-        return honest(images) - at_edge * 4 * (images - edge)
-
-    def honest(images):
-        return paddle.full_like(images, float(clean.mean()))
-
-    for in_files in (False, True):
-        method = Recorrupted2Recorrupted(parse_noise("gauss25"), in_files)
-        parts = method.beside(noisy, streams(1))
-        batch = [paddle.to_tensor(part[None]) for part in (noisy, *parts)]
-        cheated, right = (float(method(network, *batch)[0]) for network in (cheat, honest))
-        assert (right <= cheated + 1e-7) == in_files
-        if in_files:
-            for one, counts in zip(parts[:2], parts[2:], strict=True):
-                assert np.array_equal(counts, (one >= near) if level < 128 else (one <= 1 - near))
-
-
-def test_where_nothing_is_cut_off_everything_counts():
-    photons, gauss = parse_noise("poisson30"), parse_noise("gauss25")
-    rng, dark = np.random.default_rng(0), np.full((3, 32, 32), 0.05, np.float32)
-    for model, noisy in (
-        (photons, photons.add(dark, rng)),
-        (gauss, gauss.add(dark, rng)),
-        (gauss, gauss.add(1 - dark, rng)),
-    ):
-        for counts in Recorrupted2Recorrupted(model, in_files=True).beside(noisy, streams(1))[2:]:
-            assert counts.all()  # black is a count of photons, or not the least value
-
-
 # --- What each gets -----------------------------------------------------------------------------------------
 
 CLEAN = np.random.default_rng(2).random((12, 16, 3), np.float32)
@@ -534,85 +384,6 @@ def test_the_flags_make_the_method():
     assert Regression().noise.name == "none"
 
 
-def test_a_teacher_sees_eight_turns_and_its_results_are_turned_back():
-    images, seen = paddle.rand([2, 3, 4, 4]), []
-    for way in range(8):
-        back = turned(lambda x: seen.append(x.numpy()) or x, images, way)
-        assert (back.numpy() == images.numpy()).all()
-    assert len({array.tobytes() for array in seen}) == 8
-    # What is not the same in all turns is turned as well.
-    down = turned(lambda x: paddle.roll(x, 1, axis=2), images, 1)
-    assert (down.numpy() == paddle.roll(images, -1, axis=3).numpy()).all() or (
-        down.numpy() == paddle.roll(images, 1, axis=3).numpy()
-    ).all()
-
-
-class Scaled(paddle.nn.Layer):
-    """A network of one number."""
-
-    ops = None
-
-    def __init__(self, by):
-        super().__init__()
-        self.by = self.create_parameter([1], default_initializer=paddle.nn.initializer.Constant(by))
-
-    def forward(self, images):
-        return images * self.by
-
-
-def test_distillation_ends_at_the_teacher_and_images_count_equally():
-    noisy = paddle.rand([2, 3, 8, 8]) * paddle.to_tensor([1.0, 0.01]).reshape([2, 1, 1, 1])
-    teacher, pupil = Scaled(0.5), Scaled(0.9)
-    method = Distillation(teacher)
-    way, _ = method.beside(noisy[0].numpy(), streams(3))
-    assert way == method.beside(noisy[0].numpy(), streams(3))[0]
-    for name, untouched in (("gauss5_50", 60), ("gauss25", 0)):
-        drawn = [method.corrupt(CLEAN, parse_noise(name), streams(seed))[0] for seed in range(300)]
-        assert sum(image is CLEAN for image in drawn) == pytest.approx(untouched, abs=untouched * 0.4)
-    assert {int(method.beside(None, streams(seed))[0]) for seed in range(60)} == set(range(8))
-    ways, whole = paddle.to_tensor(np.stack([way, way])), paddle.zeros([2], "bool")
-    loss, distance, _, _ = method(pupil, noisy, ways, whole)
-    each = 0.16 * (noisy**2).mean(axis=[1, 2, 3]).numpy()
-    assert float(loss) == pytest.approx(np.mean(10 * np.log10(each + LEAST_DISTANCE)), rel=1e-4)
-    assert float(distance) == pytest.approx(each.mean(), rel=1e-4)
-    loss.backward()
-    assert teacher.by.grad is None
-    assert pupil.by.grad.item() > 0
-    assert float(method(Scaled(0.5), noisy, ways, whole)[0]) == pytest.approx(10 * np.log10(LEAST_DISTANCE), abs=1e-3)
-
-
-def test_of_several_teachers_each_image_is_shown_by_the_best():
-    """One doubles what it sees and one halves it; each is right about one of the two images."""
-    scenes = [np.full((8, 8, 3), value, np.float32) for value in (0.3, 0.4)]
-    method = Distillation(Scaled(1.0), Scaled(0.5))
-    drawn = [method.corrupt(scene, parse_noise("gauss5"), streams(seed)) for seed, scene in enumerate(scenes)]
-    assert [len(shots) for shots in drawn] == [2, 2]
-    assert not any(np.array_equal(*shots) for shots in drawn)
-    clean = paddle.to_tensor(np.stack([scene.transpose(2, 0, 1) for scene in scenes]))
-    noisy = clean * paddle.to_tensor([1.0, 2.0]).reshape([2, 1, 1, 1])  # the second teacher is right about the second
-    others = paddle.to_tensor(np.stack([shots[1].transpose(2, 0, 1) for shots in drawn]))
-    ways, whole = paddle.zeros([2], "int64"), paddle.zeros([2], "bool")
-    shown = method._shown(None, noisy, others, way=0)
-    assert np.abs((shown - clean).numpy()).max() < 1e-6
-    pupil = Scaled(1.0)
-    distance = method(pupil, noisy, others, ways, whole)[1]
-    assert float(distance) == pytest.approx(0.4**2 / 2, rel=1e-4)  # right about the first image, not about the second
-    assert float(Distillation(Scaled(0.5))(pupil, noisy, ways, whole)[1]) > float(distance)
-    untouched = [method.corrupt(CLEAN, parse_noise("gauss5_50"), streams(seed)) for seed in range(60)]
-    assert any(first is CLEAN and second is CLEAN for first, second in untouched)
-
-
-def test_of_some_images_the_noise_is_cut_off_for_the_network_alone():
-    """Its teacher sees all of it."""
-    noisy = paddle.to_tensor(np.stack([np.full((3, 8, 8), value, np.float32) for value in (1.5, 1.5, -0.25)]))
-    method = Distillation(Scaled(1.0), clipped=0.7)
-    cut = [bool(method.beside(None, streams(seed))[1]) for seed in range(100)]
-    assert sum(cut) == pytest.approx(70, abs=14)
-    assert not any(Distillation(Scaled(1.0)).beside(None, streams(seed))[1] for seed in range(100))
-    batch = noisy, paddle.zeros([3], "int64"), paddle.to_tensor([True, False, True])
-    assert float(method(Scaled(1.0), *batch)[1]) == pytest.approx((0.5**2 + 0.25**2) / 3, rel=1e-5)
-
-
 @pytest.mark.parametrize("method", [Noise2Noise, Supervised])
 def test_of_some_images_the_noise_is_cut_off_and_their_targets_are_whole(method):
     drawn = [method(clipped=0.7).corrupt(CLEAN, parse_noise("gauss50"), streams(seed)) for seed in range(100)]
@@ -624,42 +395,6 @@ def test_of_some_images_the_noise_is_cut_off_and_their_targets_are_whole(method)
         assert np.array_equal(target, same)
 
 
-def test_nobody_teaches_images_without_noise():
-    """A teacher that makes images darker is followed where they are noisy, and not where they are clean."""
-    clean = np.full((64, 64, 3), 0.5, np.float32)
-    method = Distillation(Scaled(0.97), Nobody())
-    shots = parse_noise("gauss25").shots(clean, generator(1, NOISE), generator(1, TARGET))
-    noisy, other = (np.stack([clean, shot]).transpose(0, 3, 1, 2) for shot in shots)
-    shown = method._shown(None, paddle.to_tensor(noisy), paddle.to_tensor(other), way=3).numpy()
-    assert np.array_equal(shown[0], noisy[0])
-    assert np.allclose(shown[1], 0.97 * noisy[1])
-
-
-def test_several_teachers_see_two_shots_of_one_camera():
-    """Else the difference of the cameras would count as an error."""
-    method, texture = Distillation(Scaled(1.0), Nobody()), np.random.default_rng(0).random((32, 32, 3), np.float32)
-    shots = [method.corrupt(texture, parse_noise("camera0.3"), streams(seed)) for seed in range(9)]
-    assert np.mean([np.abs(first - second).mean() for first, second in shots]) < 0.01
-
-
-def test_a_teacher_takes_the_images_of_the_network(tmp_path):
-    def built(name, wanted, **structure):
-        network = build_network(n_feature=2, **structure)
-        save_network(tmp_path / name, {key: t.numpy() for key, t in network.state_dict().items()}, network.options)
-        return build_method(Namespace(
-            method="distillation", teacher=str(tmp_path / name), n_channel=wanted, known_noise=None, clipped=0.0,
-            noisetype="text0.2",
-        ))  # fmt: skip
-
-    assert built("a.pdparams", 1, n_channel=1).teachers[0].options["n_channel"] == 1
-    for name, structure, words in (
-        ("b.pdparams", {"n_channel": 1}, "--teacher: .*b.pdparams denoises images of 1 channels"),
-        ("c.pdparams", {"arch": "joint_bilateral", "n_input": 9}, "--teacher: .*c.pdparams denoises no plain images"),
-    ):
-        with pytest.raises(UserError, match=words):
-            built(name, 3, **structure)
-
-
 def test_mri_is_put_back_before_the_loss():
     model, rng = parse_noise("mri0.3"), np.random.default_rng(0)
     clean = rng.random((16, 16), np.float32)
@@ -668,33 +403,3 @@ def test_mri_is_put_back_before_the_loss():
     found = Supervised("l2", model)(paddle.zeros_like, noisy, target)[0].item()
     assert found == pytest.approx(((model.restore(noisy.numpy()[0, 0], 0 * clean) - clean) ** 2).mean(), rel=1e-3)
     assert found < 0.9 * (clean**2).mean()
-
-
-# --- What it refuses ----------------------------------------------------------------------------------------
-
-
-def test_images_whose_noise_is_not_what_it_is_told_are_refused():
-    def check(known, page, channels=3, size=8, frozen=False, in_files=True):
-        image = np.zeros((*page.shape[:2], channels), np.float32)
-        Recorrupted2Recorrupted(parse_noise(known), in_files).check("a.png", page, image, size, frozen)
-
-    grey, colour = np.zeros((8, 9, 1), np.uint8), np.zeros((8, 9, 3), np.uint8)
-    check("gauss3", colour)
-    check("gauss12", grey, channels=1)
-    check("gauss0.1", colour.astype(np.float32))
-    check("gauss0.1", colour.astype(np.uint16))
-    check("gauss12", grey, channels=4)  # a mosaic, each of whose values goes to one channel
-    check("gauss1", grey, in_files=False)
-    check("gauss1", colour, size=9, in_files=False)
-    with pytest.raises(UserError, match=r"^--n_channel: a.png has 1, and its noise is known in these only"):
-        check("gauss12", grey)
-    with pytest.raises(UserError, match=r"^--n_channel: a.png has 3"):
-        check("gauss12", colour, channels=1)
-    for more in ({}, {"in_files": False, "frozen": True}):
-        with pytest.raises(UserError, match=r"^--patchsize: a.png has 9x8 pixels; padding would repeat"):
-            check("gauss12", colour, size=9, **more)
-    with pytest.raises(UserError, match=r"^--known_noise: a.png has 8 bits, .* too coarse for gauss1$"):
-        check("gauss1", colour)
-    with pytest.raises(UserError, match=r"^--known_noise: a.png has 16 bits"):
-        check("gauss0.01", colour.astype(np.uint16))
-    Neighbor2Neighbor().check("a.png", grey, grey, 64, True)

@@ -71,10 +71,24 @@ def _watch_imports():
         signal.signal(signal.SIGINT, _interrupt)
 
 
+def _check_temporary_folder():
+    """Paddle is not even imported without one: where all are full or read-only."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        sys.exit(_complain(os.path.basename(sys.argv[0]), f"TMPDIR: {error.strerror}"))
+
+
+def _complain(name, message):
+    print(f"{name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
+
+
 # A script imports Paddle, which takes seconds, before it calls `run`. Other programs keep their own Ctrl-C.
 _MAIN, _ROOT = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).resolve().parents[1]
 if _MAIN and Path(_MAIN).resolve().parent in (_ROOT, _ROOT / "tools"):
     _watch_imports()
+    _check_temporary_folder()
 
 
 def run(main):
@@ -87,6 +101,7 @@ def run(main):
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
+    _check_temporary_folder()
     try:
         code = main()
         sys.stdout.flush()
@@ -115,11 +130,6 @@ def run(main):
     except OSError:  # a full disk: the interpreter would try again at its end, and complain in its own words
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
-
-
-def _complain(name, message):
-    print(f"{name}: error: {' '.join(str(message).split())}", file=sys.stderr)
-    return 2
 
 
 # --- Flags --------------------------------------------------------------------------------------------------

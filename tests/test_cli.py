@@ -148,3 +148,14 @@ def test_help_shows_defaults_as_they_are_written():
     shown = parser.format_help()
     found = re.findall(r"(--\w+).* \(default: ([^)]+)\)", shown)
     assert found == [("--seed", "0"), ("--detail", "0.0"), ("--sizes", "256 512")]
+
+
+@pytest.mark.parametrize("command", [["predict.py"], ["tools/figure.py"], ["-m", "denoising"]])
+def test_a_machine_without_room_for_temporary_files_is_told_in_one_line(command, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/proc']")
+    environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"\S+: error: TMPDIR: No usable temporary directory found in \['/proc'\]\n", done.stderr)

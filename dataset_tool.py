@@ -130,7 +130,8 @@ def run_batches(batches, options, folder):
     pool = concurrent.futures.ProcessPoolExecutor(min(options.workers, len(batches)), initializer=start_worker)
     try:
         for batch in batches:
-            waiting.append(pool.submit(work, batch, options, folder))
+            with cli.interruptible_afterwards():
+                waiting.append(pool.submit(work, batch, options, folder))
             if len(waiting) >= 4 * options.workers:
                 yield waiting.popleft().result()
         while waiting:

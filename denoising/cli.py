@@ -352,6 +352,19 @@ def only_process_in(folder):
 # --- Processes ----------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def interruptible_afterwards():
+    """Holds Ctrl-C back while processes fork: Python ignores what is raised just then, in its own callbacks."""
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
 def start_worker():
     """The first thing that a process of a pool does: Ctrl-C is its parent's to handle, and it ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -240,6 +240,24 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, source, flags):
     assert archives[0] == archives[1] == archives[2]
 
 
+INTERRUPTED_WHILE_IT_FORKS = """
+import os, signal, sys
+import dataset_tool
+from denoising import cli
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+cli.run(lambda: dataset_tool.main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_is_not_lost_while_a_process_forks(tmp_path):
+    """What is raised there, Python ignores."""
+    for number in range(dataset_tool.BATCH + 1):
+        save(tmp_path / "in" / f"{number}.png", picture(seed=number))
+    flags = ["--min_size", 40, "--workers", 2, "--input_dir", tmp_path / "in", "--save_dir", tmp_path / "out"]
+    done = run_script("-c", INTERRUPTED_WHILE_IT_FORKS, *flags, ok=130)
+    assert done.stderr == "-c: interrupted\n"
+
+
 def test_killed_at_any_moment_and_resumed_it_ends_the_same(tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -186,9 +186,9 @@ class OneForAll:
         """The same, if they are for raw files."""
         return self.taken.denoiser if self.network.options["arch"] == raw_prediction.ARCH else None
 
-    def file_for(self, image):
-        """The file of the weights that are for an image, H x W x C, or None."""
-        return self.path if self.taken.denoiser.takes(image.shape[2]) else None
+    def file_for(self, pages):
+        """The file of the weights that are for the pages of an image, each H x W x C, or None."""
+        return self.path if self.taken.denoiser.takes(pages[0].shape[2]) else None
 
     def replace(self, path, network):
         """Takes another network in place of that of a file."""
@@ -232,10 +232,10 @@ class ByNoise:
             self.mosaics = Denoiser(network, **self.amounts)
         return self.mosaics
 
-    def file_for(self, image):
-        """The file of the weights that are for an image, H x W x C, or None."""
+    def file_for(self, pages):
+        """The file of the weights that are for the pages of an image, each H x W x C, or None."""
         try:
-            name = self.shelf.choose(image, self.fast).name
+            name = self.shelf.choose_for_pages(pages, self.fast)[0].name
         except ValueError:  # there are none for such an image, which is said when it is denoised
             return None
         return self.shelf.weights[name].path if name else None

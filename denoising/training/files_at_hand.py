@@ -64,10 +64,11 @@ def _groups(weights, paths):
     groups, seen = {}, _Seen()
     chosen = evenly(len(paths), SAMPLE)
     for index in cli.progress(chosen, unit="image", label="looking at the noise"):
-        page = seen.page(paths[index])
-        file = weights.file_for(page) if page is not None else None
+        pages = seen.pages(paths[index])
+        file = weights.file_for(pages) if pages else None
         if file is None:
             continue
+        page = pages[0]
         if weights.by_noise and span_of(page) != PLAIN_SPAN:
             seen.elsewhere += 1
             continue
@@ -114,15 +115,15 @@ class _Seen:
     def __init__(self):
         self.elsewhere = self.raw = self.small = self.quiet = self.shared = self.paired = self.unlike = self.shift = 0
 
-    def page(self, path):
-        """The first page of a file without stripes, or None: what is broken is reported when it is denoised."""
+    def pages(self, path):
+        """The pages of a file without stripes, or none: what is broken is reported when it is denoised."""
         if raw.is_raw(path):
             self.raw += 1
-            return None
+            return []
         try:
-            return stripes.take_off(images.read_image(path).pages[0])[0]
+            return [stripes.take_off(page)[0] for page in images.read_image(path).pages]
         except cli.UserError:
-            return None
+            return []
 
     def subject(self, page, paths, index):
         """What is learnt from an image: from another frame of its scene, if there is one next to it."""
@@ -143,10 +144,10 @@ class _Seen:
         for other in (index + 1, index - 1):
             if not 0 <= other < len(paths) or paths[other].parent != paths[index].parent:
                 continue
-            frame = self.page(paths[other])
-            if frame is None or frame.shape != page.shape or frame.dtype != page.dtype:
+            pages = self.pages(paths[other])
+            if not pages or pages[0].shape != page.shape or pages[0].dtype != page.dtype:
                 continue
-            found = bursts.aligned(page, frame, sigma)
+            found = bursts.aligned(page, pages[0], sigma)
             if found and min(found[0].shape[:2]) >= SMALLEST:
                 self.paired += 1
                 self.shift = max(self.shift, *map(abs, found[2]))

@@ -6,7 +6,7 @@ import predict
 from arch_unet import build_network
 from conftest import noisy_scene, opened, refusal, save, scene
 from denoising.cli import UserError
-from denoising.files.images import read_image
+from denoising.files.images import read_image, write_image
 from denoising.imaging import stripes
 from denoising.imaging.pixels import from_01, to_01
 from denoising.inference import checkpoint
@@ -112,6 +112,18 @@ def test_images_of_one_size_that_show_different_scenes(tmp_path, weights, capsys
     assert "another frame" not in said
 
 
+def test_a_stack_is_adapted_to_with_the_weights_that_denoise_it(tmp_path, capsys):
+    """They are those of most of its pages, and not of the first one."""
+    counted = np.random.default_rng(0).poisson(to_01(scene(192, 200, 1)) * 10) / 10
+    pages = [noisy_scene(192, 200, 1), *[from_01(counted.astype(np.float32), np.uint8)] * 2]
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "a.tif", pages)
+    run(tmp_path, "--adapt_steps", "1", "--fast")
+    said = capsys.readouterr().err
+    assert "grey_poisson5_50_deep, trained on" in said
+    assert "--adapt: grey_poisson5_50_deep, 1 image, 1 steps" in said
+
+
 def test_stripes_are_taken_off(tmp_path, weights, capsys):
     striped = stripes.add(to_01(noisy_scene(256, 256)), (0.05, 0), np.random.default_rng(0))
     save(tmp_path / "in" / "a.png", from_01(striped, np.uint8))
@@ -127,7 +139,7 @@ def test_stripes_are_taken_off(tmp_path, weights, capsys):
 
 def test_raw_files_are_left_out(tmp_path, capsys):
     seen = files_at_hand._Seen()
-    assert seen.page(tmp_path / "a.dng") is None
+    assert not seen.pages(tmp_path / "a.dng")
     seen.tell()
     assert "nothing is learnt from raw files" in capsys.readouterr().err
 

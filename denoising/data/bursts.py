@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from denoising.data.pairs import shift_between
+from denoising.imaging import noise_traces
 from denoising.imaging.pixels import middle, to_01
 
 LARGEST = 0.25  # pixels that may remain after whole ones have been taken off: more would blur
@@ -39,6 +40,21 @@ def aligned(first, second, sigma):
     there = np.s_[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
     first, second = first[here], second[there]
     return (first, second, (down, right)) if _belong_together(first, second, sigma) else None
+
+
+def cut_off(first, second):
+    """The share of the values of two aligned frames that are black or white in one of them alone: noise is lost there.
+
+    Their mean is then too bright or too dark, and so is what is learnt from them. Where photons are counted, that there
+    was none is no loss.
+    """
+    if first.dtype.kind == "u":
+        black, white = 0, np.iinfo(first.dtype).max
+    else:
+        black, white = min(first.min(), second.min()), max(first.max(), second.max())
+    black = -1 if noise_traces.photons(first) else black
+    ends = [(frame <= black) | (frame >= white) for frame in (first, second)]
+    return float((ends[0] != ends[1]).mean())
 
 
 def _belong_together(first, second, sigma):

@@ -15,6 +15,7 @@ from denoising.training.lessons import SMALLEST, Rendered, Subject
 
 SAMPLE = 24  # images of a folder that are learnt from
 VIEWS = 4  # of renders that are learnt from
+CUT_OFF = 0.05  # of the values of two frames; up to it, learning from each other loses nothing, from 0.1 on it does
 
 
 def load(options, planned):
@@ -113,7 +114,8 @@ class _Seen:
     """Reads images, and counts what has been found."""
 
     def __init__(self):
-        self.elsewhere = self.raw = self.small = self.quiet = self.shared = self.paired = self.unlike = self.shift = 0
+        self.elsewhere = self.raw = self.small = self.quiet = self.shared = 0
+        self.paired = self.cut_off = self.unlike = self.shift = 0
 
     def pages(self, path):
         """The pages of a file without stripes, or none: what is broken is reported when it is denoised."""
@@ -131,7 +133,7 @@ class _Seen:
             self.small += 1
             return None
         analysis = analyse(page)
-        second = self._second(page, paths, index, analysis.sigma / 255) if analysis.kind != "none" else None
+        second = self._second(page, paths, index, analysis) if analysis.kind != "none" else None
         subject = Subject.of(*(second or (page, None)), analysis=analysis)
         if subject is None and analysis.kind == "none":
             self.quiet += 1
@@ -139,7 +141,7 @@ class _Seen:
             self.shared += 1
         return subject
 
-    def _second(self, page, paths, index, sigma):
+    def _second(self, page, paths, index, analysis):
         """The parts of an image and of the next or last one in its folder that show the same, or None."""
         for other in (index + 1, index - 1):
             if not 0 <= other < len(paths) or paths[other].parent != paths[index].parent:
@@ -147,8 +149,11 @@ class _Seen:
             pages = self.pages(paths[other])
             if not pages or pages[0].shape != page.shape or pages[0].dtype != page.dtype:
                 continue
-            found = bursts.aligned(page, pages[0], sigma)
+            found = bursts.aligned(page, pages[0], analysis.sigma / 255)
             if found and min(found[0].shape[:2]) >= SMALLEST:
+                if analysis.kind != "correlated" and bursts.cut_off(*found[:2]) > CUT_OFF:
+                    self.cut_off += 1
+                    return None
                 self.paired += 1
                 self.shift = max(self.shift, *map(abs, found[2]))
                 return found[:2]
@@ -163,7 +168,12 @@ class _Seen:
                 f"--adapt: {_counted(self.paired)} with another frame of the scene beside them learn from it "
                 f"(Noise2Noise); frames were moved by up to {self.shift} whole pixels"
             )
-        elif self.unlike:
+        if self.cut_off:
+            cli.note(
+                f"--adapt: {_counted(self.cut_off)} with another frame of the scene beside them are taken alone: "
+                "black and white cut off much of their noise, so their mean is too bright or too dark"
+            )
+        elif self.unlike and not self.paired:
             cli.note(
                 "--adapt: images of one size lie side by side, but no two of them show one scene, moved by whole "
                 "pixels and under noise of their own: each is taken by itself"

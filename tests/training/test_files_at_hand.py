@@ -103,6 +103,17 @@ def test_frames_of_a_scene_learn_from_each_other(tmp_path, weights, capsys):
     assert "tiny, 3 images, 30 steps: +" in said
 
 
+def test_frames_whose_noise_is_cut_off_do_not_learn_from_each_other(tmp_path, weights, capsys):
+    """Their mean is too bright in the dark, and so is what is learnt from it."""
+    for number in range(2):
+        noise = np.random.default_rng(number).normal(0, 60, (200, 220, 3))
+        save(tmp_path / "in" / f"{number}.png", np.clip(scene(200, 220) / 2 + noise, 0, 255).astype(np.uint8))
+    adapted(tmp_path, weights)
+    said = capsys.readouterr().err
+    assert "2 images with another frame of the scene beside them are taken alone: black and white cut" in said
+    assert "learn from it" not in said
+
+
 def test_images_of_one_size_that_show_different_scenes(tmp_path, weights, capsys):
     for number in range(2):
         save(tmp_path / "in" / f"{number}.png", noisy_scene(192, 200, seed=number))

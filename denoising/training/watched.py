@@ -87,12 +87,13 @@ def watched(options):
     if pair_files.is_pair_file(folder) or renders.is_folder(folder):
         return None
     files = noisy_frames.find("--data_dir", folder, "--pair_dir", frames)[: options.train_size]
-    crops = []
+    crops, why = [], "no noise can be measured in the images"
     for i in evenly(len(files), COUNT):
         try:
             noisy, second = noisy_frames.read(*files[i][1:], options.n_channel, "--pair_dir")
-        except cli.UserError:
-            continue  # the training says it, and passes over it
+        except cli.UserError as error:
+            why = error  # of a broken image the training says it too, and passes over it
+            continue
         crop = _middle(noisy)
         level = None if frames else _level(noisy, options)
         if second is not None:
@@ -100,7 +101,7 @@ def watched(options):
         elif level is not None:
             crops.append((to_01(crop), level, None, trust.unclipped(crop, level)))
     if not crops:
-        cli.note("best_model.pdparams will be the newest weights: no noise can be measured in the images")
+        cli.note(f"best_model.pdparams will be the newest weights: {why}")
         return None
     return Watched(crops)
 

@@ -66,4 +66,9 @@ def test_who_is_not_judged(folder, tmp_path, capsys):
     assert watched(options(folder / "a", method="supervised", pair_dir=str(folder / "b"))) is None
     save(tmp_path / "flat" / "0.png", np.full((80, 80, 3), 9, np.uint8))
     assert watched(options(tmp_path / "flat")) is None
-    assert "newest" in capsys.readouterr().err
+    assert "newest weights: no noise can be measured" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    cv2.imwrite(str(tmp_path / "other" / "0.png"), np.zeros((80, 80, 3), np.uint16))
+    pairs = {"method": "noise2noise", "pair_dir": str(tmp_path / "other")}
+    assert watched(options(tmp_path / "flat", **pairs)) is None
+    assert "0.png differ in size or type" in capsys.readouterr().err  # noise is not looked for

@@ -14,6 +14,7 @@ import numpy as np
 
 from denoising.cli import UserError
 from denoising.files import exr, images
+from denoising.imaging.pixels import check_finite
 
 BUFFERS = ("render", "albedo", "normal")
 N_INPUT = 9  # channels: three of each
@@ -140,8 +141,7 @@ def read_frame(paths, needs_buffers=True):
             )
     for path, layer in zip(paths[1:3] or [paths[0]] * 2, others, strict=True):
         check_size(path, layer, paths[0], render)
-        if not np.isfinite(layer).all():
-            raise UserError(f"{path}: holds NaN or infinite pixels")
+        check_finite(path, layer)
     return Frame(render, *others, picture)
 
 

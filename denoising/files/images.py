@@ -24,7 +24,7 @@ from PIL import Image
 from denoising import cli
 from denoising.cli import UserError
 from denoising.files import exr, npy, pillow, png, tiff
-from denoising.imaging.pixels import Picture, check_size, from_01, known_dtype, to_01
+from denoising.imaging.pixels import Picture, check_finite, check_size, from_01, known_dtype, to_01
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".npy", ".exr", ".gif", ".pgm", ".ppm", ".pnm",
@@ -157,8 +157,8 @@ def read_image(path, data=None, accept=None):
                 accept(*image_size(path, data))
             picture = decode(data, path)
     for page in picture.pages:
-        if page.dtype == np.float32 and not np.isfinite(page).all():
-            raise UserError(f"{path}: holds NaN or infinite pixels")
+        if page.dtype == np.float32:
+            check_finite(path, page)
     return picture
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from denoising.cli import UserError
 from denoising.files import images, npy
-from denoising.imaging.pixels import check_size
+from denoising.imaging.pixels import check_finite, check_size
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".npy")
 HEADER = 348  # bytes
@@ -40,8 +40,7 @@ def read_volume(path):
         raise UserError(f"{path}: holds {what}, a volume is of real ones")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         volume = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(volume).all():
-        raise UserError(f"{path}: holds NaN or infinite values")
+    check_finite(path, volume)
     return volume
 
 

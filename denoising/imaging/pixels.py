@@ -46,6 +46,15 @@ def check_size(path, data, shapes, itemsize):
         raise UserError(f"{path}: holds no pixels")
 
 
+def check_finite(path, array):
+    """Refuses NaN and infinite values, and says what to put in their place."""
+    if count := array.size - int(np.count_nonzero(np.isfinite(array))):
+        raise UserError(
+            f"{path}: holds NaN or infinite pixels ({count} of {array.size}): give them a value first, in NumPy by "
+            "numpy.where(numpy.isfinite(image), image, value), such as that of the background"
+        )
+
+
 def known_dtype(array, path):
     """Returns the array as uint8, uint16 or float32, or refuses it."""
     kind, size = array.dtype.kind, array.dtype.itemsize

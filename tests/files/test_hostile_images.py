@@ -134,7 +134,7 @@ def test_nan_infinity_and_pickles():
         pixels = np.zeros((4, 4, 1), np.float32)
         pixels[1, 2] = bad
         for name in ("a.npy", "a.tif"):
-            with pytest.raises(UserError, match="NaN or infinite"):
+            with pytest.raises(UserError, match=r"NaN or infinite pixels \(1 of 16\): .* numpy\.where"):
                 read(images.encode(name, pixels))
     file = io.BytesIO()
     np.save(file, np.array([{}], object), allow_pickle=True)

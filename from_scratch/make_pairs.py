@@ -4,8 +4,9 @@
     python from_scratch/make_pairs.py --images cifar --out data/cifar_pairs
     python from_scratch/make_pairs.py --images photos --val_images validation/Sample --out data/photo_pairs
 
-Writes train.npz (noisy1, noisy2) and val.npz (noisy, clean): uint8, N x 3 x 32 x 32. From images as small as a patch
-each is taken once, from larger ones patches are cut at random. Without --val_images some images are held out.
+Writes train.npz (noisy1, noisy2) and val.npz (noisy, clean): uint8, N x 3 x 32 x 32. Images as small as a patch are
+taken whole, from larger ones patches are cut at random; all as often as --count needs, each time with other noise.
+Without --val_images some images are held out.
 """
 
 import os

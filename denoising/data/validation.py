@@ -58,7 +58,7 @@ class ValidationPairs(ValidationSet):
             if partner is None:
                 raise UserError(f"--val_dirs: {path} has no partner in {self.folder}/noisy")
             clean = read_clean(path, n_channel)
-            noisy = images.to_01(as_channels(images.read_image(partner).pages[0], n_channel, partner))
+            noisy = images.to_01(as_channels(_read(partner), n_channel, partner))
             if noisy.shape != clean.shape:
                 raise UserError(f"--val_dirs: {partner} and {path} differ in size")
             yield name, clean, noisy
@@ -201,7 +201,13 @@ def _kind_of(folder):
 
 def read_clean(path, n_channel):
     """A clean image as it is scored: HWC uint8."""
-    array = images.read_image(path).pages[0]
+    array = _read(path)
     if array.dtype != np.uint8:
         array = images.from_01(images.to_01(array), np.uint8)
     return as_channels(array, n_channel, path)
+
+
+def _read(path):
+    pages = images.read_image(path).pages
+    cli.refuse((len(pages) > 1, f"--val_dirs: {path} has {len(pages)} pages; dataset_tool.py splits such files"))
+    return pages[0]

@@ -149,6 +149,18 @@ def test_clean_images_of_other_types_and_channels_are_scored_in_8_bits(tmp_path)
         validation.read_clean(str(tmp_path / "a.npy"), 4)
 
 
+def test_stacks_are_refused_rather_than_scored_by_their_first_page(tmp_path):
+    stack = np.stack([scene(12, 14, seed=seed) for seed in range(3)])
+    for kind in ("clean", "noisy"):
+        (tmp_path / kind).mkdir()
+        np.save(tmp_path / kind / "a.npy", stack[: 3 if kind == "noisy" else 1])
+    with pytest.raises(UserError, match=r"^--val_dirs: .*a\.npy has 3 pages; dataset_tool.py splits such files"):
+        validation.read_clean(str(tmp_path / "noisy" / "a.npy"), 3)
+    (pairs,), _ = validation.find_validation_sets(str(tmp_path))
+    with pytest.raises(UserError, match=r"^--val_dirs: .*noisy/a\.npy has 3 pages"):
+        list(pairs.images(3, GAUSS, np.random.default_rng(0)))
+
+
 def test_pairs_come_with_the_noise_that_they_have(tmp_path):
     save_pairs(tmp_path)
     held = ValidationPairs("pairs", str(tmp_path))

@@ -54,7 +54,7 @@ def get_parser():
     add("--port", type=number(int, 0, 65535), default=8000, help="port to listen on; 0 takes any that is free")
     add("--allowed_hosts", nargs="+", metavar="NAME",
         help="names by which the service may be called, those that a proxy passes on, beside localhost and all "
-        "addresses (default: no others where --host is only reached from this machine, else any)")  # fmt: skip
+        "addresses (default: any, but no others by browsers where only this machine reaches --host)")  # fmt: skip
     add("--max_mb", type=number(float, 0.001, 2000), default=50, help="megabytes that an upload may have")
     add("--max_megapixels", type=number(float, 0.01, 500), default=25,
         help="megapixels that an image may have, all its pages together")  # fmt: skip

@@ -84,12 +84,12 @@ def test_work_for_a_client_that_has_gone_is_dropped(slow_server):
     # 16 windows of 352 pixels or fewer: without a client, most of them are never computed.
     data = as_bytes(noisy_scene(1200, 1200), "JPEG")
     with socket.create_connection(("127.0.0.1", slow_server.port)) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
         wait_for(lambda: slow_server.metrics()["denoise_queue"] == 1)
     wait_for(lambda: slow_server.metrics()["denoise_queue"] == 0, 1)
     # Another one leaves in the middle of its upload.
     with socket.create_connection(("127.0.0.1", slow_server.port)) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nnot all")
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\nnot all")
         wait_for(lambda: slow_server.metrics()["denoise_held_bytes"] == 7)
     wait_for(lambda: slow_server.metrics()['denoise_requests_total{what="denoise",status="gone"}'] == 2, 5)
     assert slow_server.metrics()["denoise_held_bytes"] == 0
@@ -98,7 +98,7 @@ def test_work_for_a_client_that_has_gone_is_dropped(slow_server):
 
 def test_connections_have_a_limit_and_idle_ones_an_end(slow_server, monkeypatch):
     monkeypatch.setattr(connections, "HEADER_SECONDS", 2)
-    question = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    question = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     start = time.monotonic()
     idle = [socket.create_connection(("127.0.0.1", slow_server.port)) for _ in range(20)]
     try:
@@ -134,7 +134,7 @@ def test_a_stop_finishes_what_is_in_work_and_a_second_one_ends_at_once():
         for connection in kept:
             connection.connect()
         unfinished = socket.create_connection(("127.0.0.1", server.port))
-        unfinished.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nnever the rest")
+        unfinished.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\nnever the rest")
         running = pool.submit(server.post, data)
         wait_for(lambda: server.metrics()["denoise_queue"] == 1)
         server.process.send_signal(signal.SIGTERM)
@@ -159,7 +159,7 @@ def test_a_stop_finishes_what_is_in_work_and_a_second_one_ends_at_once():
 def test_a_stop_has_an_end(weights):
     with serving("--model_path", weights, "--stop_timeout", 0.5) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nnever the rest")
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\nnever the rest")
             wait_for(lambda: server.service.held == 14)
             start = time.monotonic()
             server.service.stop()

@@ -95,7 +95,7 @@ def test_files_that_keep_a_decoder_busy_are_given_up(server):
 def test_large_uploads_are_refused_before_they_are_read(server):
     assert "larger than 1 MB" in server.refuses(413, bytes(1_000_001))
     assert "larger than 1 MB" in server.refuses(413, (bytes(100_000) for _ in range(100)))
-    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999\r\n"
     assert server.raw(head + b"\r\n", timeout=1).startswith(b"HTTP/1.1 413 ")
     # With Expect, the client has not even begun.
     answer = server.raw(head + b"Expect: 100-continue\r\n\r\n", timeout=1)
@@ -149,11 +149,13 @@ def test_pages_of_other_sites_are_refused_what_costs_work(server, png):
 
 def test_a_name_that_another_site_leads_here_is_refused(server, png):
     """Its page could read all answers: to a browser, they come from its own site."""
+    browser = {"Accept-Language": "en"}
     for path in ("/", "/models", "/metrics", "/health", "/openapi.json", "/nowhere"):
-        status, _, text = server.ask("GET", path, headers={"Host": "evil.example:8000"})
+        status, _, text = server.ask("GET", path, headers=browser | {"Host": "evil.example:8000"})
         assert (status, list(json.loads(text))) == (403, ["error"])
         assert b"--allowed_hosts" in text
-    assert "evil.example" in server.refuses(403, png, Host="evil.example")
+    assert "evil.example" in server.refuses(403, png, Host="evil.example", Accept_Language="en")
+    assert server.post(png, Host="any.example")[0] == 200  # a program's
     for own in (
         "localhost",
         "LOCALHOST.:80",
@@ -164,9 +166,9 @@ def test_a_name_that_another_site_leads_here_is_refused(server, png):
         "[::1]",
         "",
     ):
-        assert server.ask("GET", "/models", headers={"Host": own})[0] == 200, own
+        assert server.ask("GET", "/models", headers=browser | {"Host": own})[0] == 200, own
     for other in ("localhost.evil.example", "127.0.0.1.evil.example", "notlocalhost", "[evil]", "::1:x", "1.2.3"):
-        assert server.ask("GET", "/models", headers={"Host": other})[0] == 403, other
+        assert server.ask("GET", "/models", headers=browser | {"Host": other})[0] == 403, other
     assert server.raw(b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200 ")  # without any Host
 
 
@@ -207,28 +209,28 @@ def test_what_is_no_http(server):
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),  # TLS
         b"hello\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\nabc\r\n",
-        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\nabc\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nA\x00B: c\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\nabc\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\nabc\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nA\x00B: c\r\n\r\n",
     ):
         answer = server.raw(request)
         assert re.match(rb"HTTP/1\.[01] 400 ", answer), (request[:60], answer[:200])
         assert list(json.loads(answer.partition(b"\r\n\r\n")[2])) == ["error"]
     # More than was announced is taken for a second request.
-    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
     answer = server.raw(head + b"hello", b"and more\r\n\r\n", pause=0.3)
     assert re.findall(rb"HTTP/1\.[01] (\d+) ", answer) == [b"415", b"400"]
 
 
 def test_slow_clients_are_cut_off(server, png, monkeypatch):
     monkeypatch.setattr(connections, "LINGER_SECONDS", 0.5)
-    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(png)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(png)
     start = time.monotonic()
     answer = server.raw(head + png[:100])  # less than was announced
     assert answer.startswith(b"HTTP/1.1 408 ")

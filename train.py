@@ -87,6 +87,9 @@ def validation_sets(options):
     if absent and distributed.IS_MAIN:
         names = [", ".join(found.name for found in sets) for sets in (present, absent)]
         cli.note(f"scores on {names[0]}; not under {options.val_dirs}: {names[1]}")
+    for found in present:  # what cannot be scored is told now, and not after the first epoch
+        for _ in found.images(options.n_channel, parse_noise("none"), None, options.val_images):
+            pass
     return present, parse_noise(noisetype)
 
 

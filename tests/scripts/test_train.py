@@ -163,6 +163,15 @@ def test_noisy_images_choose_the_best_weights_and_the_end(folders, tmp_path, cap
     assert "as they are" not in capsys.readouterr().out
 
 
+def test_what_cannot_be_scored_is_told_before_the_training(folders, tmp_path, capsys):
+    shutil.copytree(folders / "val", tmp_path / "val")
+    (tmp_path / "val" / "Tiny" / "z.png").write_bytes(b"no image")
+    broken = flags(folders, tmp_path / "runs", "--val_dirs", tmp_path / "val")
+    assert "z.png: no image, broken" in refusal(train.main, broken, capsys)
+    assert not (tmp_path / "runs").exists()
+    trained(folders, tmp_path / "runs", "--val_dirs", tmp_path / "val", "--val_images", 2, "--max_steps", 1)
+
+
 @pytest.mark.parametrize("val_dirs", ["data/val", "val"])
 def test_a_validation_among_the_training_images_is_told(folders, tmp_path, capsys, val_dirs):
     shutil.copytree(folders / "data", tmp_path / "data")

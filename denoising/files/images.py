@@ -228,6 +228,7 @@ def _read_npy(data, path):
         raise UserError(
             f"{path}: shape {shape} is neither (H, W), nor (H, W, C) with up to "
             f"{MAX_NPY_CHANNELS} channels, nor a stack of (N, H, W, C)"
+            f"{'; array[..., None] makes grey frames one' if len(shape) == 3 else ''}"
         )
     check_size(path, data, [shape], array.itemsize)
     pages = array if array.ndim == 4 else [array if array.ndim == 3 else array[..., None]]

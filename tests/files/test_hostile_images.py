@@ -129,13 +129,17 @@ def test_a_tiff_that_is_small_but_for_its_tile_or_a_thumbnail_is_refused():
             read(data)
 
 
-def test_nan_infinity_and_pickles():
+def test_nan_infinity_frames_and_pickles():
     for bad in (np.nan, np.inf, -np.inf):
         pixels = np.zeros((4, 4, 1), np.float32)
         pixels[1, 2] = bad
         for name in ("a.npy", "a.tif"):
             with pytest.raises(UserError, match=r"NaN or infinite pixels \(1 of 16\): .* numpy\.where"):
                 read(images.encode(name, pixels))
+    frames = io.BytesIO()
+    np.save(frames, np.zeros((5, 40, 50), np.uint8))
+    with pytest.raises(UserError, match=r"shape \(5, 40, 50\) .*; array\[\.\.\., None\] makes grey frames one"):
+        read(frames.getvalue())
     file = io.BytesIO()
     np.save(file, np.array([{}], object), allow_pickle=True)
     with pytest.raises(UserError, match="pickled"):

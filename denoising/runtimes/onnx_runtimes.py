@@ -239,6 +239,10 @@ def _round_once(model):
 
 def _import(package, runtime):
     try:
+        Path.home()
+    except RuntimeError:  # no HOME, and a user without an account, as in containers: OpenVINO's import would end there
+        os.environ["HOME"] = os.devnull
+    try:
         return importlib.import_module(package)
     except ImportError as error:
         missing = getattr(error, "name", None) in (package, None)

@@ -14,6 +14,7 @@ from denoising import cli, machine
 from denoising.export import writing
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
+from denoising.runtimes import onnx_runtimes
 
 paddle = pytest.importorskip("paddle")
 RUNTIMES = writing.installed_runtimes()
@@ -95,3 +96,17 @@ def test_too_little_memory_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(machine, "free_memory", lambda: 48 << 20)
     assert infer.main(flags) == 0
     assert "--random_input: 1x3x512x512 at once takes about 0.0 GiB, 0.0 are free" in capsys.readouterr().err
+
+
+def test_a_runtime_whose_import_asks_for_a_home_needs_none(tmp_path, monkeypatch):
+    """As OpenVINO's does, where a container runs as a user without an account."""
+
+    def no_account(uid):
+        raise KeyError(uid)
+
+    (tmp_path / "homely.py").write_text("from pathlib import Path\nHOME = Path.home()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HOME", "none of this")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", no_account)
+    assert not onnx_runtimes._import("homely", "Homely").HOME.is_dir()

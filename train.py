@@ -41,7 +41,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
 import time
 
 import dataset
@@ -252,7 +251,7 @@ def train(options, stopped=None, method=None, training_class=Training):
 def end(folder, finished):
     """Says where the results are; returns the exit code."""
     if not finished:
-        cli.note(f"stopped; go on with: python train.py --resume {shlex.quote(folder)}")
+        cli.note(f"stopped; go on with: python train.py --resume {cli.quoted(folder)}")
         return 130
     if distributed.IS_MAIN:
         best = os.path.join(folder, "best_model.pdparams")

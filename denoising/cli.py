@@ -21,6 +21,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -215,6 +216,11 @@ def existing_folder(flag, path):
         state = "is a file, a folder is wanted" if os.path.exists(path) else "does not exist"
         raise UserError(f"{flag}: {path} {state}")
     return path
+
+
+def quoted(path):
+    """A path as one may paste it after a flag: with quotes where they are needed, and no dash at its start."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def lies_in(path, folder):

@@ -159,3 +159,7 @@ def test_a_machine_without_room_for_temporary_files_is_told_in_one_line(command,
     )
     assert done.returncode == 2
     assert re.fullmatch(r"\S+: error: TMPDIR: No usable temporary directory found in \['/proc'\]\n", done.stderr)
+
+
+def test_a_path_in_a_command_can_be_pasted():
+    assert [cli.quoted(path) for path in ("a", "a b", "-a", Path("-a b"))] == ["a", "'a b'", "./-a", "'./-a b'"]

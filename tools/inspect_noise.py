@@ -13,7 +13,6 @@ curves, the correlation, the spectrum and the places that were measured. docs/in
 
 import json
 import os
-import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -228,7 +227,7 @@ def _of(some, results):
 def advice(results, where):
     """The command to run next."""
     noisy = [result.found for result in results if result.found.kind != "none"]
-    where = shlex.quote(where)
+    where = cli.quoted(where)
     predict = f"python predict.py --image_path {where} --save_dir denoised"  # which measures, and takes what fits
     raws = any(raw.is_raw(result.path) for result in results)  # which predict.py reads, and train.py does not
     if not raws and results[0].size[2] not in (1, 3):

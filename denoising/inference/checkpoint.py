@@ -7,12 +7,11 @@ also be a `.pth` file of PyTorch: the published network has the same names and l
 import json
 import os
 import pickle
-import shlex
 
 import numpy as np
 
 from arch_unet import NETWORKS, NORMS, build_network
-from denoising.cli import UserError, atomic_write
+from denoising.cli import UserError, atomic_write, quoted
 from denoising.files import tensors
 
 STRUCTURE = (
@@ -48,7 +47,7 @@ def read_weights(path):
     """The same, but not the state of a training, which has weights twice and much beside them."""
     state = read_state(path)
     if any(name.startswith("network/") for name in state):
-        folder = shlex.quote(os.path.dirname(path) or ".")
+        folder = quoted(os.path.dirname(path) or ".")
         raise UserError(
             f"{path}: is the state of a training, which train.py --resume {folder} goes on with; "
             "best_model.pdparams or epoch_model_NNN.pdparams beside it are its weights"

@@ -6,7 +6,6 @@ that starts near its goal takes minutes; one that starts from nothing takes an h
 
 import contextlib
 import dataclasses
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ def with_recipe(options, given):
         options = options.but(n_channel=channels_of(options.data_dir))
     found = measure_folder("--data_dir", options.data_dir, options.n_channel, options.train_size)
     options = with_known_noise(options, found)
-    instead = f"predict.py --image_path {shlex.quote(str(options.data_dir))}"
+    instead = f"predict.py --image_path {cli.quoted(options.data_dir)}"
     # None of the weights that ship takes a mosaic that is no raw file.
     as_they_are = "" if options.n_channel == 4 else f"{instead} takes them as they are; "
     cli.refuse(

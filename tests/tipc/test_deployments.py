@@ -105,6 +105,8 @@ def test_the_service_has_to_answer_count_and_end_well(chain):
     assert result.returncode == 0, result.stdout + result.stderr
     names = [row[3].split(" - ")[-1].rsplit("/", 1)[1] for row in chain.rows]
     assert names == ["model_reference.log", "server_infer_cpu_jobs_4.log", "server_cpu_health.log", "server_cpu.log"]
+    # Its answers are compared in fp32, and by itself it computes in bf16 where the CPU does.
+    assert ["--precision=fp32" in words for words in chain.called("serve.py")] == [True]
     for fault, expected in {
         "no address": ["successfully", "failed", "failed", "failed"],
         "serve.py fails": ["successfully", "failed", "failed", "failed"],

@@ -73,12 +73,14 @@ def read_picture(flag, path):
         raise UserError(f"{flag}: there is no file {path}")
     try:
         with Image.open(path) as opened:
+            coding = str(opened.tile)  # Pillow reads colours of 16 bits as 8, and only this tells
             picture = ImageOps.exif_transpose(opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{flag}: {path} cannot be read as a picture: {error}") from None
     mode = picture.mode
-    if mode not in ("L", "RGB"):
-        raise UserError(f"{flag}: {path} has pixels of mode {mode}; 8-bit grey (L) and colour (RGB) are denoised")
+    if mode not in ("L", "RGB") or ";16" in coding:
+        kind = f"{mode}, of 16 bits" if ";16" in coding else mode
+        raise UserError(f"{flag}: {path} has pixels of mode {kind}; 8-bit grey (L) and colour (RGB) are denoised")
     return np.asarray(picture.convert("RGB")), lambda pixels: Image.fromarray(pixels).convert(mode)
 
 

@@ -29,6 +29,7 @@ from denoising.imaging.pixels import Picture, check_finite, check_size, from_01,
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".npy", ".exr", ".gif", ".pgm", ".ppm", ".pnm",
 )  # fmt: skip
+VOLUMES = (".nii", ".nii.gz")
 NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".jp2")  # photographs nevertheless
 MAX_NPY_CHANNELS = 16
 
@@ -212,6 +213,8 @@ def refusing(path):
         raise
     except Image.UnidentifiedImageError:
         known = " ".join(IMAGE_SUFFIXES)
+        if str(path).lower().endswith(VOLUMES):
+            known = "a volume; tools/mri_dataset.py makes images of its slices"
         raise UserError(f"{path}: no image, broken, or of a format that is not read ({known})") from None
     except MemoryError as error:
         raise UserError(f"{path}: too large for the free memory") from error

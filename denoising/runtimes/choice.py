@@ -92,7 +92,10 @@ def find_model(options):
         if onnx:
             names = ("model_int8.onnx",) if options.precision == "int8" else ("model.onnx",)
         paths = [os.path.join(options.model_dir, name) for name in names]
-        program = next(filter(os.path.isfile, paths), paths[0])
+        program = next(filter(os.path.isfile, paths), None)
+        if not program:
+            wanted = " or ".join(names[:2])
+            raise UserError(f"--model_dir: {options.model_dir} has no {wanted}; export_model.py writes one")
     if not program:
         raise UserError("--model_file: name a model to run, or its folder by --model_dir; export_model.py writes one")
     cli.existing_file("--model_file", program)

@@ -176,7 +176,7 @@ class Service:
             Refused: there is no such path, it takes another method, or a page of another site asks.
         """
         host = request.headers.get("Host", "")
-        # Unless names are given, programs may call it as they like; a page cannot leave a browser's Accept-Language out.
+        # Programs may call it as they like, unless names are given; no page can leave Accept-Language out.
         strict = self.options.allowed_hosts is not None or "Accept-Language" in request.headers
         if strict and self.hosts is not None and not is_own(host, self.hosts):
             raise Refused(403, f"the service is not called {host[:100]} here: --allowed_hosts adds names")

@@ -56,6 +56,13 @@ def test_a_glob_over_rings_of_links_ends(tmp_path):
         images.find_images("--data_dir", tmp_path / "**" / "*.bmp")
 
 
+def test_who_gives_a_volume_is_told_what_makes_images_of_it(tmp_path):
+    for name in ("brain.nii", "brain.nii.gz"):
+        (tmp_path / name).write_bytes(b"a header and voxels")
+        with pytest.raises(UserError, match=rf"{name}: .*a volume; tools/mri_dataset\.py makes images of its slices"):
+            images.read_image(tmp_path / name)
+
+
 def test_photographs_that_are_not_read_are_told(tmp_path, capsys):
     (tmp_path / "a.heic").touch()
     with pytest.raises(UserError, match=r"--image_path: .* holds .*\(\.heic: 1\); save them as PNG"):

@@ -49,6 +49,12 @@ def test_a_file_of_others_that_is_sound_runs(tmp_path):
     np.testing.assert_array_equal(choice.open_runtime(options)(x), np.maximum(x, 0))
 
 
+def test_a_folder_without_a_model_is_named(tmp_path):
+    for runtime, names in (("paddle", "model.pdmodel or model.json"), ("onnxruntime", "model.onnx")):
+        with pytest.raises(cli.UserError, match=f"--model_dir: {tmp_path} has no {names}.*export_model.py"):
+            infer.main(["--runtime", runtime, "--model_dir", tmp_path, "--random_input", "1,3,32,32"])
+
+
 def test_empty_files_of_paddle_are_refused(tmp_path):
     pytest.importorskip("paddle")
     for name in ("model.pdmodel", "model.pdiparams"):

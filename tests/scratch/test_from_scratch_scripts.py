@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -379,10 +380,12 @@ def test_grey_stays_grey(weights, tmp_path):
 
 def test_pictures_that_cannot_be_denoised_are_refused(weights, tmp_path):
     deep = save(tmp_path / "deep.png", np.zeros((9, 9), np.uint16))
+    cv2.imwrite(str(colours := tmp_path / "colours.png"), np.zeros((9, 9, 3), np.uint16))
     good = save(tmp_path / "good.png", scene(9, 9))
     (tmp_path / "broken.png").write_bytes(good.read_bytes()[:60])
     cases = [
         (deep, "out.png", "8-bit"),
+        (colours, "out.png", "RGB, of 16 bits"),
         (tmp_path / "broken.png", "out.png", "broken.png"),
         (tmp_path / "absent.png", "out.png", "absent.png"),
         (tmp_path, "out.png", "--image"),

@@ -19,7 +19,7 @@ from denoising.data import pairs, renders
 from denoising.data.streams import CROP, ORDER, generator, streams
 from denoising.files import images, pair_files
 from denoising.imaging.noise import Sensor
-from denoising.imaging.pixels import as_channels
+from denoising.imaging.pixels import as_channels, to_01
 from denoising.machine import free_memory
 
 LOOKED_AT = 24  # images: where none of the first that can be read fits the options, others hardly do
@@ -105,7 +105,7 @@ class TrainingImages:
             return [image]
         digest = hashlib.sha256(os.fsencode(self.names[index])).digest()
         # Frozen noise is that of the whole image: no crop of it is drawn anew.
-        return self._corrupt(images.to_01(image), int.from_bytes(digest[:8], "big"))
+        return self._corrupt(to_01(image), int.from_bytes(digest[:8], "big"))
 
     def _corrupt(self, clean, *place):
         return self.method.corrupt(clean, self.noise, streams(self.seed, *place))
@@ -145,7 +145,7 @@ class TrainingImages:
             layers = [np.pad(layer, pad, "reflect" if min(height, width) > 1 else "edge") for layer in layers]
             height, width = layers[0].shape[:2]
         top, left = rng.integers(0, height - size + 1), rng.integers(0, width - size + 1)
-        patches = [images.to_01(layer[top : top + size, left : left + size]) for layer in layers]
+        patches = [to_01(layer[top : top + size, left : left + size]) for layer in layers]
         if self.shrink != 1:
             wanted, way = (self.patchsize, self.patchsize), cv2.INTER_AREA if self.shrink > 1 else cv2.INTER_LANCZOS4
             patches = [np.clip(cv2.resize(patch, wanted, interpolation=way), 0, 1) for patch in patches]
@@ -302,7 +302,7 @@ class PairFile:
             parts = [np.where(other, parts[1 - i], parts[i]) for i in (0, 1)]
         if self.augment:
             parts = [_oriented(part, ways % 8) for part in parts]
-        return tuple(images.to_01(part) for part in parts)
+        return tuple(to_01(part) for part in parts)
 
 
 def _oriented(patches, ways):

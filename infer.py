@@ -31,6 +31,7 @@ from denoising.cli import UserError, boolean, number
 from denoising.files import images, results
 from denoising.imaging import metrics
 from denoising.imaging.noise import list_of_noise, noise_of_flag
+from denoising.imaging.pixels import Picture, from_01, to_01
 from denoising.runtimes import batches, choice
 from denoising.runtimes.autolog import BenchmarkLog
 
@@ -115,7 +116,7 @@ class Job:
     path: Path
     target: Path | None
     truth: Path | None
-    picture: images.Picture | None = None
+    picture: Picture | None = None
     denoised: dict = field(default_factory=dict)  # pages by number
     scores: dict = field(default_factory=dict)
     done: bool = False  # denoised and written, whatever becomes of its scores
@@ -247,7 +248,7 @@ class Runner:
             self.prepared.add(nchw_shape)
             prepare(self.runtime, batch[0][0].path, nchw_shape, self.options)
         self.times.start()
-        x = batches.to_nchw([images.to_01(image) for image in noisy], self.runtime.channels)
+        x = batches.to_nchw([to_01(image) for image in noisy], self.runtime.channels)
         self.times.stamp()
         y = self.runtime(x)
         self.times.stamp()
@@ -258,7 +259,7 @@ class Runner:
             with self._reporting(job):  # alone: the others of its batch are none the worse for it
                 if not np.isfinite(result).all():
                     raise UserError(f"{job.path}: the result holds NaN or infinite pixels")
-                job.denoised[page] = images.from_01(self._restored(job, image, result), job.picture.pages[page].dtype)
+                job.denoised[page] = from_01(self._restored(job, image, result), job.picture.pages[page].dtype)
         self.times.end(len(batch))
 
     def _noisy(self, job, page):
@@ -266,7 +267,7 @@ class Runner:
         if not self.noise:
             return array
         # By file and page, so that neither batch size nor order changes it; not clipped.
-        return self.noise.add(images.to_01(array), np.random.default_rng([self.options.seed, job.index, page]))
+        return self.noise.add(to_01(array), np.random.default_rng([self.options.seed, job.index, page]))
 
     def _restored(self, job, noisy, denoised):
         try:
@@ -293,7 +294,7 @@ def _scores(job, truth, pages):
     scores = {"psnr": [], "ssim": []}
     for clean, page in zip(truth, pages, strict=True):
         data_range = np.iinfo(clean.dtype).max if clean.dtype.kind == "u" else 1.0
-        image = images.from_01(images.to_01(page), clean.dtype)
+        image = from_01(to_01(page), clean.dtype)
         scores["psnr"].append(metrics.psnr(clean, image, data_range))
         if min(clean.shape[:2]) >= 11:
             scores["ssim"].append(metrics.ssim(clean, image, data_range))

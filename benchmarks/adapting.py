@@ -20,11 +20,10 @@ from denoising.cli import number
 from denoising.data import validation
 from denoising.data.samples import evenly
 from denoising.engine import operators
-from denoising.files import images
 from denoising.imaging import stripes
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import parse_noise
-from denoising.imaging.pixels import middle
+from denoising.imaging.pixels import from_01, middle, to_01
 from denoising.inference import auto
 from denoising.inference.denoiser import Denoiser
 from denoising.training.adapting import Length, adapt
@@ -58,7 +57,7 @@ def noisy_of(kind, clean_01, rng):
     if kind == STRIPES:
         return stripes.add(parse_noise("gauss10").add(clean_01, rng), (12 / 255, 0), rng)
     noisy_01 = parse_noise(kind).add(clean_01, rng)
-    return images.from_01(noisy_01, np.uint8) if kind == "camera" else noisy_01
+    return from_01(noisy_01, np.uint8) if kind == "camera" else noisy_01
 
 
 def measured(shelf, clean_01, noisy, steps):
@@ -83,7 +82,7 @@ def measured(shelf, clean_01, noisy, steps):
 
 
 def _psnr(clean_01, image):
-    return psnr(*(images.from_01(images.to_01(part), np.uint8) for part in (clean_01, image)), 255)
+    return psnr(*(from_01(to_01(part), np.uint8) for part in (clean_01, image)), 255)
 
 
 def main(argv=None):
@@ -98,7 +97,7 @@ def main(argv=None):
     for kind in options.only:
         rows = []
         for index in chosen:
-            clean = images.to_01(validation.read_clean(paths[index], 3))
+            clean = to_01(validation.read_clean(paths[index], 3))
             clean = np.ascontiguousarray(clean[middle(clean, options.crop)])
             noisy = noisy_of(kind, clean, np.random.default_rng([SEED, index]))
             rows.append(measured(shelf, clean, noisy, options.steps))

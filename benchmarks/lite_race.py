@@ -31,7 +31,8 @@ import dataset
 import train
 from arch_unet import DenoisingNetwork, UpsampleCat, conv
 from denoising import cli
-from denoising.files import images, pair_files
+from denoising.files import pair_files
+from denoising.imaging.pixels import from_01, to_01
 from denoising.inference import checkpoint, devices
 from denoising.inference.denoiser import Denoiser
 from denoising.training.methods import build_method
@@ -200,8 +201,8 @@ def errors_of(denoiser, noisy, clean):
     errors = []
     for first in range(0, len(noisy), 100):
         part = slice(first, first + 100)
-        denoised = images.from_01(denoiser.run_batch(images.to_01(noisy[part])), np.uint8)
-        errors.append(np.mean((images.to_01(denoised) - images.to_01(clean[part])) ** 2, (1, 2, 3), np.float64))
+        denoised = from_01(denoiser.run_batch(to_01(noisy[part])), np.uint8)
+        errors.append(np.mean((to_01(denoised) - to_01(clean[part])) ** 2, (1, 2, 3), np.float64))
     return np.concatenate(errors)
 
 
@@ -218,7 +219,7 @@ def run_side(options):
     validation = pair_files.read(os.path.join(options.pairs, "val.npz"), pair_files.VALIDATION)
     side = {"theirs": Theirs, "ours": Ours}[options.side](options, ops)
     parameters = sum(parameter.size for parameter in side.denoiser.network.parameters())
-    noisy = mean_psnr(np.mean((images.to_01(validation[0]) - images.to_01(validation[1])) ** 2, (1, 2, 3), np.float64))
+    noisy = mean_psnr(np.mean((to_01(validation[0]) - to_01(validation[1])) ** 2, (1, 2, 3), np.float64))
     print(json.dumps({"parameters": parameters, "plan": side.plan, "noisy": noisy}), flush=True)
 
     end = 60 * options.minutes

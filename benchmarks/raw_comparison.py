@@ -24,7 +24,7 @@ from denoising.files import dng, images, raw
 from denoising.imaging import camera
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise_analysis import sensor_curve
-from denoising.imaging.pixels import pack_bayer
+from denoising.imaging.pixels import pack_bayer, to_01
 from denoising.inference import raw_prediction
 from denoising.inference.denoiser import Denoiser
 from denoising.reports import montage
@@ -107,7 +107,7 @@ def main(argv=None):
     for strength in options.strengths:
         found = []
         for seed, path in enumerate(cli.progress(paths, unit="image", label=f"{strength:g}")):
-            image_01 = images.to_01(images.read_image(path).pages[0])
+            image_01 = to_01(images.read_image(path).pages[0])
             scores, pictures = scores_of(shoot(image_01, strength, seed), *denoisers)
             found.append(scores)
             if seed == 0:

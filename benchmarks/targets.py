@@ -24,6 +24,7 @@ from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging.metrics import psnr, ssim
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import from_01
 from denoising.inference import devices
 from denoising.inference.denoiser import Denoiser
 from denoising.reports import montage
@@ -94,7 +95,7 @@ def score(options, noise, denoisers, sets):
         pictures = validation_set.images(3, parse_noise(noise), rng, options.val_images)
         for _, clean, noisy in cli.progress(pictures, total=count, label=f"{noise} {set_name}", unit="image"):
             for name, denoise in denoisers.items():
-                result = images.from_01(np.asarray(denoise(noisy), np.float32), np.uint8)
+                result = from_01(np.asarray(denoise(noisy), np.float32), np.uint8)
                 found.setdefault((set_name, name), []).append((psnr(clean, result, 255), ssim(clean, result, 255)))
                 first.setdefault(name, result)
             first.setdefault("clean", clean)

@@ -24,11 +24,11 @@ from denoising import cli
 from denoising.cli import number
 from denoising.data import validation
 from denoising.engine import operators
-from denoising.files import images
 from denoising.imaging import trust
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import parse_noise
 from denoising.imaging.noise_analysis import analyse
+from denoising.imaging.pixels import from_01, to_01
 from denoising.inference.denoiser import Denoiser
 from denoising.inference.estimate import estimate_error, removed_of_drawn
 
@@ -100,16 +100,16 @@ def pictures(options, kind, count):
     if not made:
         for index, (_, clean, noisy) in enumerate(found[0].images(3, noise, rng)):
             if index in wanted:
-                yield images.to_01(clean), noisy, None
+                yield to_01(clean), noisy, None
         return
     for index, path in enumerate(found[0].paths()):
         if index in wanted:
-            clean_01 = images.to_01(validation.read_clean(path, 3))
+            clean_01 = to_01(validation.read_clean(path, 3))
             yield clean_01, noise.add(clean_01, rng), noise.add(clean_01, rng)
 
 
 def true_psnr(clean_01, denoised_01):
-    return psnr(*(images.from_01(image, np.uint8) for image in (clean_01, denoised_01)), 255)
+    return psnr(*(from_01(image, np.uint8) for image in (clean_01, denoised_01)), 255)
 
 
 def accuracy(options, ops):

@@ -15,6 +15,7 @@ from denoising import cli
 from denoising.cli import number
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import from_01, to_01
 from denoising.reports import montage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,12 +38,12 @@ def main(argv=None):
     """Two rows of pictures; a table of milliseconds on stdout."""
     options = get_parser().parse_args(argv)
     clean = images.read_image(ROOT / "validation" / "Sample" / "astronaut_face.png").pages[0]
-    crop = images.to_01(clean[40 : 40 + SIDE, 50 : 50 + SIDE])
+    crop = to_01(clean[40 : 40 + SIDE, 50 : 50 + SIDE])
     patch = np.ascontiguousarray(crop[:128, :128])
     pictures = []
     for name in SHOWN:
         noise = parse_noise(name)
-        pictures.append((images.from_01(noise.add(crop, np.random.default_rng(7)), np.uint8), name))
+        pictures.append((from_01(noise.add(crop, np.random.default_rng(7)), np.uint8), name))
         print(f"{name:18}{milliseconds(noise, patch, options.calls):6.2f} ms")
     rows = [pictures[start : start + IN_A_ROW] for start in range(0, len(pictures), IN_A_ROW)]
     images.write_image(options.picture, montage.grid(rows))

@@ -15,6 +15,7 @@ from denoising import cli
 from denoising.files import images
 from denoising.imaging.metrics import psnr
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import from_01, to_01
 from denoising.inference.denoiser import Denoiser
 from denoising.reports import montage
 
@@ -44,7 +45,7 @@ def main(argv=None):
         (removed[SKY], f"what was removed, x{AMPLIFIED}"),
     ]]  # fmt: skip
     scene = images.read_image(ROOT / "validation" / "Sample" / "astronaut_face.png").pages[0]
-    shot = images.from_01(parse_noise("camera6").add(images.to_01(scene), np.random.default_rng(11)), np.uint8)
+    shot = from_01(parse_noise("camera6").add(to_01(scene), np.random.default_rng(11)), np.uint8)
     denoised = denoise(shot)
     rows.append([
         (shot, f"a simulated shot, {psnr(scene, shot, 255):.2f} dB"),

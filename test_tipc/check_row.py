@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
 from denoising import cli
+from denoising.imaging.pixels import to_01
 
 # images and metrics, which take their time to import, where pictures are looked at.
 
@@ -173,7 +174,7 @@ def pixels(path):
     from denoising.files import images
 
     (page,) = images.read_image(path).pages
-    return images.to_01(page).astype("float64")
+    return to_01(page).astype("float64")
 
 
 def same_named(folder, path, suffix=""):

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 
 from denoising import cli
 from denoising.files import images
+from denoising.imaging.pixels import Picture
 
 STORED = {"frame0": (49, 63), "frame1": (64, 48), "frame2": (40, 56)}
 TRAIN_COUNT, TRAIN_SIZE = 12, (128, 128)
@@ -53,7 +54,7 @@ def frame(rng, height, width):
 
 def write(folder, name, made, target):
     """Writes the buffers of a frame as half-float EXR, the target being one of what was made."""
-    like = images.Picture([made["render"]], format="EXR", exr={"half": True})
+    like = Picture([made["render"]], format="EXR", exr={"half": True})
     for kind, source in {"render": "render", "albedo": "albedo", "normal": "normal", "target": target}.items():
         path = folder / kind / f"{name}.exr"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from denoising import cli
 from denoising.cli import UserError, number
 from denoising.files import images
 from denoising.imaging.metrics import psnr
+from denoising.imaging.pixels import from_01, to_01
 from denoising.reports import montage
 
 ROWS = ("input", "label", "output")
@@ -57,7 +58,7 @@ def columns(folder, wanted):
 def picture(path):
     """A picture's pixels, uint8 also if somebody has made it of 16 bits."""
     pixels = images.read_image(cli.existing_file("--result_dir", path)).pages[0]
-    return images.from_01(images.to_01(pixels), np.uint8)
+    return from_01(to_01(pixels), np.uint8)
 
 
 def caption(row, place, pictures):

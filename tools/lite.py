@@ -15,7 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's root
 
-from denoising.files import images, pair_files
+from denoising.files import pair_files
+from denoising.imaging.pixels import from_01, to_01
 from denoising.inference.denoiser import Denoiser
 from denoising.inference.devices import fastest_precision
 
@@ -62,8 +63,8 @@ class Model:
             # Large ones one by one, in tiles if need be.
             denoised = np.stack([self._denoiser(image.transpose(1, 2, 0)).transpose(2, 0, 1) for image in noisy])
         else:
-            parts = (images.to_01(noisy[first : first + count]) for first in range(0, len(noisy), count))
-            denoised = np.concatenate([images.from_01(self._denoiser.run_batch(part), np.uint8) for part in parts])
+            parts = (to_01(noisy[first : first + count]) for first in range(0, len(noisy), count))
+            denoised = np.concatenate([from_01(self._denoiser.run_batch(part), np.uint8) for part in parts])
         return test_input.new_tensor(denoised) if hasattr(test_input, "new_tensor") else denoised
 
 

@@ -36,6 +36,7 @@ from denoising.cli import UserError, number
 from denoising.data import phantoms
 from denoising.files import images, nifti
 from denoising.imaging import mri
+from denoising.imaging.pixels import from_01
 
 # Below this share of the volume's brightest value a slice is taken for empty, as by the paper's preparation.
 EMPTY = 1 / 255
@@ -89,7 +90,7 @@ def find_volumes(path):
 def phantom_slice(number_, options):
     """The one slice of a phantom."""
     picture = phantoms.phantom(options.size, np.random.default_rng([options.seed, number_]))
-    return [(".png", images.from_01(picture, np.uint8))]
+    return [(".png", from_01(picture, np.uint8))]
 
 
 def numbers_of(path, count, options):
@@ -108,7 +109,7 @@ def volume_slices(path, options):
         raise UserError(f"{path}: holds nothing above 0")
     slices = ((i, np.clip(volume[i] / brightest, 0, 1)) for i in numbers_of(path, len(volume), options))
     return [
-        (f"_{index:03d}.png", images.from_01(fitted(slice_01, options.size), np.uint8))
+        (f"_{index:03d}.png", from_01(fitted(slice_01, options.size), np.uint8))
         for index, slice_01 in slices
         if slice_01.max() > EMPTY
     ]

@@ -15,7 +15,7 @@ from denoising.data import raw_frames
 from denoising.files import images
 from denoising.files.archives import Skip
 from denoising.imaging.noise import parse_noise
-from denoising.imaging.pixels import as_channels
+from denoising.imaging.pixels import as_channels, from_01, to_01
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 LARGE_FILE = 1 << 20  # bytes: a smaller one is as quickly read as opened twice
@@ -112,10 +112,10 @@ def _convert(entry, stem, options):
         made = True
         if options.noise != "none":
             number = int.from_bytes(_digest(entry.name + mark)[:8], "big")
-            pixels = noise.add(images.to_01(pixels), np.random.default_rng([options.seed, number]))
+            pixels = noise.add(to_01(pixels), np.random.default_rng([options.seed, number]))
             verbatim = None
             if options.format == "png" and suffix != ".mat":
-                pixels = images.from_01(pixels, np.uint8)
+                pixels = from_01(pixels, np.uint8)
         name = stem + mark + _output_suffix(entry.name, pixels.dtype, options)
         yield name, verbatim or images.encode(name, pixels, quality=100), pixels
     if not made:
@@ -170,9 +170,9 @@ def _to_channels(page, alpha, n_channel):
     if page.shape[2] not in (1, 3):
         raise Skip("neither grey nor RGB", f"{page.shape[2]} channels")
     if alpha is not None:
-        opacity = images.to_01(alpha)[..., None]
+        opacity = to_01(alpha)[..., None]
         if opacity.min() < 1:
-            page = images.from_01(images.to_01(page) * opacity + (1 - opacity), page.dtype)
+            page = from_01(to_01(page) * opacity + (1 - opacity), page.dtype)
     return as_channels(page, n_channel, "the page")
 
 

@@ -7,9 +7,8 @@ import re
 import numpy as np
 
 from denoising.cli import UserError
-from denoising.files import images
 from denoising.files.archives import Skip
-from denoising.imaging.pixels import MAX_PIXELS
+from denoising.imaging.pixels import MAX_PIXELS, to_01
 
 CROP = 512
 # The camera's code in SIDD's folder names, and the phase of its sensor.
@@ -46,7 +45,7 @@ def read_frame(entry):
         raise Skip("unreadable", f"no MATLAB file, or broken: {error}") from error
     if frame.ndim != 2 or frame.dtype.kind not in "fu":
         raise Skip("no raw frame", f"{frame.dtype} of shape {frame.shape}")
-    frame = np.ascontiguousarray(images.to_01(frame))
+    frame = np.ascontiguousarray(to_01(frame))
     if not np.isfinite(frame).all():
         raise Skip("unreadable", "holds NaN or infinite pixels")
     height, width = frame.shape

@@ -14,7 +14,7 @@ import numpy as np
 
 from denoising.cli import UserError
 from denoising.files import exr, images
-from denoising.imaging.pixels import check_finite
+from denoising.imaging.pixels import Picture, check_finite, from_01, to_01
 
 BUFFERS = ("render", "albedo", "normal")
 N_INPUT = 9  # channels: three of each
@@ -55,7 +55,7 @@ def as_picture(kind, buffer):
         buffer = 0.5 + 0.5 * buffer
     elif kind != "albedo":
         buffer = tone_map(buffer)
-    return images.from_01(buffer.astype(np.float32), np.uint8)
+    return from_01(buffer.astype(np.float32), np.uint8)
 
 
 # --- Folders --------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Frame:
     render: np.ndarray
     albedo: np.ndarray
     normal: np.ndarray
-    picture: images.Picture
+    picture: Picture
 
     def part(self, where):
         """A part of it, of rows and columns."""
@@ -190,7 +190,7 @@ def read_buffer(kind, path):
         raise UserError(f"{path}: has {page.shape[2]} channels; a buffer has 3")
     pixels = np.repeat(page, 3, axis=2) if page.shape[2] == 1 else page
     if pixels.dtype.kind == "u":
-        pixels = images.to_01(pixels)
+        pixels = to_01(pixels)
         pixels = {"albedo": lambda x: x, "normal": lambda x: 2 * x - 1}.get(kind, untone)(pixels)
     return picture, pixels
 
@@ -242,4 +242,4 @@ def denoise(denoiser, frame):
 def as_stored(frame, denoised):
     """A denoised render in the type and units of its file: tone-mapped integers, or linear light."""
     dtype = frame.picture.pages[0].dtype
-    return images.from_01(tone_map(denoised), dtype) if dtype.kind == "u" else denoised
+    return from_01(tone_map(denoised), dtype) if dtype.kind == "u" else denoised

@@ -11,7 +11,7 @@ from denoising.cli import UserError
 from denoising.data import renders
 from denoising.files import images, pair_files
 from denoising.files.archives import MAX_SMALL_BYTES, list_entries
-from denoising.imaging.pixels import as_channels
+from denoising.imaging.pixels import as_channels, from_01, to_01
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class ValidationSet:
         """
         for path in self.paths(limit):
             clean = read_clean(path, n_channel)
-            yield os.path.relpath(path, self.folder), clean, noise.add(images.to_01(clean), rng)
+            yield os.path.relpath(path, self.folder), clean, noise.add(to_01(clean), rng)
 
     def shown(self, image_01):
         """What a network got or gave as it is scored, HWC uint8."""
-        return images.from_01(image_01, np.uint8)
+        return from_01(image_01, np.uint8)
 
 
 class ValidationPairs(ValidationSet):
@@ -58,7 +58,7 @@ class ValidationPairs(ValidationSet):
             if partner is None:
                 raise UserError(f"--val_dirs: {path} has no partner in {self.folder}/noisy")
             clean = read_clean(path, n_channel)
-            noisy = images.to_01(as_channels(_read(partner), n_channel, partner))
+            noisy = to_01(as_channels(_read(partner), n_channel, partner))
             if noisy.shape != clean.shape:
                 raise UserError(f"--val_dirs: {partner} and {path} differ in size")
             yield name, clean, noisy
@@ -78,7 +78,7 @@ class ValidationPairFile(ValidationSet):
     def images(self, n_channel, noise, rng, limit=None):
         for index, pair in enumerate(zip(*self._read(limit), strict=True)):
             noisy, clean = (as_channels(image.transpose(1, 2, 0), n_channel, self.folder) for image in pair)
-            yield f"{index:05d}", clean, images.to_01(noisy)
+            yield f"{index:05d}", clean, to_01(noisy)
 
 
 class ValidationRenders(ValidationSet):
@@ -203,7 +203,7 @@ def read_clean(path, n_channel):
     """A clean image as it is scored: HWC uint8."""
     array = _read(path)
     if array.dtype != np.uint8:
-        array = images.from_01(images.to_01(array), np.uint8)
+        array = from_01(to_01(array), np.uint8)
     return as_channels(array, n_channel, path)
 
 

@@ -20,7 +20,7 @@ from denoising.export.paddle_quantization import write_pdmodel
 from denoising.export.quantization import fit, observe, search_floats, sources
 from denoising.files import images
 from denoising.imaging.metrics import psnr
-from denoising.imaging.pixels import as_channels
+from denoising.imaging.pixels import as_channels, from_01, to_01
 from denoising.runtimes import choice
 
 CALIBRATE, MEASURE = 16, 8  # crops
@@ -69,7 +69,7 @@ def read_crops(flag, folder, noise, channels, seed=0, count=CALIBRATE + MEASURE)
             broken.add(path)
             continue
         top, left = (rng.integers(0, max(size - SIDE, 0) + 1) for size in image.shape[:2])
-        clean = images.to_01(image[top : top + SIDE, left : left + SIDE])
+        clean = to_01(image[top : top + SIDE, left : left + SIDE])
         noisy = clean if noise.name == "none" else noise.add(clean, rng)
         noisy = np.ascontiguousarray(noisy.transpose(2, 0, 1)[None], np.float32)
         crops.append(Crop(noisy, None if noise.name == "none" else clean))
@@ -166,6 +166,6 @@ def _mean_psnr(held, results):
         return None
     scores = []
     for crop, result in zip(held, results, strict=True):
-        clean, image = (images.from_01(picture, np.uint8) for picture in (crop.clean, result[0].transpose(1, 2, 0)))
+        clean, image = (from_01(picture, np.uint8) for picture in (crop.clean, result[0].transpose(1, 2, 0)))
         scores.append(psnr(clean, image, 255))
     return float(np.mean(scores))

@@ -9,9 +9,8 @@ import paddle
 
 from denoising import machine
 from denoising.engine import operators
-from denoising.files import images
 from denoising.imaging.detail import Amount, mix
-from denoising.imaging.pixels import PLAIN_SPAN, seen_in
+from denoising.imaging.pixels import PLAIN_SPAN, from_01, seen_in, to_01
 from denoising.imaging.second_look import no_more_than_noise
 from denoising.inference.checkpoint import load_network
 from denoising.inference.windows import reflected, round_up, windows
@@ -115,11 +114,11 @@ class Denoiser:
             if self.span != PLAIN_SPAN:
                 denoised = denoised * np.float32(self.span[1] - self.span[0]) + np.float32(self.span[0])
             if strength < 1 and mixed:
-                noisy = images.to_01(hwc[place])
+                noisy = to_01(hwc[place])
                 denoised = noisy + strength * (denoised - noisy)
             if channels < self.n_channel:
                 denoised = denoised.mean(axis=2, keepdims=True)
-            result[place] = images.from_01(finite(denoised), hwc.dtype)
+            result[place] = from_01(finite(denoised), hwc.dtype)
         return result
 
     def _turned_pieces(self, hwc):
@@ -216,7 +215,7 @@ class Denoiser:
     def _image(self, hwc, window):
         """A window of the image as the network takes it, 1 x C x H x W; past the image's end it is reflected."""
         around = reflected(reflected(hwc, *window.rows, axis=0), *window.columns, axis=1)
-        window_01 = images.to_01(seen_in(self.span, around))
+        window_01 = to_01(seen_in(self.span, around))
         if window_01.shape[2] < self.n_channel:
             window_01 = np.repeat(window_01, self.n_channel, axis=2)
         return np.ascontiguousarray(window_01.transpose(2, 0, 1)[None])

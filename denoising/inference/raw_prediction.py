@@ -11,7 +11,7 @@ from denoising.cli import UserError
 from denoising.files import images, raw
 from denoising.imaging.camera import deviation_at, told_deviation
 from denoising.imaging.noise_analysis import sensor_curve
-from denoising.imaging.pixels import pack_bayer
+from denoising.imaging.pixels import Picture, pack_bayer
 from denoising.inference.denoiser import finite
 
 ARCH = "unet_raw"  # of the networks for mosaics
@@ -53,11 +53,11 @@ def denoise_file(weights, path, target, note):
     if as_mosaic:
         images.write_bytes(target, data)
     else:
-        images.write_image(target, pages, like=images.Picture(pages, format="TIFF", exif=photo.exif))
+        images.write_image(target, pages, like=Picture(pages, format="TIFF", exif=photo.exif))
 
 
 def _denoise_developed(weights, path, photo, note):
-    picture = images.Picture([photo.develop()])
+    picture = Picture([photo.develop()])
     try:
         taken = weights.take(picture)
         if taken.why:

@@ -15,7 +15,7 @@ from denoising.data import renders
 from denoising.data.validation import ValidationRenders, find_validation_sets
 from denoising.files import exr, images
 from denoising.imaging.noise import parse_noise
-from denoising.imaging.pixels import Picture
+from denoising.imaging.pixels import Picture, from_01
 from denoising.inference import auto, checkpoint
 from denoising.inference.denoiser import Denoiser
 from denoising.training.methods import Noise2Noise, Supervised
@@ -209,7 +209,7 @@ def test_validation_scores_what_is_seen(folder):
     name, clean, noisy = next(found.images(3, None, None))
     assert name == "scene0.exr"
     target = images.read_image(folder / "target" / "scene0.exr").pages[0]
-    np.testing.assert_array_equal(clean, images.from_01(renders.tone_map(target), np.uint8))
+    np.testing.assert_array_equal(clean, from_01(renders.tone_map(target), np.uint8))
     np.testing.assert_array_equal(found.shown(target), clean)
     frame = renders.read_frame(renders.find_frames("--val_dirs", folder)[0])
     np.testing.assert_allclose(found.shown(noisy), renders.as_picture("render", frame.render), atol=1)

@@ -17,7 +17,7 @@ from denoising.data.validation import (
 )
 from denoising.files import images, pair_files
 from denoising.imaging.noise import parse_noise
-from denoising.imaging.pixels import to_grey
+from denoising.imaging.pixels import to_01, to_grey
 
 GAUSS = parse_noise("gauss25")
 
@@ -169,7 +169,7 @@ def test_pairs_come_with_the_noise_that_they_have(tmp_path):
     assert [name for name, _, _ in found] == ["a.png", "b.png"]
     for name, clean, noisy in found:
         assert (clean == scene(12, 14, seed=ord(name[0]))).all()
-        assert (noisy == images.to_01(scene(12, 14, seed=ord(name[0]) + 9))).all()
+        assert (noisy == to_01(scene(12, 14, seed=ord(name[0]) + 9))).all()
     assert [name for name, _, _ in held.images(3, None, None, 1)] == ["a.png"]
     assert [path.name for path in held.paths(1)] == ["a.png"]
     assert {array.shape[2] for _, *arrays in held.images(1, None, None) for array in arrays} == {1}
@@ -195,7 +195,7 @@ def test_a_pair_file_yields_its_images_by_number(tmp_path):
     assert [name for name, _, _ in found] == ["00000", "00001", "00002"]
     for index, (_, wanted, given) in enumerate(found):
         assert (wanted == clean[index].transpose(1, 2, 0)).all()
-        assert (given == images.to_01(noisy[index].transpose(1, 2, 0))).all()
+        assert (given == to_01(noisy[index].transpose(1, 2, 0))).all()
     assert [name for name, _, _ in held.images(3, None, None, 2)] == ["00000", "00001"]
     assert next(held.images(1, None, None))[1].shape == (12, 14, 1)
 

@@ -12,7 +12,7 @@ from samples import BLOCKS, chunk, noise, read, saved, tiff
 
 from denoising.cli import UserError
 from denoising.files import images, npy
-from denoising.imaging.pixels import ORIENTATION
+from denoising.imaging.pixels import ORIENTATION, Picture, from_01, to_01
 
 # --- What is written is what is read --------------------------------------------------------------
 
@@ -41,7 +41,7 @@ def test_round_trip_keeps_type_channels_and_every_pixel(tmp_path, suffix, dtypes
 
 def test_webp_is_lossless_and_jpeg_nearly(tmp_path):
     # Colours that alpha hides, too.
-    hidden = images.Picture([], alpha=[np.zeros(BLOCKS.shape[:2], np.uint8)])
+    hidden = Picture([], alpha=[np.zeros(BLOCKS.shape[:2], np.uint8)])
     images.write_image(tmp_path / "a.webp", BLOCKS, like=hidden)
     np.testing.assert_array_equal(images.read_image(tmp_path / "a.webp").pages[0], BLOCKS)
     images.write_image(tmp_path / "a.webp", BLOCKS)
@@ -58,7 +58,7 @@ def test_webp_is_lossless_and_jpeg_nearly(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_alpha_is_kept_apart(tmp_path, suffix, dtype, channels):
     pixels, alpha = noise(dtype, 7, 9, channels), noise(dtype, 7, 9)
-    images.write_image(tmp_path / f"a{suffix}", pixels, like=images.Picture([pixels], [alpha]))
+    images.write_image(tmp_path / f"a{suffix}", pixels, like=Picture([pixels], [alpha]))
     picture = images.read_image(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(picture.pages[0], pixels)
     np.testing.assert_array_equal(picture.alpha[0], alpha)
@@ -68,7 +68,7 @@ def test_alpha_is_kept_apart(tmp_path, suffix, dtype, channels):
 def test_alpha_follows_the_pixels_to_another_depth(dtype, white):
     pixels = noise(dtype, 1, 3, 3)
     for alpha in (np.uint8([[0, 51, 255]]), np.uint16([[0, 13107, 65535]]), np.float32([[0, 0.2, 1]])):
-        written = read(images.encode("a.tif", pixels, like=images.Picture([], [alpha])))
+        written = read(images.encode("a.tif", pixels, like=Picture([], [alpha])))
         np.testing.assert_array_equal(written.pages[0], pixels)
         np.testing.assert_allclose(written.alpha[0], [[0, white / 5, white]], rtol=1e-6)
 
@@ -105,7 +105,7 @@ def test_what_an_encoder_refuses_is_told(name, length):
 
 def test_a_stack_of_several_types():
     pages = [noise("uint16", 8, 9, 1), noise("float32", 5, 6, 3)]
-    like = images.Picture(pages, format="TIFF")
+    like = Picture(pages, format="TIFF")
     for page, again in zip(pages, read(images.encode("a.tif", pages, like=like)).pages, strict=True):
         assert again.dtype == page.dtype
         np.testing.assert_array_equal(again, page)
@@ -139,18 +139,18 @@ def test_jpeg_has_the_bytes_that_pillow_writes(channels):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_range_there_and_back_is_identity(dtype):
     every = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(1, -1, 1)
-    unit = images.to_01(every)
+    unit = to_01(every)
     assert unit.dtype == np.float32
     assert unit.min() == 0
     assert unit.max() == 1
-    np.testing.assert_array_equal(images.from_01(unit, dtype), every)
+    np.testing.assert_array_equal(from_01(unit, dtype), every)
 
 
 def test_rounding_half_up_clipping_and_hdr():
     values = np.array([-1, 0.5 / 255, 1.5 / 255, 2], np.float32)
-    np.testing.assert_array_equal(images.from_01(values, np.uint8), [0, 1, 2, 255])
-    np.testing.assert_array_equal(images.from_01(values, np.float32), values)
-    np.testing.assert_array_equal(images.to_01(values), values)
+    np.testing.assert_array_equal(from_01(values, np.uint8), [0, 1, 2, 255])
+    np.testing.assert_array_equal(from_01(values, np.float32), values)
+    np.testing.assert_array_equal(to_01(values), values)
 
 
 # --- Metadata -------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_each_page_of_a_tiff_is_turned_by_its_own_tag(tmp_path):
 def test_profile_and_resolution_are_carried_over(tmp_path, source, target):
     exif = Image.Exif()
     exif[33432] = "Somebody"
-    like = images.Picture([BLOCKS], exif=exif.tobytes(), icc=b"\0" * 200, dpi=(300.0, 150.0))
+    like = Picture([BLOCKS], exif=exif.tobytes(), icc=b"\0" * 200, dpi=(300.0, 150.0))
     images.write_image(tmp_path / f"a{source}", BLOCKS, like=like)
     first = images.read_image(tmp_path / f"a{source}")
     images.write_image(tmp_path / f"b{target}", first.pages, like=first)
@@ -238,7 +238,7 @@ def test_a_png_in_linear_light_stays_so(dtype, channels):
     chunks = chunk(b"gAMA", struct.pack(">I", 100000)) + chunk(b"cICP", bytes([9, 16, 0, 1]))
     pixels = noise(dtype, 9, 12, channels)
     alpha = [pixels[..., -1]] if channels in (2, 4) else None
-    like = images.Picture([], alpha=alpha)
+    like = Picture([], alpha=alpha)
     plain = images.encode("a.png", pixels[..., : channels - 1] if alpha else pixels, like)
     picture = read(plain[:33] + chunks + plain[33:])
     assert images.encode("a.png", picture.pages, picture) == plain[:33] + chunks + plain[33:]
@@ -247,7 +247,7 @@ def test_a_png_in_linear_light_stays_so(dtype, channels):
 
 
 def test_files_do_not_grow(tmp_path):
-    images.write_image(tmp_path / "a.tif", BLOCKS, like=images.Picture([BLOCKS], format="PNG"))
+    images.write_image(tmp_path / "a.tif", BLOCKS, like=Picture([BLOCKS], format="PNG"))
     assert (tmp_path / "a.tif").stat().st_size < BLOCKS.nbytes / 2
     raw = tiff(noise("uint16", 64, 64))
     images.write_image(tmp_path / "b.tif", read(raw).pages, like=read(raw))

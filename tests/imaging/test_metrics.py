@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from denoising.files.images import from_01
 from denoising.imaging.metrics import psnr, ssim
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import from_01
 
 
 def recorded_case():

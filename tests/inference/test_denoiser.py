@@ -5,8 +5,8 @@ import pytest
 from arch_unet import PlainOps, UNet, UNetN2N, build_network
 from conftest import noisy_scene, tiny_network
 from denoising import machine
-from denoising.files import images
 from denoising.imaging.detail import Amount, mix
+from denoising.imaging.pixels import from_01
 from denoising.inference import denoiser
 from denoising.inference.denoiser import Denoiser
 from denoising.inference.windows import along, plan_windows
@@ -150,7 +150,7 @@ def test_windows_do_not_compute_the_same_over_and_over(side, tile, most):
 @pytest.mark.parametrize("channels", [1, 3, None])
 def test_the_same_kind_comes_back(network, dtype, channels):
     image_01 = noisy_scene(40, 50, channels or 1).astype(np.float32) / 255
-    image = images.from_01(image_01 if channels else image_01[..., 0], dtype)
+    image = from_01(image_01 if channels else image_01[..., 0], dtype)
     before = image.copy()
     result = Denoiser(network)(image)
     assert result.shape == image.shape
@@ -274,7 +274,7 @@ def test_a_result_that_is_not_finite_is_refused(dtype, options):
     broken.nin_c.bias.set_value(paddle.to_tensor([0.0, np.inf, 0.0]))
     broken.eval()
     with pytest.raises(ValueError, match="the result is not finite"):
-        Denoiser(broken, **options)(images.from_01(scene_01(), dtype))
+        Denoiser(broken, **options)(from_01(scene_01(), dtype))
 
 
 def test_values_too_large_for_the_network_are_refused(network):

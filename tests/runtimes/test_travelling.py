@@ -14,6 +14,7 @@ from denoising import cli, machine
 from denoising.export import writing
 from denoising.files import images
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import to_01
 from denoising.runtimes import onnx_runtimes
 
 paddle = pytest.importorskip("paddle")
@@ -48,7 +49,7 @@ def test_two_names_travel_and_need_no_paddle(runtime, tmp_path):
     done = subprocess.run([*map(str, command)], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["engine"]["runtime"] == runtime
-    noisy = images.to_01(images.read_image(picture).pages[0])
+    noisy = to_01(images.read_image(picture).pages[0])
     with paddle.no_grad():
         expected = network(paddle.to_tensor(noisy.transpose(2, 0, 1)[None])).numpy()[0].transpose(1, 2, 0)
     found = images.read_image(tmp_path / "out" / "a_denoise.png").pages[0]

@@ -24,7 +24,7 @@ from conftest import ENVIRONMENT, ROOT, refusal, run_script, save, scene
 from denoising.cli import UserError
 from denoising.data import conversion, targets
 from denoising.files import images
-from denoising.imaging.pixels import ORIENTATION
+from denoising.imaging.pixels import ORIENTATION, Picture, to_01
 
 
 def picture(height=60, width=64, channels=3, seed=0):
@@ -122,7 +122,7 @@ def test_each_odd_kind_is_handled_on_purpose(tmp_path):
     image.save(source / "a.bmp")
     alpha = np.zeros((60, 64), np.uint8)
     alpha[:30] = 255
-    images.write_image(source / "clear.png", pixels, like=images.Picture([pixels], [alpha]))
+    images.write_image(source / "clear.png", pixels, like=Picture([pixels], [alpha]))
     deep = pixels.astype(np.uint16) * 257 + 1
     images.write_image(source / "deep.png", deep)
     images.write_image(source / "float.tif", pixels.astype(np.float32) * 3)
@@ -483,7 +483,7 @@ def test_noisy_copies_lose_nothing_and_are_on_record(tmp_path, source):
         noisy = read(tmp_path / "a" / name)
         assert noisy.dtype == np.float32
         clean = read(next(path for path in source.rglob("*.*") if path.stem == name[:-4]))
-        residuals.append((noisy - images.to_01(clean)) * 255)
+        residuals.append((noisy - to_01(clean)) * 255)
     every = np.concatenate([residual.ravel() for residual in residuals])
     assert abs(every.mean()) < 0.2
     assert abs(every.std() - 25) < 0.2
@@ -512,7 +512,7 @@ def test_noise_follows_from_the_seed_and_the_name_alone(tmp_path):
 def test_half_transparent_pixels_are_half_white(tmp_path):
     pixels, alpha = np.full((60, 64, 3), 100, np.uint8), np.full((60, 64), 51, np.uint8)
     (tmp_path / "in").mkdir()
-    images.write_image(tmp_path / "in" / "a.png", pixels, like=images.Picture([pixels], [alpha]))
+    images.write_image(tmp_path / "in" / "a.png", pixels, like=Picture([pixels], [alpha]))
     run(tmp_path / "in", tmp_path / "out")
     assert (read(tmp_path / "out" / "a.png") == 100 / 5 + 255 * 4 / 5).all()
 

@@ -17,6 +17,7 @@ from denoising.engine import operators
 from denoising.files import images
 from denoising.imaging import pixels
 from denoising.imaging.noise import parse_noise
+from denoising.imaging.pixels import Picture, to_01
 from denoising.inference import auto, checkpoint
 from denoising.inference.denoiser import Denoiser
 
@@ -163,7 +164,7 @@ def test_colours_multiplied_by_alpha_are_divided_where_the_format_wants_them_so(
     """As renderers write them. A PNG with the same numbers would be too dark where it is half transparent."""
     share = np.tile(np.linspace(0.2, 1, 50, dtype=np.float32), (40, 1))
     bright = noisy_scene(40, 50).astype(np.float32) / 255
-    like = images.Picture([], alpha=[share], tiff={"alpha": 1})
+    like = Picture([], alpha=[share], tiff={"alpha": 1})
     data = images.encode(f"a{suffix}", bright * share[..., None], like)
     for kind in ("png", "tiff"):
         found = images.read_image("answer", server.post(data, f"/denoise?strength=0&format={kind}")[2])
@@ -283,7 +284,7 @@ def test_an_exported_model_puts_the_known_frequencies_back(tmp_path):
     network, noise = build_network(n_channel=1, n_feature=4), parse_noise("mri0.3")
     path = tmp_path / "slices.pdparams"
     checkpoint.save_network(path, checkpoint.network_state(network), {**network.options, "noisetype": noise.name})
-    undersampled = noise.add(images.to_01(noisy_scene(64, 64, 1)), np.random.default_rng(0))
+    undersampled = noise.add(to_01(noisy_scene(64, 64, 1)), np.random.default_rng(0))
     sent = io.BytesIO()
     np.save(sent, undersampled)
     with serving("--model_dir", exported(path, tmp_path / "exported")) as server:

@@ -101,6 +101,12 @@ def test_auto_takes_bf16_where_it_can(monkeypatch):
 
 
 @needs_compiler
+def test_the_engine_is_chosen_where_gradients_are_off():
+    with paddle.no_grad():
+        assert operators.choose("onednn")[1] == "engine: onednn, fp32"
+
+
+@needs_compiler
 def test_without_gradients_nothing_is_kept_for_them():
     ops = operators.choose("onednn")[0]
     layer = paddle.nn.Conv2D(1, 2, 3, padding=1)

@@ -95,7 +95,8 @@ def find_model(options):
         program = next(filter(os.path.isfile, paths), None)
         if not program:
             wanted = " or ".join(names[:2])
-            raise UserError(f"--model_dir: {options.model_dir} has no {wanted}; export_model.py writes one")
+            maker = "tools/quantize_model.py" if options.precision == "int8" else "export_model.py"
+            raise UserError(f"--model_dir: {options.model_dir} has no {wanted}; {maker} writes one")
     if not program:
         raise UserError("--model_file: name a model to run, or its folder by --model_dir; export_model.py writes one")
     cli.existing_file("--model_file", program)

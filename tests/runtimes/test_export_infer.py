@@ -542,7 +542,7 @@ def test_bad_input_is_refused(exports, pictures, tmp_path):
         ([*ok, "-i", pictures, "--gt_dir", tmp_path / "none"], "--gt_dir: .*none does not exist"),
         ([*ok], "--input_file: "),
         (["-i", pictures], "--model_file: "),
-        (["-i", pictures, "--model_dir", tmp_path / "empty"], "--model_file: .*model.pdmodel does not exist"),
+        (["-i", pictures, "--model_dir", tmp_path / "empty"], "--model_dir: .*empty has no model.pdmodel or"),
         (["-i", pictures, "--model_dir", tmp_path / "onnx"], "--model_file: .*model.onnx is run by --runtime=openvino"),
         (["-i", pictures, "--model_file", pictures], "--model_file: .* is a folder"),
         (["-i", pictures, "--model_file", tmp_path / "text.png"], "--model_file: .* is neither"),

@@ -71,6 +71,8 @@ def read_crops(flag, folder, noise, channels, seed=0, count=CALIBRATE + MEASURE)
         top, left = (rng.integers(0, max(size - SIDE, 0) + 1) for size in image.shape[:2])
         clean = to_01(image[top : top + SIDE, left : left + SIDE])
         noisy = clean if noise.name == "none" else noise.add(clean, rng)
+        if noise.name != "none" and len(crops) % 2:
+            noisy = noisy.clip(0, 1)  # as files have it; the published protocol has the whole noise
         noisy = np.ascontiguousarray(noisy.transpose(2, 0, 1)[None], np.float32)
         crops.append(Crop(noisy, None if noise.name == "none" else clean))
     if not crops:

@@ -340,9 +340,14 @@ def test_noise_is_added_to_crops_of_clean_images_only(tmp_path):
     save(tmp_path / "small.png", scene(40, 30, 1))
     (tmp_path / "broken.png").write_bytes(b"no image")
     plain = calibration.read_crops("--images", tmp_path, parse_noise("none"), 3, count=5)
-    noisy = calibration.read_crops("--images", tmp_path, parse_noise("gauss25"), 3, count=5)
+    noisy = calibration.read_crops("--images", tmp_path, parse_noise("gauss100"), 3, count=5)
     assert len(plain) == len(noisy) == 5
     assert {crop.noisy.shape for crop in plain} == {(1, 3, 192, 192), (1, 3, 40, 30)}
     assert all(crop.clean is None for crop in plain)
-    for crop in noisy:
-        assert np.std(crop.noisy[0].transpose(1, 2, 0) - crop.clean) == pytest.approx(25 / 255, rel=0.05)
+    for crop in noisy[::2]:  # the whole noise
+        assert np.std(crop.noisy[0].transpose(1, 2, 0) - crop.clean) == pytest.approx(100 / 255, rel=0.05)
+        assert crop.noisy.min() < 0
+        assert crop.noisy.max() > 1
+    for crop in noisy[1::2]:  # as files have it
+        assert crop.noisy.min() == 0
+        assert crop.noisy.max() == 1

@@ -237,14 +237,23 @@ class TrainingPairs(TrainingImages):
         return pair
 
     def _check(self, workers):
-        """Refuses all groups whose frames differ in size or are shifted, before training starts."""
+        """Refuses frames that differ in size or are shifted, and tells of unlike ones, before training starts."""
         firsts, others = zip(*[(group[0], other) for group in self.groups for other in group[1:]], strict=True)
         with (
             concurrent.futures.ThreadPoolExecutor(workers) as pool,
             cli.progress(total=len(firsts), unit="pair", label="checking pairs") as bar,
         ):
-            for _ in pool.map(self._check_pair, firsts, others):
+            strangers = []
+            for pair, unlike in pool.map(self._check_pair, firsts, others):
+                if unlike:
+                    strangers.append(pair)
                 bar.update()
+        if len(strangers) > len(firsts) / 2:
+            first, second = strangers[0]
+            cli.note(
+                f"--pair_dir: {len(strangers)} of {len(firsts)} pairs have nothing in common, such as {first} and "
+                f"{second}: do both show the same scene?"
+            )
 
     def _check_pair(self, first, second):
         pair = self._read_pair(first, second)
@@ -254,6 +263,7 @@ class TrainingPairs(TrainingImages):
         down, right = pairs.shift_between(*pair)
         if down or right:
             raise UserError(f"--pair_dir: {second} shows the scene of {first} moved by {down} down, {right} right")
+        return (first, second), pairs.unlike(*pair)
 
 
 class PairFile:

@@ -283,6 +283,8 @@ def main(argv=None):
 
     # Load, and settle the noise.
     denoiser = load(options)
+    raw = denoiser.n_input == 2
+    cli.refuse((raw, f"--model_path: {options.model_path} is for raw files; predict.py denoises them"))
     noisetype = options.noisetype or denoiser.options.get("noisetype", "gauss25")
     for_images = denoiser.n_input == denoiser.n_channel  # others have their own refusal
     own = for_images and not noisy and options.noisetype is None and noisetype == "none"

@@ -39,10 +39,13 @@ class Model:
         """Learns from two noisy versions of the same images, from the beginning.
 
         Raises:
+            ValueError: these are no images, or there are not two of each.
             CalledProcessError: the training failed, having said why.
         """
+        pairs = _images(train_input), _images(train_target)
+        if pairs[0].shape != pairs[1].shape:
+            raise ValueError(f"the two versions differ in number or size: {pairs[0].shape} and {pairs[1].shape}")
         with tempfile.TemporaryDirectory() as folder:
-            pairs = _images(train_input), _images(train_target)
             pair_files.write(f"{folder}/pairs.npz", pair_files.TRAINING, pairs)
             flags = ["--preset", "lite", "--data_dir", f"{folder}/pairs.npz", "--n_epoch", num_epochs]
             flags += ["--precision", fastest_precision(), "--n_channel", pairs[0].shape[1]]

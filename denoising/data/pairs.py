@@ -15,6 +15,8 @@ from denoising.files import images
 from denoising.imaging.pixels import middle
 
 CHECKED = 512  # side of the middle part in which a shift is looked for
+SEEN = 0.03  # deviation of a coarse scene, white being 1, that noise alone does not reach
+ALIKE = 0.5  # correlation of two coarse frames of one scene: more; that of two scenes is rarely above 0.4
 WORTH = 0.8  # a shift counts if moving one frame back leaves less than this share of their difference
 
 
@@ -44,6 +46,16 @@ def find_scenes(pair_dir):
                 f"--pair_dir: {group[0].parent} holds one frame, {group[0].name}; a scene needs two or more"
             )
     return groups
+
+
+def unlike(first, second):
+    """Whether two HWC images of one size have nothing in common, which flat ones and noise alone do not show."""
+    first, second = (image[middle(image, CHECKED)].mean(axis=2, dtype=np.float32) for image in (first, second))
+    first, second = (cv2.GaussianBlur(grey, (0, 0), 4.0) for grey in (first, second))
+    deviations = first.std(), second.std()
+    if min(deviations) < SEEN or min(first.shape) < 32:
+        return False
+    return np.mean((first - first.mean()) * (second - second.mean())) < ALIKE * np.prod(deviations)
 
 
 def shift_between(first, second):

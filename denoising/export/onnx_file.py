@@ -29,7 +29,7 @@ def to_onnx(nodes, network, record, int8=None, also=()):
         import onnx
         from onnx import TensorProto, helper
     except ImportError:
-        raise UserError("--format: ONNX files need the package onnx: pip install onnx") from None
+        raise UserError("ONNX files are written by the package onnx: pip install onnx") from None
 
     writer = _Writer(nodes, network, int8)
     writer.write_all()

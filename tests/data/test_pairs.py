@@ -113,6 +113,27 @@ def test_a_shift_is_found_and_noise_is_none():
     assert pairs.shift_between(noise.add(flat, rng), noise.add(flat, rng)) == (0, 0)
 
 
+def test_pairs_that_are_not_of_one_scene_are_told(tmp_path, capsys):
+    captures(tmp_path / "a", ["w.png", "x.png", "y.png"])
+    captures(tmp_path / "b", ["w.png", "x.png", "y.png"], seed=1)
+    training_pairs(tmp_path / "a", tmp_path / "b")
+    assert "in common" not in capsys.readouterr().err
+    for name, seed in (("x.png", 9), ("y.png", 8)):
+        save(tmp_path / "b" / name, scene(90, 100, seed=seed))
+    training_pairs(tmp_path / "a", tmp_path / "b")
+    said = capsys.readouterr().err
+    assert f"--pair_dir: 2 of 3 pairs have nothing in common, such as {tmp_path}/a/x.png and {tmp_path}/b/x.png" in said
+
+
+def test_noise_and_flat_pairs_are_not_taken_for_two_scenes():
+    rng = np.random.default_rng(0)
+    flat = np.full((96, 96, 3), 0.5, np.float32)
+    clean = scene(96, 96, seed=3) / np.float32(255)
+    for noise in map(parse_noise, ("gauss50", "gauss100", "poisson3")):
+        for image in (flat, clean):
+            assert not pairs.unlike(noise.add(image, rng), noise.add(image, rng))
+
+
 def test_bad_pairs_are_refused_with_both_names(tmp_path):
     captures(tmp_path / "a", ["x.png", "y.png"])
     captures(tmp_path / "b", ["x.png"], seed=1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import predict
+import val
 from arch_unet import build_network
 from conftest import needs_rawpy, noisy_scene, refusal, save, scene
 from denoising.cli import UserError
@@ -278,3 +279,9 @@ def test_without_rawpy(tmp_path, for_mosaics, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rawpy", None)
     flags = ["--image_path", tmp_path / "a.nef", "--model_path", for_mosaics, "--save_dir", tmp_path / "o"]
     assert "a.nef: raw files need rawpy: pip install -r requirements-raw.txt" in refusal(predict.main, flags, capsys)
+
+
+def test_val_scores_no_weights_for_mosaics(tmp_path, for_mosaics, capsys):
+    save(tmp_path / "set" / "a.png", scene(32, 32))
+    line = refusal(val.main, ["--model_path", for_mosaics, "--val_dirs", tmp_path], capsys)
+    assert line.startswith(f"--model_path: {for_mosaics} is for raw files; predict.py")

@@ -191,6 +191,8 @@ def test_the_courses_interface(pairs):
     for wrong in (noisy[0], noisy / 255, noisy[:0]):
         with pytest.raises(ValueError, match="uint8 of N x C x H x W"):
             model.predict(wrong)
+    with pytest.raises(ValueError, match=r"differ in number or size: \(64, 3, 32, 32\) and \(63, 3, 32, 32\)"):
+        model.train(noisy1[:64], noisy2[:63])
 
 
 class Tensor(np.ndarray):

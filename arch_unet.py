@@ -140,6 +140,21 @@ class DenoisingNetwork(nn.Layer):
         self.options = options
         self.ops = PlainOps()
 
+    @property
+    def n_channel(self):
+        """How many channels come out."""
+        return self.options["n_channel"]
+
+    @property
+    def n_input(self):
+        """How many channels go in."""
+        return self.options.get("n_input") or self.n_channel
+
+    @property
+    def takes_images(self):
+        """Whether an image alone goes in: no mosaic with the deviation of its noise, no render with its buffers."""
+        return self.n_input == self.n_channel
+
     def forward(self, x):
         # In eager mode a fitting image skips the gather; an exported graph always has it, for any size.
         image, height, width = x, x.shape[2], x.shape[3]

@@ -192,9 +192,7 @@ def judge_files(options, files):
     """Judges noisy images by what was removed from them, prints a table, and writes what was asked for."""
     refuse_existing(options)
     noise, denoiser = noise_of_files(options), load(options)
-    cli.refuse(
-        (denoiser.n_input != denoiser.n_channel, f"--no_clean: {options.model_path} is for renders or raw files")
-    )
+    cli.refuse((not denoiser.takes_images, f"--no_clean: {options.model_path} is for renders or raw files"))
     title = f"{os.path.basename(options.model_path)}, judged without clean images"
     more = options.report_images, options.overwrite
     report = trust_page.TrustReport(options.report, title, *more) if options.report else None
@@ -286,8 +284,7 @@ def main(argv=None):
     raw = denoiser.n_input == 2
     cli.refuse((raw, f"--model_path: {options.model_path} is for raw files; predict.py denoises them"))
     noisetype = options.noisetype or denoiser.options.get("noisetype", "gauss25")
-    for_images = denoiser.n_input == denoiser.n_channel  # others have their own refusal
-    own = for_images and not noisy and options.noisetype is None and noisetype == "none"
+    own = denoiser.takes_images and not noisy and options.noisetype is None and noisetype == "none"
     without = f"--noisetype: {options.model_path} learned from files that have noise; name what to add to clean ones"
     cli.refuse((own, f"{without}, such as gauss25; --no_clean judges noisy images"))
     noise = noise_of_flag("--noisetype", noisetype)

@@ -43,7 +43,7 @@ def main(argv=None):
     writing.check_replaceable(folder, "pdmodel", record, options.overwrite)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         temporary = Path(temporary)
-        channels = network.options["n_channel"]
+        channels = network.n_channel
         with tempfile.TemporaryDirectory() as float_folder:
             program = writing.export(network, Path(float_folder), "pdmodel")
             images = [writing.noisy_pictures(1, channels, 64, 96)]

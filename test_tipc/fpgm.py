@@ -60,10 +60,9 @@ def prune(network, n_feature):
         raise ValueError("networks with normalisations are not pruned")
     options = {name: value for name, value in network.options.items() if name != "n_head"}
     small = build_network(**options | {"n_feature": n_feature})
-    channels = options.get("n_input") or options["n_channel"]
     ops, network.ops = network.ops, Cutter(network, small)
     try:
-        network.body((np.arange(channels), channels))
+        network.body((np.arange(network.n_input), network.n_input))
     finally:
         network.ops = ops
     return small

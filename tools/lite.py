@@ -59,7 +59,7 @@ class Model:
         if self._denoiser is None:
             raise ValueError("there is no network yet: train() or load_pretrained_model() comes first")
         noisy = _images(test_input)
-        if noisy.shape[1] != self._denoiser.network.options["n_channel"]:
+        if noisy.shape[1] != self._denoiser.network.n_channel:
             raise ValueError(f"the network's images do not have {noisy.shape[1]} channels")
         count = PIXELS // (noisy.shape[2] * noisy.shape[3])
         if count < 2:

@@ -35,7 +35,7 @@ from denoising.cli import UserError, number
 # Nothing that imports Paddle: each row's process reads this file, and Paddle would count as its memory.
 from denoising.export import card_page, card_rows, writing
 from denoising.export.card_rows import Conditions, Row
-from denoising.export.onnx_graph import channels_in, multiplications, trace
+from denoising.export.onnx_graph import multiplications, trace
 from denoising.export.quantization import METHODS
 from denoising.imaging.noise import list_of_noise, noise_of_flag, parse_noise
 
@@ -207,7 +207,7 @@ def make_files(network, trained, options, rows, folder):
         writing.write(network, folder, "onnx", record)
     if options.images and runtimes:
         cli.note("calibrating 8 bits")
-        crops = calibration.read_crops("--images", options.images, parse_noise(options.noise), channels_in(network))
+        crops = calibration.read_crops("--images", options.images, parse_noise(options.noise), network.n_input)
         runtime = "openvino" if "openvino" in runtimes else runtimes[0]
         try:
             made = calibration.quantise(network, record, crops, options.method, runtime)
@@ -223,7 +223,7 @@ def make_files(network, trained, options, rows, folder):
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             card["files"][str(path.relative_to(folder))] = path.stat().st_size
-    pictures = writing.noisy_pictures(2, channels_in(network), 219, 270)
+    pictures = writing.noisy_pictures(2, network.n_input, 219, 270)
     with paddle.no_grad():
         denoised = network(paddle.to_tensor(pictures)).numpy()
     np.savez(folder / "reference.npz", noisy=pictures, denoised=denoised)

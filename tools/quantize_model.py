@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 from denoising import cli, machine
 from denoising.cli import UserError, number
 from denoising.export import calibration, writing
-from denoising.export.onnx_graph import channels_in
 from denoising.export.quantization import METHODS
 from denoising.export.writing import PROGRAM
 from denoising.imaging.noise import list_of_noise, noise_of_flag
@@ -76,7 +75,7 @@ def main(argv=None):
     record = writing.record_of(network, facts, "int8")
     record["calibration"] = {"method": options.method, "noise": options.noise, "seed": options.seed}
     writing.check_replaceable(folder, options.format, record, options.overwrite, options.name)
-    crops = calibration.read_crops("--images", options.images, noise, channels_in(network), options.seed, options.crops)
+    crops = calibration.read_crops("--images", options.images, noise, network.n_input, options.seed, options.crops)
     floats = options.float_layers if options.float_layers == "auto" else set(options.float_layers.split(",")) - {"none"}
     # Which layers stay in float is found by running the file.
     unable = not machine.adds_bytes_exactly()

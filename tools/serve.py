@@ -133,7 +133,7 @@ def load(options, exported):
         network.ops = devices.prepare(options)
         denoiser = Denoiser(network, tile=options.tile)
         denoiser.options = saved
-        if denoiser.n_input != denoiser.n_channel:
+        if not denoiser.takes_images:
             raise UserError("--model_path: this network takes buffers beside the image: use predict.py")
         return OneModel(name_of("--model_path", options.model_path), denoiser, "--model_path")
     paths = auto.shipped_weights("--models")

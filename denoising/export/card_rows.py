@@ -136,7 +136,7 @@ class _Scored:
     """A runtime as `evaluate` takes denoisers."""
 
     def __init__(self, runtime, network):
-        self.runtime, self.network, self.n_channel = runtime, network, network.options["n_channel"]
+        self.runtime, self.network, self.n_channel = runtime, network, network.n_channel
 
     def __call__(self, hwc):
         nchw = np.ascontiguousarray(hwc.transpose(2, 0, 1)[None], np.float32)

@@ -9,7 +9,7 @@ import json
 import numpy as np
 
 from denoising.cli import UserError
-from denoising.export.onnx_graph import INPUT, MOVES, channels_in, groups
+from denoising.export.onnx_graph import INPUT, MOVES, groups
 
 OPSET, IR_VERSION = 17, 9  # of 2022: read by every ONNX Runtime since 1.14 and every OpenVINO since 2023
 OUTPUT = "denoised"
@@ -33,7 +33,7 @@ def to_onnx(nodes, network, record, int8=None, also=()):
 
     writer = _Writer(nodes, network, int8)
     writer.write_all()
-    shapes = [(INPUT, channels_in(network)), (OUTPUT, network.options["n_channel"])]
+    shapes = [(INPUT, network.n_input), (OUTPUT, network.n_channel)]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", c, "h", "w"]) for name, c in shapes]
     more = [helper.make_tensor_value_info(writer.in_float(name), TensorProto.FLOAT, None) for name in also]
     constants = [*writer.graph.constants.values()]

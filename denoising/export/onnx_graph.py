@@ -42,7 +42,7 @@ class _Recorder:
 
     def __init__(self, network):
         self.layers = {id(layer): name for name, layer in network.named_sublayers()}
-        self.nodes, self.channels, self.unshuffled = [], {INPUT: channels_in(network)}, set()
+        self.nodes, self.channels, self.unshuffled = [], {INPUT: network.n_input}, set()
 
     def enter(self, image):
         return image
@@ -122,11 +122,6 @@ def trace(network):
         network.ops = ops
     assert recorder.nodes[-1].name == last
     return recorder.nodes
-
-
-def channels_in(network):
-    """How many channels a network takes."""
-    return network.options.get("n_input") or network.options["n_channel"]
 
 
 def multiplications(nodes, height, width):

@@ -18,7 +18,7 @@ import numpy as np
 from denoising import cli
 from denoising.cli import UserError
 from denoising.export.onnx_file import to_onnx
-from denoising.export.onnx_graph import channels_in, trace
+from denoising.export.onnx_graph import trace
 from denoising.runtimes.choice import ONNX_RUNTIMES
 from denoising.runtimes.onnx_runtimes import read_onnx
 
@@ -35,7 +35,7 @@ def load_exportable(path):
 
     paddle.set_device("cpu")
     network, options = load_network(path)
-    if network.options.get("n_input") not in (None, network.options["n_channel"]):
+    if not network.takes_images:
         raise UserError(f"--model_path: {path} takes renders with buffers or raw files; what is exported takes images")
     return network, options
 
@@ -81,7 +81,7 @@ def export(network, folder, kind):
     """Writes the network's program and weights into a folder and returns the program's path."""
     import paddle
 
-    spec = [paddle.static.InputSpec([-1, channels_in(network), -1, -1], "float32", "x")]
+    spec = [paddle.static.InputSpec([-1, network.n_input, -1, -1], "float32", "x")]
     guard = contextlib.nullcontext()
     if hasattr(paddle.pir_utils, "OldIrGuard"):
         # Paddle 3 builds either kind of program, whichever of them its environment asks for.

@@ -148,9 +148,8 @@ class Shelf:
                 noise = parse_noise(str(options.get("noisetype") or "none"))
             except ValueError as error:
                 raise UserError(f"{path}: {error}") from None
-            channels, inputs = network.options["n_channel"], network.options.get("n_input")
             numbers = sum(parameter.size for parameter in network.parameters())
-            self.weights[path.stem] = Weights(path.stem, path, noise, channels, inputs or channels, numbers)
+            self.weights[path.stem] = Weights(path.stem, path, noise, network.n_channel, network.n_input, numbers)
 
     def network(self, name):
         """The network of these weights; the others are dropped where memory is short."""

@@ -50,9 +50,8 @@ class Denoiser:
         self.amount = Amount(strength, detail, chroma)
         self.network, self.tile, self.tta = network, tile, tta
         self.span, self.bounded = span, False
-        self.n_channel = network.options["n_channel"]
-        self.n_input = network.options.get("n_input") or self.n_channel
-        if self.n_input != self.n_channel and not self.amount.is_plain:
+        self.n_channel, self.n_input, self.takes_images = network.n_channel, network.n_input, network.takes_images
+        if not self.takes_images and not self.amount.is_plain:
             raise ValueError("detail and chroma are for images, not for mosaics or renders with their buffers")
         self.on_progress = lambda done, total: None
 
@@ -75,7 +74,7 @@ class Denoiser:
         if not self.takes(channels):
             of_two = "a mosaic and the deviation of its noise"
             of_nine = "a render with its albedo and normals"
-            wanted = f": {of_two if self.n_input == 2 else of_nine}" if self.n_input != self.n_channel else ""
+            wanted = f": {of_two if self.n_input == 2 else of_nine}" if not self.takes_images else ""
             raise ValueError(f"the image has {channels} channels, the network takes {self.n_input}{wanted}")
         if self.n_input == 1 < channels:
             # A grey network takes each channel as an image of its own; one of a single value has no noise.
@@ -92,8 +91,8 @@ class Denoiser:
 
     def takes(self, channels):
         """Whether an image may have so many channels: for colours grey ones are taken too, for grey ones any."""
-        plain = self.n_input == self.n_channel
-        return channels == self.n_input or (plain and (self.n_channel == 1 or (channels, self.n_channel) == (1, 3)))
+        others = self.n_channel == 1 or (channels, self.n_channel) == (1, 3)
+        return channels == self.n_input or (self.takes_images and others)
 
     @property
     def mixes_later(self):
@@ -104,16 +103,14 @@ class Denoiser:
 
     def _denoised(self, hwc):
         height, width, channels = hwc.shape
-        # The image is the input, but where buffers go in beside it.
-        mixed = self.n_input == self.n_channel
-        if self.amount.strength == 0 and mixed:
+        if self.amount.strength == 0 and self.takes_images:
             return hwc.copy()
         strength = np.float32(1 if self.mixes_later else self.amount.strength)
-        result = np.empty((height, width, channels if mixed else self.n_channel), hwc.dtype)
+        result = np.empty((height, width, channels if self.takes_images else self.n_channel), hwc.dtype)
         for place, denoised in self._turned_pieces(hwc) if self.tta else self._pieces(hwc, self.on_progress):
             if self.span != PLAIN_SPAN:
                 denoised = denoised * np.float32(self.span[1] - self.span[0]) + np.float32(self.span[0])
-            if strength < 1 and mixed:
+            if strength < 1 and self.takes_images:
                 noisy = to_01(hwc[place])
                 denoised = noisy + strength * (denoised - noisy)
             if channels < self.n_channel:
@@ -257,8 +254,7 @@ def _cut(features, window):
 
 def needs_fp32(network, options):
     """Whether bfloat16 would show: in renders and in MRI, whose numbers span far more than those of a picture."""
-    renders = network.options.get("n_input") not in (None, network.options["n_channel"])
-    return (renders and network.paints) or "mri" in str(options.get("noisetype"))
+    return (network.paints and not network.takes_images) or "mri" in str(options.get("noisetype"))
 
 
 def finite(result):

@@ -162,11 +162,10 @@ class OneForAll:
         network, saved = load_network(options.model_path)
         self.network = network
         noise = noise_of_flag(flag, saved.get("noisetype", "none"))
-        self.of_renders = network.options.get("n_input") == renders.N_INPUT
+        self.of_renders = network.n_input == renders.N_INPUT
         self.needs_buffers = network.needs_buffers
-        others = network.options.get("n_input") not in (None, network.options["n_channel"])
         cli.refuse(
-            (others and (options.detail, options.chroma) != (0, 1),
+            (not network.takes_images and (options.detail, options.chroma) != (0, 1),
              f"--detail, --chroma: are for images, and {options.model_path} is for renders or raw files")
         )  # fmt: skip
         if renders.is_folder(options.image_path) and not self.of_renders:

@@ -83,7 +83,7 @@ class Kept:
     @contextlib.contextmanager
     def place(self, key, taken, pages):
         """An output that is filled within a `with`, and kept if that ends well; None where there is no room for it."""
-        channels = max(pages[0].shape[2], taken.network.options["n_channel"])
+        channels = max(pages[0].shape[2], taken.network.n_channel)
         size = 4 * channels * sum(page.shape[0] * page.shape[1] for page in pages)
         if not self._reserve(size):
             yield None

@@ -67,7 +67,7 @@ class Pipeline:
         self.threads = ThreadPoolExecutor(2 * self.options.max_batch, "image")
         self.batcher = Batcher(denoiser.run, self.options.max_batch, self.options.max_wait_ms / 1e3)
         first = self.models.first()
-        window = np.zeros((1, first.options["n_channel"], 64, 64), np.float32)
+        window = np.zeros((1, first.n_channel, 64, 64), np.float32)
         self.batcher(first, "whole", (window,), Ticket())
         self.batcher.on_batch = on_batch
 

@@ -137,13 +137,13 @@ class _Best:
 
 
 def _of_renders(network):
-    return network.options.get("n_input") == renders.N_INPUT
+    return network.n_input == renders.N_INPUT
 
 
 def _training(path, network, ops, seed):
     options = types.SimpleNamespace(
         seed=seed, to_static=False, ema=EMA, optimizer="muon", lr=RATE, amp=False,
-        clip_grad=1.0 if _of_renders(network) else 0.0, n_channel=network.options["n_channel"],
+        clip_grad=1.0 if _of_renders(network) else 0.0, n_channel=network.n_channel,
     )  # fmt: skip
     training = Training(options, ops, structure=network.options)
     training.start_from(path)

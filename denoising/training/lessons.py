@@ -219,7 +219,7 @@ class Seen(Method):
         self.method, self.channels = method, channels
 
     def __call__(self, network, *tensors, ramp):
-        of_network = network.options["n_channel"]
+        of_network = network.n_channel
 
         def shown(images):
             if of_network == 1:

@@ -408,9 +408,8 @@ def load_teacher(path, n_channel):
     if path == NOBODY:
         return Nobody()
     teacher, _ = load_network(path)
-    channels, inputs = teacher.options["n_channel"], teacher.options.get("n_input")
-    if channels != n_channel or (inputs or channels) != channels:
-        what = f"images of {channels} channels" if (inputs or channels) == channels else "no plain images"
+    if teacher.n_channel != n_channel or not teacher.takes_images:
+        what = f"images of {teacher.n_channel} channels" if teacher.takes_images else "no plain images"
         raise UserError(f"--teacher: {path} denoises {what}, and --n_channel is {n_channel}")
     return teacher
 

@@ -33,7 +33,7 @@ def test_an_onnx_file_computes_what_the_network_computes(kind, runtime, tmp_path
     record = writing.record_of(network, network.options)
     data = writing.write(network, tmp_path, "onnx", record).read_bytes()
     exported = opened(data, tmp_path, runtime)
-    assert exported.channels == writing.channels_in(network)
+    assert exported.channels == network.n_input
     assert exported.facts["convolutions"] == {
         "fp32": sum("conv" in n.op_type.lower() for n in graph_of(data).graph.node)
     }
@@ -114,7 +114,7 @@ def test_bf16_is_computed_in_bf16_and_centred(tmp_path):
 def test_stretched_channels_compute_the_same(kind, tmp_path):
     network = network_of(kind)
     nodes = writing.trace(network)
-    crops = [nchw(64, 64, writing.channels_in(network), seed) for seed in range(2)]
+    crops = [nchw(64, 64, network.n_input, seed) for seed in range(2)]
     stretched, int8 = quantization.fit(nodes, histograms_of(network, nodes, crops, tmp_path), "kl")
     runtime = opened(writing.to_onnx(stretched, network, {}), tmp_path, RUNTIMES[0])
     with paddle.no_grad():

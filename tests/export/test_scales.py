@@ -19,7 +19,8 @@ class Network:
     """What to_onnx asks of a network of one grey convolution."""
 
     multiple, dark = 1, None
-    options = {"n_channel": 1}
+    n_channel = n_input = 1
+    options = {}
 
 
 def histogram_of(values):

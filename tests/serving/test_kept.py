@@ -23,7 +23,7 @@ def taken():
     """What a model is taken for, as far as it matters here."""
 
     class Network:
-        options = {"n_channel": 3}
+        n_channel = 3
 
     class Taken:
         network = Network()

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 from denoising import cli
 from denoising.cli import number
 from denoising.files import images, pillow, raw
-from denoising.imaging import noise_traces
+from denoising.imaging import noise_traces, stripes
 from denoising.imaging.noise_analysis import Analysis, analyse
-from denoising.imaging.pixels import pack_bayer
+from denoising.imaging.pixels import middle, pack_bayer, to_01
 from denoising.reports import noise_page
 
 NAMES = {"gauss": "white noise", "poisson": "white noise that grows with brightness", "correlated": "correlated noise"}
@@ -90,7 +90,8 @@ def inspect(path, second=None):
             raise cli.UserError(f"--second: {second} is the same image as {path}")
     tables = pillow.quantization(data)
     bits, comb = noise_traces.levels(image)
-    rows, columns = noise_traces.banding(image)
+    part = to_01(image[middle(image, noise_traces.MAX_SIDE)])
+    rows, columns = (255 * deviation for deviation in stripes.deviations(part))
     return image, Inspected(
         path, len(pages), image.shape, image.dtype.name, analyse(image, other),
         tables and noise_traces.jpeg_quality(tables), noise_traces.jpeg_grid(image), bits, comb, rows, columns,

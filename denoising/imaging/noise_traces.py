@@ -1,9 +1,7 @@
-"""What a file's history has left in it: a grid of JPEG blocks, a comb in its histogram, rows and columns, hot pixels.
+"""What a file's history has left in it: a grid of JPEG blocks, a comb in its histogram, hot pixels.
 
 Images are H x W x C of uint8, uint16 or float32 in 0..1; strengths are on 0..255.
 """
-
-import itertools
 
 import cv2
 import numpy as np
@@ -138,24 +136,6 @@ def halved(pixels):
     """Half the size, each pixel the mean of four."""
     pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]
     return (pixels[::2, ::2] + pixels[1::2, ::2] + pixels[::2, 1::2] + pixels[1::2, 1::2]) / 4
-
-
-def banding(image):
-    """The strength of rows and of columns that differ from their neighbours as a whole, beyond what noise explains."""
-    if min(image.shape[:2]) < 64:
-        return 0.0, 0.0
-    picture = _middle(image)
-    residual = np.clip(picture - cv2.blur(picture, (5, 5)).reshape(picture.shape), -20, 20)
-    result = []
-    for axis in (1, 0):
-        # The quarters of a row share its offset, and neither their noise nor, all four of them, the edges of a scene.
-        parts = [part.mean(axis) for part in np.array_split(residual, 4, axis=axis)]
-        parts = [part - part.mean(0) for part in parts]
-        products = [(a * b).mean(1) for a, b in itertools.combinations(parts, 2)]
-        shared = min(float(product.mean()) for product in products)
-        sure = 3 * max(float(product.std()) for product in products) / np.sqrt(len(parts[0]))
-        result.append(float(np.sqrt(shared)) if shared > sure else 0.0)
-    return tuple(result)
 
 
 def _middle(image):
